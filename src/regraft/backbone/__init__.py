@@ -1,0 +1,10 @@
+"""A source model that can be cut anywhere, with its input rules.
+
+Refuses to know families: names, depth and weights are timm's, the cut is found by dataflow.
+"""
+
+from regraft.backbone.graph import Prefix, Suffix
+from regraft.backbone.ladder import Place, cut, ladder
+from regraft.backbone.source import EMBEDDED, Backbone, load, names
+
+__all__ = ["EMBEDDED", "Backbone", "Place", "Prefix", "Suffix", "cut", "ladder", "load", "names"]

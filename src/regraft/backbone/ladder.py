@@ -1,0 +1,144 @@
+"""The ladder of places at which a backbone can be cut, with what each costs to compute and to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from regraft.backbone import graph
+from regraft.backbone.source import Backbone, stages
+from regraft.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rung: a stage, what comes out of it, and what it takes to get there."""
+
+    name: str
+    shape: tuple[int, ...]  # of one image's output
+    parameters: int  # of this stage
+    multiply_adds: int  # of this stage, for one image
+    map_bytes: int  # an image's cache entry when all up to here is frozen, float16
+    pooled_bytes: int  # the same when only the pooled features are kept
+
+
+def ladder(source: Backbone, fine: bool = False) -> list[Place]:
+    """Return the places of a backbone in order of depth, for one image at its resolution.
+
+    Args:
+        source: The backbone.
+        fine: Every block and not only every stage.
+    """
+    named = stages(source, coarse=not fine)
+    values = source.values
+    flops = _multiply_adds(source)
+    names = [node.name for node in source.trace.eval.nodes]
+    spans = [span(source, stage, named) for stage in named]
+    starts = [names.index(first) for first, _ in spans] + [len(names)]
+    starts[0] = 0
+    rungs = []
+    for number, (stage, modules) in enumerate(named.items()):
+        last = spans[number][1]
+        parameters = sum(p.numel() for name, p in source.model.named_parameters() if name.rpartition(".")[0] in modules)
+        work = sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]])
+        following = spans[number + 1][0] if number + 1 < len(spans) else None
+        end = _end(source)
+        pooled = graph.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
+        crossing = _bytes(source, following, end) if following else pooled
+        rungs.append(Place(stage, tuple(values[last][1:]), parameters, work, crossing, pooled))
+    return rungs
+
+
+def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False) -> tuple[graph.Prefix, graph.Suffix]:
+    """Return the frozen and the trained part of a backbone.
+
+    Args:
+        source: The backbone; both halves share its parameters.
+        train: "head" (nothing of the backbone is trained), "all", or the stage from which on it is trained.
+        until: Where features are taken; the end of the network when empty; several are concatenated.
+        flatten: Take the last map as it is, in a row, instead of its average.
+
+    Raises:
+        UserError: For a stage that does not exist or lies after `until`.
+    """
+    if until:
+        taken = [span(source, place)[1] for place in until]
+    else:
+        taken = [span(source, list(source.stages)[-1])[1] if flatten else _end(source)]
+    layouts = ["flat" if flatten else layout(source, name) for name in taken]
+    first = None
+    if train == "all":
+        first = next(iter(source.trace.eval.nodes)).name
+    elif train != "head":
+        first = span(source, train)[0]
+        names = [node.name for node in source.trace.eval.nodes]
+        if names.index(first) > max(names.index(name) for name in taken):
+            raise UserError(f"Training was to start at {train!r}, which lies after {' and '.join(map(repr, until))}, where features are taken. Train an earlier stage, or take features later.")
+    return graph.cut(source.trace, source.values, first, taken, layouts)
+
+
+def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:
+    """Return the names of the first and the last node of a stage or module."""
+    named = source.stages if named is None else named
+    modules = (*named.get(place, ()), place)
+    mine = [name for name, path in source.trace.path.items() if any(path == module or path.startswith(module + ".") for module in modules)]
+    alive = [name for name in mine if name in source.values]
+    if not alive:
+        near = nearest(place, source.facts.places) or list(source.stages)[-3:]
+        raise UserError(f"{source.name} has no stage {place!r}. Nearest: {', '.join(near)}. `regraft backbones show {source.name}` lists its stages.")
+    tensors = [name for name in alive if isinstance(source.values[name], torch.Size)]
+    return alive[0], tensors[-1]
+
+
+def layout(source: Backbone, node: str) -> str:
+    """Return how the value of a node becomes a vector, see `cut.gather`."""
+    shape = source.values[node]
+    dimensions = len(shape)
+    model: Any = source.model
+    if dimensions == 4:  # images are square here, so equal sides tell where the channels are
+        if (shape[1] == shape[2]) != (shape[2] == shape[3]):
+            return "map-last" if shape[1] == shape[2] else "map"
+        return "map-last" if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else "map"
+    if dimensions == 3:
+        if getattr(model, "global_pool", "") == "token":
+            return "class-token"
+        prefix = int(getattr(model, "num_prefix_tokens", 0))
+        return f"tokens-{prefix}" if prefix else "tokens"
+    return "vector"
+
+
+def _end(source: Backbone) -> str:
+    output = next(node for node in source.trace.eval.nodes if node.op == "output")
+    return str(output.all_input_nodes[0].name)
+
+
+def _bytes(source: Backbone, first: str, end: str) -> int:
+    try:
+        prefix, _ = graph.cut(source.trace, source.values, first, [end], [layout(source, end)])
+    except UserError:
+        return 0
+    return sum(shape.numel() * 2 for shape in prefix.shapes)
+
+
+def _multiply_adds(source: Backbone) -> dict[str, int]:
+    """Return the multiply-adds of each node for one image."""
+    found: dict[str, int] = {}
+
+    class Count(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            with FlopCounterMode(display=False) as counter:
+                out = super().run_node(node)
+            found[node.name] = counter.get_total_flops() // 2
+            return out
+
+    device = next(source.model.parameters()).device
+    was_training = source.model.training
+    with torch.no_grad():
+        Count(fx.GraphModule(source.model.eval(), source.trace.eval)).run(torch.zeros(1, 3, source.resolution, source.resolution, device=device))
+    source.model.train(was_training)
+    return found

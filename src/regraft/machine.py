@@ -1,0 +1,94 @@
+"""What this computer can do: its device, its arithmetic, its memory, its allocator.
+
+Refuses to know about images or networks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# glibc gives every large tensor back to the system and takes its page faults again at the next step. Values as in benchmarks/allocator.py.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2
+_KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+
+
+def keep_memory() -> bool:
+    """Let glibc keep freed memory instead of returning it; returns whether it was done.
+
+    `REGRAFT_MALLOC=off` leaves the allocator alone, and so does any other C library.
+    """
+    if os.environ.get("REGRAFT_MALLOC", "").lower() in ("off", "0", "no") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(option, value) == 1 for option, value in _KEEP.items()])
+
+
+def device(wanted: str = "auto") -> str:
+    """Return "cuda" or "cpu": what was asked for, or the best there is."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bfloat16(device: str = "cpu") -> bool:
+    """Return whether the device has instructions for bfloat16, so that using it gains time."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    flags = _cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def peak_memory_mb() -> int:
+    """Return the most memory that this process has held so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / 1024 if sys.platform != "darwin" else peak / 2**20)
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to repeat a run: versions, processor, threads."""
+    import torch
+
+    packages = ("regraft", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn", "safetensors", "pillow", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
