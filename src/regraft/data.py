@@ -20,6 +20,7 @@ PARTS = ("train", "val", "test")
 TEST_SHARE = 0.20  # of all images, when the data brings no test part
 VAL_SHARE = 0.15  # of all images then; of the training images it is 0.10 when a test part is given
 VAL_SHARE_OF_TRAIN = 0.10
+_SLACK = 0.1  # by which a class may miss its share of a part before images are moved
 
 Rows = NDArray[np.int64]
 
@@ -157,9 +158,9 @@ class Dataset:
         """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
 
         A part that the source names is kept. Where it names no test part, a fifth of the images is set aside; where
-        it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (its group's name,
-        where there are groups), so neither row order nor added images move it, except that a class never
-        stays without an image in a part.
+        it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (of its group's name,
+        where there are groups), so neither row order nor added images move it, except near a border where a class would
+        otherwise miss its share by more than a tenth, or stay without an image.
 
         Args:
             seed: Another seed, another split.
@@ -171,13 +172,16 @@ class Dataset:
         part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
         names = self.keys if self.groups is None else self.groups
         unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
-        open_rows = (part == "") | (part == "train")
-        if not (part == "test").any():
-            shares = (TEST_SHARE, 0.0 if (part == "val").any() else VAL_SHARE)
+        open_rows = np.flatnonzero((part == "") | (part == "train"))
+        has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
+        test, val = (0.0, VAL_SHARE_OF_TRAIN) if has_test else (TEST_SHARE, VAL_SHARE)
+        val = 0.0 if has_val else val
+        if self.groups is not None:
+            part[open_rows] = np.where(unit[open_rows] < test, "test", np.where(unit[open_rows] < test + val, "val", "train"))
         else:
-            shares = (0.0, 0.0 if (part == "val").any() else VAL_SHARE_OF_TRAIN)
-        part[open_rows] = _fall(unit[open_rows], *shares)
-        self._give_every_class_a_place(part, unit, open_rows, shares)
+            for label in range(len(self.classes)):
+                mine = open_rows[self.labels[open_rows] == label]
+                part[mine] = _fall(unit[mine], test, val)
         rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
         if train_images is not None:
             rows["train"] = self._subset(rows["train"], train_images, seed)
@@ -186,26 +190,6 @@ class Dataset:
         for name in PARTS:
             state.update(f"{name}\n{self.take(rows[name]).fingerprint}\n".encode())
         return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
-
-    def _give_every_class_a_place(
-        self, part: NDArray[np.str_], unit: NDArray[np.float64], open_rows: NDArray[np.bool_], shares: tuple[float, float]
-    ) -> None:
-        """Move, in each class that lacks one, the image nearest to the border into the part that has none of it."""
-        wanted = [name for name, share in zip(("test", "val"), shares, strict=True) if share]
-        if self.groups is not None:
-            return  # a group may not be torn apart; `_check_parts` complains where train lacks a class
-        for label in range(len(self.classes)):
-            mine = np.flatnonzero((self.labels == label) & open_rows)
-            mine = mine[np.argsort(unit[mine], kind="stable")]
-            if len(mine) < len(wanted) + 1:
-                continue
-            for name in wanted:
-                if not (part[mine] == name).any():
-                    donors = [row for row in mine if part[row] == "train"] or [row for row in mine if part[row] != name]
-                    part[donors[0]] = name
-            if not (part[mine] == "train").any():
-                spare = [row for row in mine[::-1] if (part[mine] == part[row]).sum() > 1]
-                part[spare[0]] = "train"
 
     def _subset(self, train: Rows, wanted: int, seed: int) -> Rows:
         """Return `wanted` of the `train` rows, each class in proportion (largest remainder), at least one of each."""
@@ -353,4 +337,21 @@ def _unit(text: str) -> float:
 
 
 def _fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
-    return np.where(unit < test, "test", np.where(unit < test + val, "val", "train")).astype("<U5")
+    """Return the parts of one class: by thresholds on each image's own number, the counts held within a tenth of their shares.
+
+    Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
+    """
+    order = np.argsort(unit, kind="stable")
+    ends, low = [], 0.0
+    for share in (test, val):
+        count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
+        slack = max(1.0, np.ceil(_SLACK * wanted))
+        least = 1 if share else 0
+        ends.append(int(np.clip(count, max(least, wanted - slack), max(least, wanted + slack))) if share else 0)
+        low += share
+    while sum(ends) >= len(unit) > 1:
+        ends[ends.index(max(ends))] -= 1
+    parts = np.full(len(unit), "train", dtype="<U5")
+    parts[order[: ends[0]]] = "test"
+    parts[order[ends[0] : sum(ends)]] = "val"
+    return parts

@@ -4,7 +4,7 @@ Refuses to know families: names, depth and weights are timm's, the cut is found 
 """
 
 from regraft.backbone.graph import Prefix, Suffix
-from regraft.backbone.ladder import Place, cut, ladder
+from regraft.backbone.ladder import Place, cut, depth, earliest, ladder
 from regraft.backbone.source import EMBEDDED, Backbone, load, names
 
-__all__ = ["EMBEDDED", "Backbone", "Place", "Prefix", "Suffix", "cut", "ladder", "load", "names"]
+__all__ = ["EMBEDDED", "Backbone", "Place", "Prefix", "Suffix", "cut", "depth", "earliest", "ladder", "load", "names"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +142,24 @@ def _multiply_adds(source: Backbone) -> dict[str, int]:
         Count(fx.GraphModule(source.model.eval(), source.trace.eval)).run(torch.zeros(1, 3, source.resolution, source.resolution, device=device))
     source.model.train(was_training)
     return found
+
+
+def earliest(source: Backbone, trains: Sequence[str]) -> str:
+    """Return which of several values of `train` starts first: "all" before every stage, "head" after all of them."""
+    names = list(source.trace.path)
+
+    def start(train: str) -> int:
+        return -1 if train == "all" else len(names) if train == "head" else names.index(span(source, train)[0])
+
+    return min(trains, key=start)
+
+
+def depth(source: Backbone) -> Callable[[str], int]:
+    """Return a function from a parameter's name to how many stages lie between it and the head: 1 for the last stage."""
+    owners = {module: number for number, modules in enumerate(source.stages.values()) for module in modules}
+    count = len(source.stages)
+
+    def below(parameter: str) -> int:
+        return count - owners.get(parameter.rpartition(".")[0], 0)
+
+    return below

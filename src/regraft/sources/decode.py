@@ -1,0 +1,123 @@
+"""Encoded image files as RGB arrays: EXIF rotation, palettes, transparency, greyscale, CMYK and 16 bit are honoured.
+
+Refuses to guess: what cannot be decoded whole is named with its reason.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from regraft.data import Rows, Unreadable, content_hash
+
+_LARGEST = 178_956_970  # pixels; twice Pillow's own warning level, beyond which a file is taken for an attack
+_WORKERS = 4
+_EXIF_ORIENTATION = 0x0112
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images as the bytes of their files, decoded when they are read.
+
+    Args:
+        names: What each is called in messages.
+        load: Returns the bytes of one.
+        rows: Which of them, in which order.
+    """
+
+    names: Sequence[str]
+    load: Callable[[int], bytes]
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def hashes(self) -> NDArray[np.str_]:
+        return np.array(self._each(np.arange(len(self)), content_hash), dtype=np.str_)
+
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        return np.array(self._each(rows, size), dtype=np.int64).reshape(-1, 2)
+
+    def read(self, rows: Rows) -> list[NDArray[np.uint8]]:
+        return self._each(rows, decoded)
+
+    def take(self, rows: Rows) -> EncodedImages:
+        return EncodedImages(self.names, self.load, self.rows[rows])
+
+    def _each(self, rows: Rows, work: Callable[[bytes], Result]) -> list[Result]:
+        """Return `work` of the bytes of each row, in order; raises `Unreadable` with all that failed."""
+        faults: dict[int, str] = {}
+
+        def one(row: int) -> Result | None:
+            number = int(self.rows[row])
+            try:
+                return work(self.load(number))
+            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+                faults[row] = f"{self.names[number]} ({_why(error)})"
+                return None
+
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            done = list(pool.map(one, map(int, rows)))
+        if faults:
+            bad = sorted(faults)
+            raise Unreadable(bad, [faults[row] for row in bad])
+        return done  # type: ignore[return-value]
+
+
+def decoded(content: bytes) -> NDArray[np.uint8]:
+    """Return an image file's pixels, `(h, w, 3)` uint8 RGB: the first frame, upright, on white where it is transparent.
+
+    Raises:
+        OSError, ValueError, SyntaxError: When the bytes are no whole image; says why.
+    """
+    with _opened(content) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return _rgb(upright)
+
+
+def size(content: bytes) -> tuple[int, int]:
+    """Return height and width of an image file as it will be decoded, reading its header only."""
+    with _opened(content) as image:
+        width, height = image.size
+        if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
+            width, height = height, width
+        return height, width
+
+
+def _opened(content: bytes) -> Image.Image:
+    if not content:
+        raise ValueError("the file is empty")
+    image = Image.open(io.BytesIO(content))
+    if image.size[0] * image.size[1] > _LARGEST:
+        raise ValueError(f"{image.size[0]:,} × {image.size[1]:,} pixels are more than the {_LARGEST:,} allowed")
+    return image
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        peak = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 255.0
+        if image.mode == "F" and values.max(initial=0) <= 1:
+            peak = 1.0
+        grey = np.clip(values / peak * 255, 0, 255).round().astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        canvas = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(canvas, clear)
+    return np.asarray(image.convert("RGB"))
+
+
+def _why(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    short = text[0] if text else type(error).__name__
+    return "not an image" if short.startswith("cannot identify") else short

@@ -1,0 +1,152 @@
+"""Parquet files as the Hugging Face hub lays them out, and `.npz` files of arrays, as datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft import data
+from regraft.errors import UserError, listed
+from regraft.sources.decode import EncodedImages
+from regraft.sources.files import PART_NAMES, ordered
+
+_LABELS = ("label", "labels", "fine_label", "class", "target", "y")
+_PAIRS = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "target"), ("data", "labels"), ("X", "Y"), ("X", "y"))
+
+
+def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
+    """Return the images in Parquet files: an image column (struct of `bytes` and `path`) and a label column.
+
+    The part is read from a file's name (`train-00000-of-00001.parquet`), class names from the schema's metadata.
+
+    Raises:
+        UserError: When the files are no Parquet or lack such columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    contents: list[Any] = []
+    labels: list[Any] = []
+    keys: list[str | None] = []
+    parts: list[str] = []
+    classes: list[str] | None = None
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path} is no readable Parquet file ({error}). Expected the files as the hub lays them out. Fetch it again.") from error
+        image, label = _columns(file.schema_arrow, path)
+        classes = classes or _class_names(file.schema_arrow, label)
+        read = file.read(columns=[image, label])
+        struct = read[image].combine_chunks()
+        struct = struct.combine_chunks() if isinstance(struct, pa.ChunkedArray) else struct
+        contents += struct.field("bytes").to_pylist()
+        keys += struct.field("path").to_pylist() if "path" in [f.name for f in struct.type] else [None] * len(struct)
+        labels += read[label].to_pylist()
+        parts += [_part_of(path)] * len(struct)
+    missing = [number for number, content in enumerate(contents) if content is None]
+    if missing:
+        raise UserError(f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder.")
+    if classes is None:
+        classes = ordered({str(label) for label in labels})
+    number = {label: place for place, label in enumerate(classes)}
+    numbers = [label if isinstance(label, int) and str(label) not in number else number[str(label)] for label in labels]
+    named = [str(key) for key in keys if key]
+    own = named if len(set(named)) == len(contents) else None
+    called = own or [f"{part}/{place}" for place, part in enumerate(parts)]
+    images = EncodedImages(called, contents.__getitem__, np.arange(len(contents)))
+    return data.table(name, numbers, classes, images, own, parts if any(parts) else None)
+
+
+def npz(path: Path) -> data.Dataset:
+    """Return the images in an `.npz`: `x_train, y_train, x_test, y_test`, `train_images, train_labels, …`, or `images, labels`.
+
+    Images are uint8, or floats in 0 … 1, of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
+
+    Raises:
+        UserError: When the arrays are missing or have another shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise UserError(f"{path} is no readable .npz of plain arrays ({error}). Write it with numpy.savez(path, images=…, labels=…).") from error
+    found = _parts_of(arrays)
+    if not found:
+        raise UserError(f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them.")
+    pixels = np.concatenate([as_pixels(arrays[x], f"{x} in {path}") for x, _, _ in found])
+    raw = np.concatenate([arrays[y].reshape(len(arrays[y]), -1)[:, 0] for _, y, _ in found])
+    parts = [part for x, _, part in found for _ in range(len(arrays[x]))]
+    return of_arrays(path.name, pixels, raw, None, parts if any(parts) else None)
+
+
+def of_arrays(
+    name: str, pixels: NDArray[np.uint8], labels: Sequence[Any] | NDArray[Any], classes: Sequence[str] | None = None, parts: Sequence[str] | None = None
+) -> data.Dataset:
+    """Return a dataset of arrays; without class names these are the labels that occur."""
+    if classes is None:
+        classes = ordered({str(label) for label in np.asarray(labels).tolist()})
+        number = {label: place for place, label in enumerate(classes)}
+        labels = [number[str(label)] for label in np.asarray(labels).tolist()]
+    return data.table(name, labels, classes, data.ArrayImages(pixels), None, parts)
+
+
+def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
+    """Return an array of images as uint8 `(n, h, w, 3)`."""
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise UserError(f"{what} has the shape {array.shape}. Expected (n, h, w), (n, h, w, 1) or (n, h, w, 3). Reshape it.")
+    if array.dtype != np.uint8:
+        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+        if low < 0 or high > 255 or not np.isfinite(high):
+            raise UserError(f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it.")
+        scale = 255.0 if array.dtype.kind == "f" and high <= 1 else 1.0
+        array = (array.astype(np.float32) * scale).round().astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
+
+
+def _parts_of(arrays: dict[str, NDArray[Any]]) -> list[tuple[str, str, str]]:
+    found = []
+    for x, y in _PAIRS:
+        for spelling, part in {**PART_NAMES, "": ""}.items():
+            for xx, yy in ((f"{x}_{spelling}", f"{y}_{spelling}"), (f"{spelling}_{x}", f"{spelling}_{y}")) if spelling else ((x, y),):
+                if xx in arrays and yy in arrays and len(arrays[xx]) == len(arrays[yy]):
+                    found.append((xx, yy, part))
+        if found:
+            return found
+    return found
+
+
+def _columns(schema: Any, path: Path) -> tuple[str, str]:
+    import pyarrow as pa
+
+    images = [field.name for field in schema if pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type]]
+    plain = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    labels = [name for name in _LABELS if name in plain] or plain
+    if len(images) != 1 or not labels:
+        raise UserError(
+            f"{path} has the columns {listed(schema.names)}. Expected one image column (a struct with bytes) and a label column. Rename the label column to 'label'."
+        )
+    return images[0], labels[0]
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _part_of(path: Path) -> str:
+    words = path.stem.lower().replace("_", "-").split("-")
+    return next((PART_NAMES[word] for word in words if word in PART_NAMES), PART_NAMES.get(path.parent.name.lower(), ""))

@@ -1,0 +1,160 @@
+"""What the network sees of each image: stored pixels made ready, resized, augmented and normalised in batches on the device.
+
+Refuses randomness of its own: an augmented view is a pure function of seed, view number and image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from regraft.data import Dataset
+from regraft.plan import InputRules
+from regraft.watch import SILENT, Watcher
+
+_KEEP_SIZE_UP_TO = 1.5  # images of one size stay as they are up to this multiple of the resolution
+_CHUNK = 256  # images decoded at once
+
+
+@dataclass(frozen=True)
+class View:
+    """Which look at each image: `augment` is a preset of the plan; with "none" seed and number do not matter."""
+
+    augment: str = "none"
+    seed: int = 0
+    number: int = 0
+
+
+PLAIN = View()
+
+
+@dataclass(frozen=True)
+class _Preset:
+    flip: bool
+    shift: float  # share of the side by which the image may move
+    zoom: tuple[float, float]  # share of the side that is seen, smallest and largest
+    colour: float  # spread of brightness, contrast and saturation
+
+
+PRESETS = {
+    "flip": _Preset(True, 0.0, (1.0, 1.0), 0.0),
+    "shift": _Preset(False, 0.08, (0.9, 1.1), 0.0),
+    "light": _Preset(True, 0.08, (0.9, 1.1), 0.0),
+    "standard": _Preset(True, 0.0, (0.6, 1.0), 0.2),
+}
+
+
+def stored_size(data: Dataset, resolution: int) -> tuple[int, int]:
+    """Return height and width in which the pixels of a dataset are kept for this resolution."""
+    sizes = data.images.sizes(np.arange(len(data)))
+    same = bool((sizes == sizes[0]).all())
+    height, width = int(sizes[0][0]), int(sizes[0][1])
+    if same and height == width and height <= resolution * _KEEP_SIZE_UP_TO:
+        return height, width
+    return resolution, resolution
+
+
+def pixels(data: Dataset, size: tuple[int, int], watcher: Watcher = SILENT) -> Iterable[NDArray[np.uint8]]:
+    """Yield the decoded images in the order of the table, in chunks of shape `(≤256, h, w, 3)` uint8.
+
+    An image of another size has its shorter side resized (bicubic, antialiased) and its centre cut out.
+
+    Raises:
+        Unreadable: When files cannot be decoded; every chunk is looked at first, so that all are named.
+    """
+    total = len(data)
+    for start in range(0, total, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, total))
+        yield np.stack([_fitted(image, size) for image in data.images.read(rows)])
+        watcher.step("decode", int(rows[-1]) + 1, total)
+
+
+def identities(data: Dataset) -> NDArray[np.int64]:
+    """Return a number for each image that depends on its key alone; the seed of its augmentation."""
+    digests = [hashlib.blake2b(str(key).encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in data.keys]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)
+
+
+def see(images: Tensor, ids: Tensor, rules: InputRules, resolution: int, view: View = PLAIN) -> Tensor:
+    """Return what the network sees, float32 `(n, 3, resolution, resolution)` in channels-last memory.
+
+    Args:
+        images: Stored pixels, uint8 `(n, h, w, 3)`, on any device.
+        ids: Identity of each image, int64 `(n,)`, on the same device.
+        rules: Mean, standard deviation and interpolation of the weights.
+        resolution: Side of the output in pixels.
+        view: Plain, or which augmentation.
+    """
+    batch = images.permute(0, 3, 1, 2)  # channels-last already
+    if view.augment == "none":
+        batch = _resized(batch, resolution, rules.interpolation).float()
+    else:
+        batch = _augmented(batch, ids, resolution, view)
+    mean = torch.tensor(rules.mean, device=batch.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(rules.std, device=batch.device).view(1, 3, 1, 1) * 255
+    return batch.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+def _resized(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
+    if batch.shape[-2:] == (resolution, resolution):
+        return batch
+    if batch.device.type == "cpu":  # uint8 has a fast path there
+        return functional.interpolate(batch, size=(resolution, resolution), mode=interpolation, antialias=True)
+    large = functional.interpolate(batch.float(), size=(resolution, resolution), mode=interpolation, antialias=True)
+    return large.clamp_(0, 255).round_()
+
+
+def _augmented(batch: Tensor, ids: Tensor, resolution: int, view: View) -> Tensor:
+    """Return randomly moved, zoomed, mirrored and tinted images, float32 in 0 … 255."""
+    preset = PRESETS[view.augment]
+    chance = _uniform(ids, view.seed, view.number, 8)
+    low, high = preset.zoom
+    area = chance[:, 0] * (high**2 - low**2) + low**2
+    scale = area.sqrt()
+    room = (1 - scale).clamp(min=0) + 2 * preset.shift
+    theta = torch.zeros(len(batch), 2, 3, device=batch.device)
+    mirrored = preset.flip & (chance[:, 1] < 0.5)
+    theta[:, 0, 0] = torch.where(mirrored, -scale, scale)
+    theta[:, 1, 1] = scale
+    theta[:, 0, 2] = (chance[:, 2] * 2 - 1) * room
+    theta[:, 1, 2] = (chance[:, 3] * 2 - 1) * room
+    grid = functional.affine_grid(theta, [len(batch), 3, resolution, resolution], align_corners=False)
+    moved = functional.grid_sample(batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return _tinted(moved, chance[:, 4:7], preset.colour) if preset.colour else moved
+
+
+def _tinted(batch: Tensor, chance: Tensor, spread: float) -> Tensor:
+    brightness, contrast, saturation = (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1).unbind(1)
+    batch = batch * brightness
+    batch = (batch - batch.mean(dim=(1, 2, 3), keepdim=True)) * contrast + batch.mean(dim=(1, 2, 3), keepdim=True)
+    grey = batch.mean(dim=1, keepdim=True)
+    return ((batch - grey) * saturation + grey).clamp_(0, 255)
+
+
+def _uniform(ids: Tensor, seed: int, number: int, count: int) -> Tensor:
+    """Return `count` numbers in [0, 1) for each image by hashing (splitmix64, Steele 2014), so that no generator has a state."""
+    salt = int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), signed=True)
+    state = (ids ^ salt).unsqueeze(1) + torch.arange(1, count + 1, device=ids.device) * -7046029254386353131
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    state = state ^ ((state >> 31) & 0x1FFFFFFFF)
+    return ((state >> 11) & 0x1FFFFFFFFFFFFF).double().div_(2**53).float().clamp_(max=1 - 2**-24)
+
+
+def _fitted(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    factor = max(size[0] / height, size[1] / width)
+    larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    resized = functional.interpolate(batch, size=larger, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    top, left = (larger[0] - size[0]) // 2, (larger[1] - size[1]) // 2
+    return np.ascontiguousarray(resized[top : top + size[0], left : left + size[1]])

@@ -1,0 +1,251 @@
+"""The story of one run: split, freeze, compute once, train the rest, score, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regraft import backbone, cache, evaluate, machine, run
+from regraft.backbone import Backbone, Prefix, Suffix
+from regraft.data import Dataset, Split
+from regraft.plan import Phase, Plan
+from regraft.run import Run
+from regraft.train import Batches, head, solve
+from regraft.watch import SILENT, Watcher
+from regraft.workflow.parts import Part, logits, readers
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs to know besides data and plan: where things are kept, and how it is begun."""
+
+    home: Path = field(default_factory=cache.home)
+    train_images: int | None = None
+    split_seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    watcher: Watcher = SILENT
+
+
+@dataclass
+class Ledger:
+    """Where the seconds went."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "extract": 0.0, "train": 0.0, "evaluate": 0.0})
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        """Add the time that the block takes to `what`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - begun
+
+    def plain(self) -> dict[str, float]:
+        """Return the seconds, with their total since the start."""
+        return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(time.perf_counter() - self.started, 3)}
+
+
+def fit(data: Dataset, plan: Plan, out: Path, settings: Settings = Settings()) -> Run:
+    """Carry out a plan and leave a run folder; the test part stays shut.
+
+    Args:
+        data: Labelled images.
+        plan: What to do.
+        out: The run's folder; must not exist or be empty, unless `settings` resume or overwrite.
+        settings: Where things are kept, and how the run is begun.
+
+    Raises:
+        UserError: When plan, images and folder do not go together; nothing is written then.
+        KeyboardInterrupt: When the user stops it; `resume` goes on from the last whole epoch.
+    """
+    ledger = Ledger()
+    split = data.split(settings.split_seed, settings.train_images)
+    with ledger.time("load"):
+        model = loaded(plan, settings)
+        plan.check(model.facts, data.classes)
+        for phase in plan.phases:
+            backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
+    if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
+        return run.load(out)
+    watcher = run.Log(out / "log.txt", settings.watcher)
+    with ledger.time("load"):
+        train, val = (Part(name, data.take(split[name]), settings.home, watcher) for name in ("train", "val"))
+        for part in (train, val):
+            part.pixels(plan.resolution)
+    work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
+    work.carry_out()
+    _write(work, data, split)
+    return run.load(out)
+
+
+def loaded(plan: Plan, settings: Settings) -> Backbone:
+    """Return the backbone of a plan on its device."""
+    model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    model.model.to(machine.device(settings.device))
+    return model
+
+
+def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
+    """Return the halves by what was frozen throughout: what no phase of the plan trained, and the rest."""
+    return backbone.cut(model, backbone.earliest(model, [phase.train for phase in plan.phases]), plan.stages_taken, plan.flattens)
+
+
+def state(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that the finished network needs, by name; what was cut off is left out."""
+    prefix, suffix = final_cut(model, plan)
+    used = {id(tensor) for half in (prefix, suffix) for tensor in (*half.parameters(), *half.buffers())}
+    named = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
+    kept = {name for name in model.model.state_dict() if id(named[name]) in used}
+    return {**{f"backbone.{name}": named[name] for name in sorted(kept)}, **{f"head.{name}": value for name, value in top.state_dict().items()}}
+
+
+def restore(model: Backbone, top: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors from `state` back into backbone and head."""
+    body = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+    fault = model.model.load_state_dict(body, strict=False)
+    if fault.unexpected_keys:
+        raise ValueError(f"unknown weights {fault.unexpected_keys[:3]}")
+    top.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
+
+
+def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
+    """Return an untrained head for the features that a plan takes."""
+    frozen, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
+    made = head.make(plan.head, int(np.prod(frozen.shapes[0])), classes, plan.seed)
+    return made.to(next(model.model.parameters()).device)
+
+
+@dataclass
+class _Work:
+    """A run under way."""
+
+    model: Backbone
+    plan: Plan
+    train: Part
+    val: Part
+    out: Path
+    ledger: Ledger
+    watcher: Watcher
+    resume: bool
+    history: list[dict[str, Any]] = field(default_factory=list)
+    contract: list[dict[str, Any]] = field(default_factory=list)
+    hits: list[bool] = field(default_factory=list)
+
+    def carry_out(self) -> None:
+        """Do every phase that is not done yet."""
+        self.head = new_head(self.model, self.plan, len(self.train.data.classes))
+        for number, phase in enumerate(self.plan.phases):
+            if not (self.resume and self._done_before(number)):
+                self._phase(number, phase)
+                self._keep(number)
+
+    def _phase(self, number: int, phase: Phase) -> None:
+        prefix, suffix = backbone.cut(self.model, phase.train, self.plan.stages_taken, self.plan.flattens)
+        before = prefix.digest()
+        with self.ledger.time("extract"):
+            read_train, read_val = readers(self.train, self.val, self.model, prefix, before, self.plan, phase)
+        weights = head.class_weights(self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes)
+        with self.ledger.time("train"):
+            if phase.optimizer == "lbfgs":
+                rows, without = self._solve(phase, read_train, read_val, weights), []
+            else:
+                rows, without = self._tune(number, phase, suffix, read_train, read_val, weights)
+        after = prefix.digest()
+        if before != after:
+            raise RuntimeError(f"the frozen part changed in phase {number}: {before} before, {after} after")
+        self.history += [{"phase": number, **row} for row in rows]
+        self.contract.append({"phase": number, "train": phase.train, "frozen_before": before, "frozen_after": after, "without_gradient": without})
+
+    def _solve(self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None) -> list[dict[str, Any]]:
+        parts = []
+        for read, part in ((read_train, self.train), (read_val, self.val)):
+            (features,) = read(np.arange(len(part.data)), 0)
+            parts.append((features, torch.from_numpy(part.labels).to(features.device)))
+        weights = weights.to(parts[0][0].device) if weights is not None else None
+        found = solve.solve(
+            parts[0], parts[1], len(self.train.data.classes), phase.l2, phase.monitor, weights, phase.label_smoothing, self.watcher
+        )  # fmt: skip
+        self.head[-1].load_state_dict(found.layer.state_dict())
+        self.watcher.say(f"Solved the head for {len(phase.l2)} values of L2; {found.l2:g} does best on validation.")
+        return found.history
+
+    def _tune(self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None) -> tuple[list[dict[str, Any]], list[str]]:
+        from regraft.train import tune
+
+        seed = self.plan.seed * 1009 + number
+        module = tune.Tuning(suffix, self.head, phase, seed, backbone.depth(self.model), weights)
+        batches = Batches(read_train, self.train.labels, phase.batch_size, seed)
+        checks = Batches(read_val, self.val.labels, max(250, phase.batch_size), None)
+        module.to(next(self.model.model.parameters()).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        folder = self.out / "checkpoints"
+        done = tune.tune(module, batches, checks, folder, number, self.plan.train_precision, self.watcher, self.resume)
+        kept = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
+        self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {kept.get(phase.monitor, float('nan')):.4f}).")
+        return done.history, done.without_gradient
+
+    def _keep(self, number: int) -> None:
+        run.write_weights(self._file(number, "safetensors"), state(self.model, self.plan, self.head))
+        run.write_json(self._file(number, "json"), {"history": self.history, "contract": self.contract, "seconds": self.ledger.seconds})
+
+    def _done_before(self, number: int) -> bool:
+        if not self._file(number, "json").is_file():
+            return False
+        import safetensors.torch
+
+        restore(self.model, self.head, safetensors.torch.load_file(self._file(number, "safetensors")))
+        kept = json.loads(self._file(number, "json").read_text())
+        self.history, self.contract = kept["history"], kept["contract"]
+        self.ledger.seconds = {key: max(value, kept["seconds"][key]) for key, value in self.ledger.seconds.items()}
+        self.watcher.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
+        return True
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.out / "checkpoints" / f"phase-{number}.{kind}"
+
+
+def _write(work: _Work, data: Dataset, split: Split) -> None:
+    """Score train and val in eval mode and write the folder; `scores.json` comes last."""
+    plan, out, model = work.plan, work.out, work.model
+    prefix, suffix = final_cut(model, plan)
+    with work.ledger.time("evaluate"):
+        said = {part.name: logits(part, model, prefix, suffix, work.head, plan) for part in (work.train, work.val)}
+    found = {part.name: evaluate.scores(said[part.name], part.labels).plain() for part in (work.train, work.val)}
+    tensors = state(model, plan, work.head)
+    run.write_weights(out / "model.safetensors", tensors)
+    run.write_json(out / "environment.json", machine.environment())
+    run.write_json(out / "classes.json", list(data.classes))
+    run.write_split(out / "split.csv", data, split)
+    run.write_table(out / "history.csv", work.history)
+    run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
+    run.write_json(out / "freeze.json", work.contract)
+    for file in (out / "checkpoints").glob("phase-*"):
+        file.unlink()
+    scores = {
+        "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
+        "data": data.name, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
+        "cache": {"hit": bool(work.hits) and all(work.hits), "bytes": 0},
+    }  # fmt: skip
+    run.write_json(out / "scores.json", scores)
+
+
+def parameters(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, int]:
+    """Return how many parameters the network has, how many of them some phase trains, how many stay frozen, and the size of its buffers."""
+    prefix, suffix = final_cut(model, plan)
+    frozen = sum(p.numel() for p in prefix.parameters())
+    trained = sum(p.numel() for half in (suffix, top) for p in half.parameters())
+    buffers = sum(b.numel() for half in (prefix, suffix, top) for b in half.buffers())
+    return {"total": frozen + trained, "trainable": trained, "frozen": frozen, "buffers": buffers}
