@@ -1,0 +1,70 @@
+"""regraft: which way should a pretrained network be carried over to my images, and was it worth it?
+
+>>> import regraft
+>>> run = regraft.fit("digits", technique="linear-probe")  # doctest: +SKIP
+>>> regraft.load(run.path).predict(["five.png"])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regraft.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from regraft.data import Dataset
+    from regraft.plan import Plan
+    from regraft.predict import Classifier
+    from regraft.run import Run
+    from regraft.workflow import Comparison
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "compare", "fit", "load"]
+
+
+def fit(
+    data: str | Path | Dataset, technique: str = "linear-probe", backbone: str = "tf_efficientnet_lite0", *, plan: str | Path | Plan | None = None,
+    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, seed: int = 0, changes: Sequence[str] = (), **settings: Any,
+) -> Run:  # fmt: skip
+    """Return the finished run of one technique, or of a plan, on labelled images.
+
+    Args:
+        data: A known name, a folder, an archive, a CSV, Parquet or .npz file, or a dataset; see `regraft sources`.
+        technique: A name that `regraft techniques` lists, or `module:function`; ignored when a plan is given.
+        backbone: Any timm name.
+        plan: A plan, or the path of its TOML file.
+        out: The run's folder, which must be new or empty; `runs/<data>-<technique>` with the next free number by default.
+        weights: "pretrained", "random", or a file.
+        resolution: Side in pixels.
+        seed: Of everything but the split.
+        changes: Changes to the plan, such as `"phases.0.lr=3e-4"`.
+        **settings: Fields of `regraft.workflow.Settings`: `train_images`, `split_seed`, `resume`, `overwrite`, `skip_bad`, `device`, `home`, `watcher`.
+
+    Raises:
+        UserError: For a mistake of the caller, in one sentence.
+    """
+    from regraft import workflow
+
+    return workflow.fit_named(data, technique, backbone, plan=plan, out=out, weights=weights, resolution=resolution, seed=seed, changes=changes, **settings)
+
+
+def compare(
+    data: str | Path | Dataset, techniques: Sequence[str] | None = None, backbones: Sequence[str] = ("tf_efficientnet_lite0",), *, seeds: int = 1,
+    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, changes: Sequence[str] = (), **settings: Any,
+) -> Comparison:  # fmt: skip
+    """Return the comparison of several techniques and backbones on the same images; arguments as for `fit`."""
+    from regraft import workflow
+
+    return workflow.compare_named(
+        data, techniques, backbones, seeds=seeds, out=out, weights=weights, resolution=resolution, changes=changes, **settings
+    )  # fmt: skip
+
+
+def load(path: str | Path, device: str = "auto") -> Classifier:
+    """Return a finished run as a classifier with `predict` and `predict_proba`; raises `UserError` when there is none at `path`."""
+    from regraft import predict
+
+    return predict.load(path, device)

@@ -42,6 +42,7 @@ Array = NDArray[Any]
 class Entry:
     """Arrays kept on disk and mapped into memory, each of shape `(n, …)`."""
 
+    name: str
     arrays: tuple[Array, ...]
     hit: bool  # whether it was there already
     bytes: int
@@ -56,7 +57,7 @@ def home(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("REGRAFT_CACHE") or platformdirs.user_cache_path("regraft")).expanduser()
 
 
-def pixels(data: Dataset, resolution: int, folder: Path, watcher: Watcher = SILENT) -> Entry:
+def pixels(data: Dataset, resolution: int, interpolation: str, folder: Path, watcher: Watcher = SILENT) -> Entry:
     """Return the decoded images in the order of `data`, uint8 `(n, h, w, 3)`, decoded and resized at most once.
 
     Images of one small size keep it and are resized on the device later.
@@ -66,8 +67,8 @@ def pixels(data: Dataset, resolution: int, folder: Path, watcher: Watcher = SILE
         UserError: When `folder` lacks the room.
     """
     size = views.stored_size(data, resolution)
-    name = _digest("pixels", *size, "\n".join(map(str, data.hashes)))
-    return _kept(folder / name, [((len(data), *size, 3), np.dtype(np.uint8))], lambda: ((chunk,) for chunk in views.pixels(data, size, watcher)), watcher)
+    name = _digest("pixels", *size, interpolation, "\n".join(map(str, data.hashes)))
+    return _kept(folder / name, [((len(data), *size, 3), np.dtype(np.uint8))], lambda: ((chunk,) for chunk in views.pixels(data, size, interpolation, watcher)), watcher)
 
 
 def activations(
@@ -190,7 +191,7 @@ def _kept(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chunk
     made = _opened(path, watcher)
     if made is None:
         raise UserError(f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one.")
-    return Entry(made.arrays, False, made.bytes, made.seconds)
+    return Entry(path.name, made.arrays, False, made.bytes, made.seconds)
 
 
 def _write(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chunks: Callable[[], Iterable[tuple[Array, ...]]], needed: int) -> None:
@@ -241,7 +242,7 @@ def _opened(path: Path, watcher: Watcher) -> Entry | None:
     except (OSError, ValueError, KeyError) as error:
         watcher.say(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
         return None
-    return Entry(tuple(arrays), True, int(meta["bytes"]), float(meta["seconds"]))
+    return Entry(path.name, tuple(arrays), True, int(meta["bytes"]), float(meta["seconds"]))
 
 
 def _crc32(array: Array) -> int:

@@ -86,7 +86,7 @@ class DataFacts:
     """What a technique may know of a dataset."""
 
     name: str
-    images: int
+    images: int  # for training, once split
     classes: tuple[str, ...]
     size: tuple[int, int]  # median height and width in pixels
 
@@ -137,7 +137,12 @@ class Dataset:
     def facts(self) -> DataFacts:
         """What techniques may know; the size is the median of at most 256 images."""
         rows = np.linspace(0, len(self) - 1, num=min(256, len(self))).astype(np.int64)
-        height, width = np.median(self.images.sizes(rows), axis=0).astype(int)
+        try:
+            sizes = self.images.sizes(rows)
+        except Unreadable as error:  # they are named when everything is decoded
+            whole = np.setdiff1d(rows, error.rows)
+            sizes = self.images.sizes(whole) if len(whole) else np.array([[224, 224]])
+        height, width = np.median(sizes, axis=0).astype(int)
         return DataFacts(self.name, len(self), self.classes, (int(height), int(width)))
 
     def take(self, rows: Rows) -> Dataset:

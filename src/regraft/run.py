@@ -93,8 +93,7 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
         raise UserError(f"{path} is a file. Expected a folder for the run. Give another --out.")
     if path.is_dir() and any(path.iterdir()):
         if overwrite:
-            _check_is_run(path)
-            shutil.rmtree(path)
+            remove(path)
         elif not resume:
             raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
     if resume and (path / "plan.toml").is_file():
@@ -131,6 +130,14 @@ def load(path: Path) -> Run:
     except (OSError, ValueError) as error:
         raise UserError(f"The run in {path} is damaged ({error}). Fit it again with --overwrite.") from error
     return Run(path, plans.read(path / "plan.toml"), tuple(classes), scores)
+
+
+def remove(path: Path) -> None:
+    """Remove a run or a comparison; raises `UserError` for a folder that is neither."""
+    known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json")
+    if not any((path / name).exists() for name in known):
+        raise UserError(f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself.")
+    shutil.rmtree(path)
 
 
 def listing(root: Path) -> list[Path]:
@@ -185,9 +192,3 @@ def _state(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / "state.json").read_text()))
     except (OSError, ValueError):
         return {}
-
-
-def _check_is_run(path: Path) -> None:
-    known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json")
-    if not any((path / name).exists() for name in known) and not listing(path):
-        raise UserError(f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself.")

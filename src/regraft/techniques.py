@@ -79,24 +79,29 @@ def from_scratch(model: ModelFacts, data: DataFacts) -> Plan:
     return _plan("from-scratch", model, data, phase, weights="random")
 
 
-def make(name: str, model: ModelFacts, data: DataFacts) -> Plan:
-    """Return the plan of a technique on the shelf, or of somebody's own `module:function`.
+def find(name: str) -> Technique:
+    """Return a technique on the shelf, or somebody's own `module:function`.
 
     Raises:
-        UserError: For an unknown name, or code that cannot be imported or returns no plan.
+        UserError: For an unknown name, or code that cannot be imported.
     """
     if name in TECHNIQUES:
-        return TECHNIQUES[name](model, data)
+        return TECHNIQUES[name]
     module, colon, function = name.partition(":")
     if not colon:
         raise unknown("technique", name, TECHNIQUES)
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        own: Any = getattr(importlib.import_module(module), function)
+        own: Technique = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"The technique {name} cannot be imported ({error}). Expected module:function that Python finds from here.") from error
-    made = own(model, data)
+    return own
+
+
+def make(name: str, model: ModelFacts, data: DataFacts) -> Plan:
+    """Return the plan of a technique for this model and these images; raises `UserError` when it gives none."""
+    made: object = find(name)(model, data)
     if not isinstance(made, Plan):
         raise UserError(f"The technique {name} returned {type(made).__name__}. Expected a regraft Plan.")
     return made

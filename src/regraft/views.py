@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.data import Dataset
+from regraft.data import Dataset, Unreadable
 from regraft.plan import InputRules
 from regraft.watch import SILENT, Watcher
 
@@ -53,27 +53,55 @@ PRESETS = {
 
 def stored_size(data: Dataset, resolution: int) -> tuple[int, int]:
     """Return height and width in which the pixels of a dataset are kept for this resolution."""
-    sizes = data.images.sizes(np.arange(len(data)))
-    same = bool((sizes == sizes[0]).all())
-    height, width = int(sizes[0][0]), int(sizes[0][1])
-    if same and height == width and height <= resolution * _KEEP_SIZE_UP_TO:
-        return height, width
-    return resolution, resolution
+    try:
+        sizes = data.images.sizes(np.arange(len(data)))
+    except Unreadable:
+        return resolution, resolution  # decoding will name them all
+    first = kept_size((int(sizes[0][0]), int(sizes[0][1])), resolution)
+    return first if bool((sizes == sizes[0]).all()) else (resolution, resolution)
 
 
-def pixels(data: Dataset, size: tuple[int, int], watcher: Watcher = SILENT) -> Iterable[NDArray[np.uint8]]:
+def kept_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """Return the height and width in which one image is kept: its own where it is square and not much larger than the resolution."""
+    own = size[0] == size[1] and size[0] <= resolution * _KEEP_SIZE_UP_TO
+    return size if own else (resolution, resolution)
+
+
+def pixels(data: Dataset, size: tuple[int, int], interpolation: str, watcher: Watcher = SILENT) -> Iterable[NDArray[np.uint8]]:
     """Yield the decoded images in the order of the table, in chunks of shape `(≤256, h, w, 3)` uint8.
 
-    An image of another size has its shorter side resized (bicubic, antialiased) and its centre cut out.
+    An image of another size has its shorter side resized (antialiased) and its centre cut out.
 
     Raises:
-        Unreadable: When files cannot be decoded; every chunk is looked at first, so that all are named.
+        Unreadable: When files cannot be decoded; all of them are named, at the end.
     """
     total = len(data)
+    bad: list[tuple[int, str]] = []
     for start in range(0, total, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, total))
-        yield np.stack([_fitted(image, size) for image in data.images.read(rows)])
+        try:
+            images = data.images.read(rows)
+        except Unreadable as error:
+            bad += zip(error.rows, error.reasons, strict=True)
+        if bad:
+            continue
+        yield np.stack([fitted(image, size, interpolation) for image in images])
         watcher.step("decode", int(rows[-1]) + 1, total)
+    if bad:
+        raise Unreadable([row for row, _ in bad], [reason for _, reason in bad])
+
+
+def fitted(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+    """Return an image `(h, w, 3)` in another size: the shorter side resized, the centre cut out."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    factor = max(size[0] / height, size[1] / width)
+    larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    resized = functional.interpolate(batch, size=larger, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+    top, left = (larger[0] - size[0]) // 2, (larger[1] - size[1]) // 2
+    return np.ascontiguousarray(resized[top : top + size[0], left : left + size[1]])
 
 
 def identities(data: Dataset) -> NDArray[np.int64]:
@@ -146,15 +174,3 @@ def _uniform(ids: Tensor, seed: int, number: int, count: int) -> Tensor:
     state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     state = state ^ ((state >> 31) & 0x1FFFFFFFF)
     return ((state >> 11) & 0x1FFFFFFFFFFFFF).double().div_(2**53).float().clamp_(max=1 - 2**-24)
-
-
-def _fitted(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    if (height, width) == size:
-        return image
-    factor = max(size[0] / height, size[1] / width)
-    larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
-    resized = functional.interpolate(batch, size=larger, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
-    top, left = (larger[0] - size[0]) // 2, (larger[1] - size[1]) // 2
-    return np.ascontiguousarray(resized[top : top + size[0], left : left + size[1]])

@@ -5,6 +5,6 @@ Refuses to know families: names, depth and weights are timm's, the cut is found 
 
 from regraft.backbone.graph import Prefix, Suffix
 from regraft.backbone.ladder import Place, cut, depth, earliest, ladder
-from regraft.backbone.source import EMBEDDED, Backbone, load, names
+from regraft.backbone.source import EMBEDDED, Backbone, check_name, load, names, restore
 
-__all__ = ["EMBEDDED", "Backbone", "Place", "Prefix", "Suffix", "cut", "depth", "earliest", "ladder", "load", "names"]
+__all__ = ["EMBEDDED", "Backbone", "Place", "Prefix", "Suffix", "check_name", "cut", "depth", "earliest", "ladder", "load", "names", "restore"]

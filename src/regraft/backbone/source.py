@@ -65,6 +65,12 @@ def names(pattern: str = "") -> list[str]:
     return list(timm.list_models(pattern))
 
 
+def check_name(name: str) -> None:
+    """Raise `UserError` with near names where timm knows no such backbone."""
+    if not timm.is_model(split_model_name_tag(name)[0]):
+        raise unknown("backbone", name, timm.list_models(), "`regraft backbones` lists all names, `regraft backbones list 'resnet*'` some.")
+
+
 def load(name: str, weights: str = "pretrained", resolution: int | None = None, seed: int = 0) -> Backbone:
     """Return a source model ready to be cut.
 
@@ -78,9 +84,7 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     Raises:
         UserError: For an unknown name, weights that cannot be had or do not fit, an impossible resolution.
     """
-    base, _ = split_model_name_tag(name)
-    if not timm.is_model(base):
-        raise unknown("backbone", name, timm.list_models(), "`regraft backbones` lists all names, `regraft backbones 'resnet*'` some.")
+    check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(name, weights, resolution)
@@ -90,6 +94,13 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     rules = InputRules(tuple(config["mean"]), tuple(config["std"]), interpolation)
     return Backbone(name, model, rules, _words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
+
+
+def restore(source: Backbone, tensors: dict[str, Tensor]) -> None:
+    """Put trained tensors back into a backbone; raises `ValueError` for names that it does not have."""
+    fault = source.model.load_state_dict(tensors, strict=False)  # what a plan cut off was not kept
+    if fault.unexpected_keys:
+        raise ValueError(f"unknown weights {', '.join(fault.unexpected_keys[:3])}")
 
 
 def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:

@@ -3,6 +3,10 @@
 Refuses to read the test part except where it is opened on purpose, and records that it was.
 """
 
+from regraft.workflow.comparison import Comparison, compare
+from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named
+from regraft.workflow.opening import open_test, score
+from regraft.workflow.planning import explain, make
 from regraft.workflow.story import Settings, fit
 
-__all__ = ["Settings", "fit"]
+__all__ = ["Comparison", "Settings", "compare", "compare_named", "evaluate_named", "explain", "explain_named", "fit", "fit_named", "make", "open_test", "predict_named", "score"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Part:
     data: Dataset
     home: Path
     watcher: Watcher
+    used: dict[str, cache.Entry] = field(default_factory=dict)  # features, as they were first met
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -39,28 +40,30 @@ class Part:
         """Seed of each image's augmentation."""
         return views.identities(self.data)
 
-    def pixels(self, resolution: int) -> cache.Entry:
-        """Return the stored pixels for a resolution."""
-        found = self._pixels.get(resolution)
-        if found is None:
-            found = self._pixels[resolution] = cache.pixels(self.data, resolution, self.home, self.watcher)
-        return found
+    def pixels(self, model: Backbone) -> cache.Entry:
+        """Return the stored pixels for the model's resolution."""
+        wanted = (model.resolution, model.rules.interpolation)
+        if wanted not in self._pixels:
+            self._pixels[wanted] = cache.pixels(self.data, *wanted, self.home, self.watcher)
+        return self._pixels[wanted]
 
     @cached_property
-    def _pixels(self) -> dict[int, cache.Entry]:
+    def _pixels(self) -> dict[tuple[int, str], cache.Entry]:
         return {}
 
     def kept(self, model: Backbone, prefix: Prefix, digest: str, plan: Plan, view: views.View = views.PLAIN) -> cache.Entry:
         """Return the features that the frozen part gives, from the cache or into it."""
         what = f"extract {self.name}" + (f", view {view.number + 1}" if view.augment != "none" else "")
-        return cache.activations(
-            prefix, digest, self.pixels(plan.resolution), self.identities, map(str, self.data.hashes), model.rules, plan.resolution, view,
+        entry = cache.activations(
+            prefix, digest, self.pixels(model), self.identities, map(str, self.data.hashes), model.rules, plan.resolution, view,
             self.home, plan.precision, self.watcher, what,
         )  # fmt: skip
+        self.used.setdefault(entry.name, entry)
+        return entry
 
     def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; the epoch is the view."""
-        images = self.pixels(plan.resolution)
+        images = self.pixels(model)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
             view = views.View(augment, seed, epoch) if augment != "none" else views.PLAIN

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from regraft import backbone, cache, evaluate, machine, run
 from regraft.backbone import Backbone, Prefix, Suffix
-from regraft.data import Dataset, Split
+from regraft.data import Dataset, Split, Unreadable
+from regraft.errors import listed
 from regraft.plan import Phase, Plan
 from regraft.run import Run
 from regraft.train import Batches, head, solve
@@ -33,7 +34,9 @@ class Settings:
     split_seed: int = 0
     resume: bool = False
     overwrite: bool = False
+    skip_bad: bool = False
     device: str = "auto"
+    origin: str | None = None  # what the user called the images
     watcher: Watcher = SILENT
 
 
@@ -84,10 +87,10 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings = Settings()) -
     with ledger.time("load"):
         train, val = (Part(name, data.take(split[name]), settings.home, watcher) for name in ("train", "val"))
         for part in (train, val):
-            part.pixels(plan.resolution)
+            part.pixels(model)
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
     work.carry_out()
-    _write(work, data, split)
+    _write(work, data, split, settings)
     return run.load(out)
 
 
@@ -96,6 +99,30 @@ def loaded(plan: Plan, settings: Settings) -> Backbone:
     model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
     model.model.to(machine.device(settings.device))
     return model
+
+
+def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: Settings) -> tuple[Dataset, Split]:
+    """Return the images and their split after decoding these parts, without the broken images where they may be skipped.
+
+    Raises:
+        Unreadable: When images cannot be decoded and `settings.skip_bad` is off.
+    """
+    while True:
+        split = data.split(settings.split_seed, settings.train_images)
+        bad: list[int] = []
+        reasons: list[str] = []
+        for name in names:
+            try:
+                Part(name, data.take(split[name]), settings.home, settings.watcher).pixels(model)
+            except Unreadable as error:
+                bad += [int(split[name][row]) for row in error.rows]
+                reasons += error.reasons
+        if not bad:
+            return data, split
+        if not settings.skip_bad:
+            raise Unreadable(bad, reasons)
+        settings.watcher.say(f"Going on without {len(bad):,} images that cannot be decoded: {listed(reasons)}.")
+        data = data.take(np.setdiff1d(np.arange(len(data)), bad))
 
 
 def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
@@ -110,15 +137,6 @@ def state(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, Tensor]:
     named = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     kept = {name for name in model.model.state_dict() if id(named[name]) in used}
     return {**{f"backbone.{name}": named[name] for name in sorted(kept)}, **{f"head.{name}": value for name, value in top.state_dict().items()}}
-
-
-def restore(model: Backbone, top: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors from `state` back into backbone and head."""
-    body = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
-    fault = model.model.load_state_dict(body, strict=False)
-    if fault.unexpected_keys:
-        raise ValueError(f"unknown weights {fault.unexpected_keys[:3]}")
-    top.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
 
 
 def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
@@ -142,7 +160,6 @@ class _Work:
     resume: bool
     history: list[dict[str, Any]] = field(default_factory=list)
     contract: list[dict[str, Any]] = field(default_factory=list)
-    hits: list[bool] = field(default_factory=list)
 
     def carry_out(self) -> None:
         """Do every phase that is not done yet."""
@@ -205,10 +222,12 @@ class _Work:
             return False
         import safetensors.torch
 
-        restore(self.model, self.head, safetensors.torch.load_file(self._file(number, "safetensors")))
-        kept = json.loads(self._file(number, "json").read_text())
-        self.history, self.contract = kept["history"], kept["contract"]
-        self.ledger.seconds = {key: max(value, kept["seconds"][key]) for key, value in self.ledger.seconds.items()}
+        kept = safetensors.torch.load_file(self._file(number, "safetensors"))
+        backbone.restore(self.model, {name.removeprefix("backbone."): value for name, value in kept.items() if name.startswith("backbone.")})
+        self.head.load_state_dict({name.removeprefix("head."): value for name, value in kept.items() if name.startswith("head.")})
+        noted = json.loads(self._file(number, "json").read_text())
+        self.history, self.contract = noted["history"], noted["contract"]
+        self.ledger.seconds = {key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()}
         self.watcher.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
         return True
 
@@ -216,7 +235,7 @@ class _Work:
         return self.out / "checkpoints" / f"phase-{number}.{kind}"
 
 
-def _write(work: _Work, data: Dataset, split: Split) -> None:
+def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None:
     """Score train and val in eval mode and write the folder; `scores.json` comes last."""
     plan, out, model = work.plan, work.out, work.model
     prefix, suffix = final_cut(model, plan)
@@ -224,6 +243,7 @@ def _write(work: _Work, data: Dataset, split: Split) -> None:
         said = {part.name: logits(part, model, prefix, suffix, work.head, plan) for part in (work.train, work.val)}
     found = {part.name: evaluate.scores(said[part.name], part.labels).plain() for part in (work.train, work.val)}
     tensors = state(model, plan, work.head)
+    used = [entry for part in (work.train, work.val) for entry in part.used.values()]
     run.write_weights(out / "model.safetensors", tensors)
     run.write_json(out / "environment.json", machine.environment())
     run.write_json(out / "classes.json", list(data.classes))
@@ -235,9 +255,9 @@ def _write(work: _Work, data: Dataset, split: Split) -> None:
         file.unlink()
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
-        "data": data.name, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "data": data.name, "origin": {name: getattr(settings, name if name != "data" else "origin") for name in ("data", "train_images", "split_seed", "skip_bad")}, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
-        "cache": {"hit": bool(work.hits) and all(work.hits), "bytes": 0},
+        "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
     }  # fmt: skip
     run.write_json(out / "scores.json", scores)
 

@@ -1,0 +1,240 @@
+"""The verbs. Each is one function with one call in it; heavy rooms are imported when a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from regraft.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    help="Which way should a pretrained network be carried over to my images, and was it worth it?",
+    epilog="Start with:  regraft compare digits   or   regraft compare path/to/folder-of-class-folders",
+)  # fmt: skip
+backbones_app = typer.Typer(help="List backbones, or show where one can be cut.", invoke_without_command=True, rich_markup_mode="rich")
+cache_app = typer.Typer(help="List, measure or clear what was computed once and kept.", no_args_is_help=True)
+app.add_typer(backbones_app, name="backbones")
+app.add_typer(cache_app, name="cache")
+
+Data = Annotated[str, typer.Argument(help="A name, folder, zip, tar, CSV, Parquet, .npz, hf:name or module:function; see `regraft sources`.")]
+Backbone = Annotated[str, typer.Option("--backbone", help="Any timm name; `regraft backbones` lists them.")]
+Weights = Annotated[str | None, typer.Option(help="'pretrained', 'random', or a safetensors or state-dict file.")]
+Resolution = Annotated[int | None, typer.Option(help="Side in pixels; by default what suits images and backbone.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")]
+SplitSeed = Annotated[int, typer.Option(help="Seed of the split into train, val and test.")]
+TrainImages = Annotated[int | None, typer.Option(help="Use a stratified subset of this many training images.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change the plan: KEY=VALUE, e.g. phases.0.lr=3e-4. Repeatable.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write to; new or empty.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be decoded.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Cache folder; REGRAFT_CACHE or the platform's by default.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+@app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
+def fit(
+    data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = 0, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
+    json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Fit one technique or plan and leave a run folder; the test part stays shut."""
+    from regraft.cli import show
+    from regraft.workflow import fit_named
+
+    with show.progress(quiet) as watcher:
+        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
+        settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
+        done = fit_named(data, technique, backbone, plan=plan, out=out, weights=weights, resolution=resolution, seed=seed, changes=set or [], **settings)
+    show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
+
+
+@app.command(epilog="Example:  regraft compare photos/ --techniques linear-probe,fine-tune --seeds 3")
+def compare(
+    data: Data, techniques: Annotated[str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")] = None,
+    backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
+    json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
+    from regraft.cli import show
+    from regraft.workflow import compare_named
+
+    ways, names = _listed(techniques) if techniques else None, _listed(backbones)
+    with show.progress(quiet) as watcher:
+        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
+        settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
+        done = compare_named(data, ways, names, seeds=seeds, out=out, weights=weights, resolution=resolution, changes=set or [], **settings)
+    show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
+
+
+@app.command(epilog="Example:  regraft plan photos/ --technique fine-tune-top --save plan.toml")
+def plan(
+    data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = "tf_efficientnet_lite0",
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = 0, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None, cache: Cache = None, device: Device = "auto",
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Say what would be frozen, computed once and trained, and for about how long; runs nothing."""
+    from regraft.cli import show
+    from regraft.workflow import explain_named
+
+    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device}
+    told = explain_named(
+        data, technique, backbone, plan=plan, save=save, weights=weights, resolution=resolution, seed=seed, changes=set or [], **settings
+    )  # fmt: skip
+    show.as_json(told) if json else show.explanation(told)
+
+
+@app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], data: Annotated[str | None, typer.Argument(help="The images; by default those of the run.")] = None,
+    split: Annotated[str, typer.Option(help="'val', 'test' (opens it, and that is recorded), or 'all' images of other data.")] = "val",
+    cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Show a run's scores, open its test part, or score it on other images."""
+    from regraft.cli import show
+    from regraft.workflow import evaluate_named
+
+    with show.progress(quiet) as watcher:
+        scores = evaluate_named(run, data, split, home=cache, device=device, watcher=watcher)
+    show.as_json(scores) if json else show.run(scores, str(run))
+
+
+@app.command(epilog="Example:  regraft predict runs/digits-linear-probe new/*.png --top 3")
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1, device: Device = "auto", json: Json = False,
+) -> None:  # fmt: skip
+    """Say which class each image is."""
+    from regraft.cli import show
+    from regraft.workflow import predict_named
+
+    rows = predict_named(run, paths, top, device)
+    if json:
+        show.as_json({"predictions": rows})
+        return
+    for row in rows:
+        said = f"cannot be read: {row['error']}" if row["error"] else "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
+        typer.echo(f"{row['path']}  {said}")
+
+
+@app.command()
+def techniques(json: Json = False) -> None:
+    """List the ways of carrying a network over."""
+    from regraft.cli import show
+    from regraft.techniques import DEFAULT, TECHNIQUES, summary
+
+    rows = {name: summary(name) for name in TECHNIQUES}
+    if json:
+        show.as_json({"techniques": rows, "default": DEFAULT})
+    else:
+        show.pairs(rows)
+        typer.echo("\nYour own: a function (ModelFacts, DataFacts) -> Plan, given as module:function.")
+
+
+@app.command()
+def sources(json: Json = False) -> None:
+    """List what DATA can be."""
+    from regraft.cli import show
+    from regraft.sources import FORMS, SOURCES
+
+    names = {name: about for name, (_, about) in SOURCES.items()}
+    if json:
+        show.as_json({"forms": FORMS, "names": names})
+    else:
+        show.pairs(FORMS, "DATA can be")
+        show.pairs(names, "\nor one of these names")
+
+
+@backbones_app.callback()
+def backbones(context: typer.Context) -> None:
+    """List all backbones when no other verb is given."""
+    if context.invoked_subcommand is None:
+        backbones_list("")
+
+
+@backbones_app.command("list")
+def backbones_list(pattern: Annotated[str, typer.Argument(help="A name with *, e.g. 'resnet*'.")] = "", json: Json = False) -> None:
+    """List the backbones that match a pattern."""
+    from regraft.backbone import names
+    from regraft.cli import show
+
+    found = names(pattern)
+    if not found:
+        raise UserError(f"No backbone matches {pattern!r}. Expected a timm name, with * for any letters. `regraft backbones` lists all.")
+    show.as_json({"backbones": found}) if json else typer.echo("\n".join(found))
+
+
+@backbones_app.command("show")
+def backbones_show(
+    name: Annotated[str, typer.Argument(help="A timm name.")], resolution: Resolution = None,
+    all_places: Annotated[bool, typer.Option("--all", help="Every block and not only every stage.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Show the ladder of places at which a backbone can be cut, with what each costs."""
+    from dataclasses import asdict
+
+    from regraft import backbone
+    from regraft.cli import show
+
+    source = backbone.load(name, "random", resolution)
+    rungs = [asdict(place) for place in backbone.ladder(source, fine=all_places)]
+    told = {"backbone": name, "resolution": source.resolution, "input": asdict(source.rules), "places": rungs}
+    show.as_json(told) if json else show.ladder(name, source.resolution, f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}", rungs)
+
+
+@cache_app.command("list")
+def cache_list(cache: Cache = None, json: Json = False) -> None:
+    """List the entries, the one used last first."""
+    from regraft import cache as room
+    from regraft.cli import show
+
+    entries = room.listing(room.home(cache))
+    if json:
+        show.as_json({"entries": entries, "folder": str(room.home(cache))})
+        return
+    for entry in entries:
+        typer.echo(f"{entry['name']}  {entry['bytes'] / 1e6:10,.1f} MB  {entry['age'] / 3600:8,.1f} h ago  {entry['shapes']}")
+    typer.echo(f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {room.home(cache)}")
+
+
+@cache_app.command("clear")
+def cache_clear(cache: Cache = None) -> None:
+    """Remove every entry."""
+    from regraft import cache as room
+
+    typer.echo(f"{room.clear(room.home(cache)) / 1e6:,.1f} MB freed in {room.home(cache)}")
+
+
+def main() -> None:
+    """Run the command line: 0 done, 2 the user's mistake, 1 our bug."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        sys.stderr.write(f"regraft: {error}\n")
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\nregraft: Stopped. What was finished is kept; the same command with --resume goes on from there.\n")
+        code = 2
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _listed(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]

@@ -1,0 +1,151 @@
+"""What people see: tables, sentences and progress, made from the same plain data that `--json` prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from regraft.watch import Watcher
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Shown(Watcher):
+    """Shows what a run says and how far it is, on stderr."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def say(self, text: str) -> None:
+        self.bars.console.print(text, markup=False)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+        self.bars.update(self.tasks[what], completed=done, total=total)
+        if done >= total:
+            self.bars.remove_task(self.tasks.pop(what))
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Watcher]:
+    """Give a watcher that shows bars, or one that shows nothing."""
+    if quiet:
+        yield Watcher()
+        return
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        yield Shown(bars)
+
+
+def as_json(values: Any) -> None:
+    """Print one object as JSON on stdout."""
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def run(scores: dict[str, Any], path: str) -> None:
+    """Print what a run reached and cost."""
+    table = Table("part", "accuracy", "95 % interval", "log-loss", "images", box=None, pad_edge=False)
+    for part in ("train", "val", "test"):
+        if part in scores:
+            one = scores[part]
+            table.add_row(part, f"{one['accuracy']:.4f}", _interval(one["ci95"]), f"{one['loss']:.4f}", f"{one['n']:,}")
+    out.print(table)
+    seconds, parameters = scores["seconds"], scores["parameters"]
+    out.print(
+        f"{seconds['total']:.1f} s (load {seconds['load']:.1f}, extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, evaluate {seconds['evaluate']:.1f}), "
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained, {scores['peak_memory_mb']:,} MB at most"
+    )
+    out.print(f"written to {path}" + ("" if "test" in scores else f"; the test part is shut, `regraft evaluate {path} --split test` opens it"), markup=False)
+
+
+def leaderboard(board: dict[str, Any], path: str) -> None:
+    """Print the rows of a comparison, the best first, and the verdict."""
+    rows = board["rows"]
+    several = len({row["backbone"] for row in rows}) > 1
+    heads = ["", *(["backbone"] if several else []), "technique", "val", "test", "95 % interval", "gap", "extract s", "train s", "trained", "of parameters"]
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in table.columns[2 + several :]:
+        column.justify = "right"
+    for row in rows:
+        if "error" in row:
+            continue
+        test = row.get("test")
+        mark = "→" if row["name"] == board["selected"] else "≈" if test and not row.get("versus_selected", {"real": True})["real"] else ""
+        cells = [mark, *([row["backbone"]] if several else []), row["technique"] + (f" #{row['seed']}" if board["seeds"] else ""), f"{row['val']['accuracy']:.4f}"]
+        cells += [f"{test['accuracy']:.4f}", _interval(test["ci95"])] if test else ["shut", ""]
+        cells += [f"{row['train']['accuracy'] - row['val']['accuracy']:+.4f}", f"{row['seconds']['extract']:.1f}", f"{row['seconds']['train']:.1f}"]
+        cells += [f"{row['parameters']['trainable']:,}", f"{row['parameters']['total']:,}"]
+        table.add_row(*cells)
+    out.print(table)
+    out.print("→ selected on val   ≈ not told apart from it on test (McNemar, 5 %)   gap: train − val, both in eval mode", style="dim")
+    for row in board["seeds"]:
+        test = f", test {row['test_mean']:.4f} ± {row['test_spread']:.4f}" if "test_mean" in row else ""
+        out.print(f"{row['backbone']} {row['technique']}: {row['seeds']} seeds, val {row['val_mean']:.4f} ± {row['val_spread']:.4f}{test}", markup=False)
+    for row in rows:
+        if "error" in row:
+            out.print(f"failed: {row['name']}: {row['error']}", markup=False, style="red")
+    out.print()
+    out.print(board["verdict"], markup=False)
+    out.print(f"written to {path}: leaderboard.csv, leaderboard.json, curves.png, accuracy-against-seconds.png, and a folder for each row", markup=False)
+
+
+def explanation(told: dict[str, Any]) -> None:
+    """Print in plain words what a plan would do."""
+    plan, images, parameters = told["plan"], told["images"], told["parameters"]
+    out.print(f"{plan['technique']} of {plan['backbone']} ({plan['weights']} weights) at {plan['resolution']} px on {told['data']}", markup=False)
+    out.print(f"{images['train']:,} images to train on, {images['val']:,} to choose by, {images['test']:,} shut away; {told['classes']} classes")
+    until = plan["until"]
+    where = "the end of the network" if not until else until if isinstance(until, str) else ", ".join(until)
+    out.print(f"features are taken at {where}; head: {plan['head'] + ', ' if plan['head'] else ''}class layer", markup=False)
+    for number, phase in enumerate(told["phases"], 1):
+        out.print()
+        out.print(f"Phase {number}: train {phase['train']}" + (" by solving it" if phase["optimizer"] == "lbfgs" else f", {phase['optimizer']}, up to {phase['epochs']} epochs"))
+        if phase["frozen_parameters"]:
+            out.print(f"  frozen: {phase['frozen_parameters']:,} parameters and their buffers")
+            if phase["kept"]:
+                out.print(f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {max(0.0, phase['seconds_without_cache'] - phase['seconds']):,.0f} s")
+            else:
+                out.print(f"  computed again every epoch: {phase['cache_bytes'] / 1e6:,.0f} MB do not fit on the cache's disk")
+        else:
+            out.print("  frozen: nothing")
+        out.print(f"  trained: {phase['trained_parameters_of_backbone']:,} parameters of the backbone, and the head")
+        out.print(f"  about {phase['seconds']:,.0f} s")
+    out.print()
+    out.print(f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained in all; about {told['seconds']:,.0f} s. Nothing was run.")
+
+
+def ladder(name: str, resolution: int, weights: str, rungs: Sequence[dict[str, Any]]) -> None:
+    """Print the places at which a backbone can be cut."""
+    out.print(f"{name} at {resolution} px, {weights}", markup=False)
+    table = Table("stage", "output", "parameters", "multiply-adds", "kept when frozen up to here", "pooled", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for rung in rungs:
+        shape = " × ".join(map(str, rung["shape"]))
+        table.add_row(rung["name"], shape, f"{rung['parameters']:,}", f"{rung['multiply_adds'] / 1e6:,.1f} M", f"{rung['map_bytes']:,} B", f"{rung['pooled_bytes']:,} B")
+    out.print(table)
+    out.print("bytes are those of one image in the cache, float16", style="dim")
+
+
+def pairs(rows: dict[str, str], head: str = "") -> None:
+    """Print names with what they mean."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    if head:
+        out.print(head, style="bold")
+    for name, meaning in rows.items():
+        table.add_row(name, meaning)
+    out.print(table)
+
+
+def _interval(ci95: Sequence[float]) -> str:
+    return f"{ci95[0]:.3f} – {ci95[1]:.3f}"

@@ -1,0 +1,176 @@
+"""Finished runs side by side, on the same images or not at all: the leaderboard, its files and its pictures.
+
+Refuses to load torch, and to compare runs whose splits differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from regraft import evaluate, run
+from regraft.errors import UserError
+from regraft.run import Run
+
+
+def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Return the comparison as plain data: rows ranked by validation accuracy, the selected one, and what differs for real.
+
+    Args:
+        runs: Finished runs on one split; the test part may be open or shut.
+        failed: Rows `{name, backbone, technique, seed, error}` that did not finish; they come last.
+
+    Returns:
+        `rows` (scores, name, `test` and `versus_selected` where the test part is open), `selected` (a name or None), `split_digest`, `seeds`
+        (mean and spread, where there are several) and `verdict`, a sentence.
+
+    Raises:
+        UserError: When the runs were fitted on different splits; names both.
+    """
+    digests = {finished.scores["split_digest"]: finished.name for finished in runs}
+    if len(digests) > 1:
+        (one, first), (other, second) = list(digests.items())[:2]
+        raise UserError(f"{first} was fitted on split {one}, {second} on {other}. Expected runs on the same images and split. Compare runs of one split only.")
+    ranked = sorted(runs, key=lambda one: (-one.scores["val"]["accuracy"], one.scores["val"]["loss"]))
+    rows = [_row(one, ranked[0]) for one in ranked]
+    names = [row["name"] for row in rows]
+    return {
+        "rows": [*rows, *failed], "selected": names[0] if names else None, "split_digest": next(iter(digests), None),
+        "seeds": _over_seeds(ranked), "verdict": _verdict(rows),
+    }  # fmt: skip
+
+
+def write(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
+    """Write `leaderboard.json`, `leaderboard.csv`, `curves.png` and `accuracy-against-seconds.png`."""
+    run.write_table(folder / "leaderboard.csv", [flat(row) for row in board["rows"]])
+    if runs:
+        curves(runs, folder / "curves.png")
+        cost(runs, folder / "accuracy-against-seconds.png")
+    run.write_json(folder / "leaderboard.json", board)
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the leaderboard as a person reads it: one number a column."""
+    if "error" in row:
+        return {"name": row["name"], "backbone": row["backbone"], "technique": row["technique"], "seed": row["seed"], "error": row["error"]}
+    test = row.get("test") or {}
+    low, high = test.get("ci95", (None, None))
+    return {
+        "name": row["name"], "backbone": row["backbone"], "technique": row["technique"], "seed": row["seed"], "resolution": row["resolution"],
+        "val_accuracy": row["val"]["accuracy"], "test_accuracy": test.get("accuracy"), "test_low": low, "test_high": high,
+        "gap": row["train"]["accuracy"] - row["val"]["accuracy"], "seconds_extract": row["seconds"]["extract"], "seconds_train": row["seconds"]["train"],
+        "seconds_total": row["seconds"]["total"], "trainable": row["parameters"]["trainable"], "total": row["parameters"]["total"],
+    }  # fmt: skip
+
+
+def curves(runs: Sequence[Run], path: Path) -> None:
+    """Draw loss and accuracy of train and val by epoch, every run on shared axes; solved heads are a point at epoch 1."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    for number, one in enumerate(runs):
+        rows = one.history()
+        colour = f"C{number % 10}"
+        solved = "l2" in rows[0] and "lr" not in rows[-1]
+        epochs = [1] if solved else [row_number + 1 for row_number in range(len(rows))]
+        for axis, what in ((left, "loss"), (right, "accuracy")):
+            for part, style in (("train", "--"), ("val", "-")):
+                values = [one.scores[part][what]] if solved else [row.get(f"{part}_{what}") for row in rows]
+                label = one.name if part == "val" else None
+                axis.plot(epochs, values, style, color=colour, marker="o" if solved else None, markersize=4, label=label, linewidth=1.4)
+    left.set(xlabel="epoch", ylabel="loss", title="loss")
+    right.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
+    left.set_yscale("log")
+    right.legend(fontsize=8, title="solid val, dashed train while training", title_fontsize=8)
+    _save(figure, path)
+
+
+def cost(runs: Sequence[Run], path: Path) -> None:
+    """Draw accuracy (test where it is open, else val) with its 95 % interval against seconds of work."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    for number, one in enumerate(runs):
+        part = "test" if one.test else "val"
+        scores = one.test["test"] if one.test else one.scores["val"]
+        low, high = scores["ci95"]
+        seconds = one.scores["seconds"]["total"]
+        axis.errorbar(seconds, scores["accuracy"], [[scores["accuracy"] - low], [high - scores["accuracy"]]], fmt="o", color=f"C{number % 10}", capsize=3)
+        axis.annotate(one.name, (seconds, scores["accuracy"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axis.set(xlabel="seconds of work", ylabel=f"{part} accuracy, 95 % interval", xscale="log")
+    axis.margins(x=0.25)
+    _save(figure, path)
+
+
+def _row(one: Run, selected: Run) -> dict[str, Any]:
+    row = {"name": one.name, **one.scores}
+    if one.test and selected.test:
+        row["test"] = one.test["test"]
+        row["opened"] = one.test["opened"]
+        mine, theirs = one.predictions("test"), selected.predictions("test")
+        if one.name != selected.name and (mine["keys"] == theirs["keys"]).all():
+            right = [found["logits"].argmax(axis=1) == found["targets"] for found in (mine, theirs)]
+            found = evaluate.difference(right[0], right[1])
+            row["versus_selected"] = {"points": found.points, "ci95": found.ci95, "p": found.p, "real": found.real}
+    return row
+
+
+def _over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return mean and spread of each backbone and technique that ran with several seeds."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for one in runs:
+        found.setdefault((one.plan.backbone, one.plan.technique), []).append(one)
+    rows = []
+    for (backbone, technique), same in found.items():
+        if len(same) < 2:
+            continue
+        row: dict[str, Any] = {"backbone": backbone, "technique": technique, "seeds": len(same)}
+        val = [one.scores["val"]["accuracy"] for one in same]
+        row |= {"val_mean": mean(val), "val_spread": stdev(val)}
+        if all(one.test for one in same):
+            test = [one.test["test"]["accuracy"] for one in same if one.test]
+            row |= {"test_mean": mean(test), "test_spread": stdev(test)}
+        rows.append(row)
+    return rows
+
+
+def _verdict(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "No row finished."
+    best = rows[0]
+    test = best.get("test")
+    if not test:
+        return f"{best['name']} does best on validation ({best['val']['accuracy']:.1%} of {best['val']['n']:,} images); the test part is shut."
+    text = f"{best['name']} was selected on validation and is right on {test['accuracy']:.1%} of {test['n']:,} test images (95 % interval {test['ci95'][0]:.1%} to {test['ci95'][1]:.1%})."
+    rivals = [row for row in rows[1:] if "versus_selected" in row]
+    alike = [row["name"] for row in rivals if not row["versus_selected"]["real"]]
+    better = [row["name"] for row in rivals if row["versus_selected"]["real"] and row["versus_selected"]["points"] > 0]
+    if better:
+        text += f" On the test part {_and(better)} {'is' if len(better) == 1 else 'are'} better."
+    if alike:
+        text += f" No difference to {_and(alike)} can be told with {test['n']:,} images."
+    elif rivals and not better:
+        text += " Every other row is worse by more than chance."
+    return text
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    for axis in figure.axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)

@@ -1,0 +1,127 @@
+"""Many runs side by side: backbones × techniques × seeds on one split, ranked on validation, the test part opened once at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regraft import backbone, report, run, techniques
+from regraft.data import Dataset, Split
+from regraft.errors import UserError
+from regraft.plan import Plan
+from regraft.run import Run
+from regraft.workflow import planning
+from regraft.workflow.opening import open_test
+from regraft.workflow.story import Settings, fit, loaded, readable
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison: its folder, the leaderboard as plain data, and the runs that finished."""
+
+    path: Path
+    board: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def selected(self) -> Run | None:
+        """The run that does best on validation."""
+        return next((one for one in self.runs if one.name == self.board["selected"]), None)
+
+    def __repr__(self) -> str:
+        return f"Comparison({str(self.path)!r}: {self.board['verdict']})"
+
+
+def compare(
+    data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
+    resolution: int | None = None, weights: str | None = None, changes: Sequence[str] = (), settings: Settings = Settings(),
+) -> Comparison:  # fmt: skip
+    """Carry every backbone over to the images in every way, and say which did best.
+
+    A row that fails is reported with its reason, and the others go on.
+
+    Args:
+        data: Labelled images.
+        out: Folder of the comparison; each row is a run folder in it.
+        backbones: timm names.
+        ways: Names of techniques.
+        seeds: Rows for the seeds 0 … seeds - 1; the split stays the same.
+        resolution: Side in pixels for all rows; what suits each backbone when None.
+        weights: "pretrained", "random" or a file, where the technique does not say.
+        changes: `key=value` pairs for every plan.
+        settings: Where things are kept, and how runs are begun.
+
+    Raises:
+        UserError: When names are unknown, images unreadable, or the folder is taken.
+    """
+    for way in ways:
+        techniques.find(way)
+    for name in backbones:
+        backbone.check_name(name)
+    split = data.split(settings.split_seed, settings.train_images)
+    rows = _rows(data, split, backbones, ways, seeds, resolution, weights, changes, settings)
+    planned = [plan for _, plan in rows if isinstance(plan, Plan)]
+    if not planned:
+        raise next(fault for _, fault in rows if isinstance(fault, UserError))
+    _prepare(out, settings)
+    data, _ = readable(data, loaded(planned[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
+    done: list[Run] = []
+    failed: list[dict[str, Any]] = []
+    for number, (row, plan) in enumerate(rows, 1):
+        name = row["name"]
+        settings.watcher.say(f"Row {number} of {len(rows)}: {name}")
+        try:
+            if isinstance(plan, UserError):
+                raise plan
+            done.append(fit(data, plan, out / name, replace(settings, overwrite=False)))
+        except UserError as error:
+            failed.append({**row, "error": str(error)})
+        except Exception as error:  # our bug or the machine's limit: said in the row, and the other rows go on
+            failed.append({**row, "error": f"{type(error).__name__}: {error}"})
+        if failed and failed[-1]["name"] == name:
+            settings.watcher.say(f"{name} failed: {failed[-1]['error']}")
+    settings.watcher.say("Opening the test part for all rows at once.")
+    opened = tuple(one if one.test else open_test(one, data, settings) for one in done)
+    board = report.leaderboard(opened, failed)
+    report.write(board, opened, out)
+    return Comparison(out, board, opened)
+
+
+def _prepare(out: Path, settings: Settings) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file. Expected a folder for the comparison. Give another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if settings.overwrite:
+            run.remove(out)
+        elif not settings.resume:
+            raise UserError(f"{out} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        run.write_json(out / "comparison.json", {"finished": False})
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
+
+
+def _rows(
+    data: Dataset, split: Split, backbones: Sequence[str], ways: Sequence[str], seeds: int, resolution: int | None, weights: str | None,
+    changes: Sequence[str], settings: Settings,
+) -> list[tuple[dict[str, Any], Plan | UserError]]:  # fmt: skip
+    """Return what each row is called with its plan, or with the reason why there is none.
+
+    Rows of one backbone follow each other, so that what they share is read while it is warm.
+    """
+    found: list[tuple[dict[str, Any], Plan | UserError]] = []
+    for name in backbones:
+        for way in ways:
+            for seed in range(seeds):
+                parts = [name if len(backbones) > 1 else "", way, f"seed{seed}" if seeds > 1 else ""]
+                called = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
+                row = {"name": called, "backbone": name, "technique": way, "seed": seed}
+                try:
+                    found.append((row, planning.make(data, split, way, name, weights, resolution, seed, changes, settings.device)))
+                except UserError as error:
+                    found.append((row, error))
+    return found

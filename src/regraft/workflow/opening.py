@@ -1,0 +1,55 @@
+"""Opening the test part: on purpose, recorded each time, for one run or for many at once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from regraft import backbone, evaluate, machine, predict, run
+from regraft.data import Dataset
+from regraft.errors import UserError
+from regraft.run import Run
+from regraft.workflow.parts import Part, logits
+from regraft.workflow.story import Settings, final_cut, readable
+
+
+def open_test(finished: Run, data: Dataset, settings: Settings = Settings()) -> Run:
+    """Score a run on the test part of the very split that it was fitted on, and record that the part was opened.
+
+    Args:
+        finished: The run.
+        data: The images that it was fitted on.
+        settings: `home`, `device` and `watcher` count; the split is the one of the run.
+
+    Raises:
+        UserError: When these are other images or another split.
+    """
+    model, top = predict.restored(finished, machine.device(settings.device))
+    data, split = readable(data, model, ("train", "val", "test") if settings.skip_bad else (), settings)
+    if split.digest != finished.scores["split_digest"]:
+        raise UserError(
+            f"{data.name} splits into {split.digest}, but the run in {finished.path} was fitted on {finished.scores['split_digest']}. "
+            "Expected the same images and split. Give the same data, --train-images and --split-seed."
+        )
+    part = Part("test", data.take(split.test), settings.home, settings.watcher)
+    prefix, suffix = final_cut(model, finished.plan)
+    said = logits(part, model, prefix, suffix, top, finished.plan)
+    openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
+    run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
+    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings})
+    return run.load(finished.path)
+
+
+def score(finished: Run, data: Dataset, settings: Settings = Settings()) -> evaluate.Scores:
+    """Return the scores of a run on all images of another dataset with the same classes.
+
+    Raises:
+        UserError: When the classes differ.
+    """
+    if data.classes != finished.classes:
+        raise UserError(f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. Expected the same classes in the same order.")
+    part = Part("all", data.take(np.arange(len(data))), settings.home, settings.watcher)
+    model, top = predict.restored(finished, machine.device(settings.device))
+    prefix, suffix = backbone.cut(model, "head", finished.plan.stages_taken, finished.plan.flattens)
+    return evaluate.scores(logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels)

@@ -1,0 +1,111 @@
+"""From what a user asks for to a plan, and a plan in plain words: what is frozen, computed once, trained, and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from regraft import backbone, cache, machine, techniques, views
+from regraft import plan as plans
+from regraft.backbone import Backbone
+from regraft.data import Dataset, Split
+from regraft.plan import Plan
+from regraft.workflow.story import Settings, final_cut, new_head, parameters
+
+_PROBE = 16  # images of the pass that is timed for the estimate
+_BACKWARD = 2.0  # a backward pass costs about two forward ones
+
+
+def make(
+    data: Dataset, split: Split, technique: str, name: str = backbone.EMBEDDED, weights: str | None = None, resolution: int | None = None, seed: int = 0,
+    changes: Sequence[str] = (), device: str = "auto",
+) -> Plan:  # fmt: skip
+    """Return the plan of a technique for these images: the technique first, then what was asked for, then `changes`.
+
+    Args:
+        data: The images.
+        split: Its parts; techniques see how many images there are to train on.
+        technique: A name from `techniques.TECHNIQUES`, or `module:function`.
+        name: The backbone.
+        weights: "pretrained", "random" or a file; what the technique says when None.
+        resolution: Side in pixels; what suits images and backbone when None.
+        seed: Of everything but the split.
+        changes: `key=value` pairs, see `plan.changed`.
+        device: "auto", "cpu" or "cuda"; decides the precision.
+    """
+    facts = backbone.load(name, "random").facts
+    plan = techniques.make(technique, facts, replace(data.facts, images=len(split.train)))
+    where = machine.device(device)
+    values = plan.model_dump(mode="json")
+    values["seed"] = seed
+    values["precision"] = "bfloat16" if machine.has_bfloat16(where) else "float32"
+    values["train_precision"] = "bfloat16" if where == "cuda" and machine.has_bfloat16(where) else "float32"
+    if weights is not None and plan.weights != "random":
+        values["weights"] = weights
+    if resolution is not None:
+        values["resolution"] = resolution
+    made = plans.changed(values, changes)
+    made.check(facts, data.classes)
+    return made
+
+
+def explain(data: Dataset, split: Split, plan: Plan, settings: Settings = Settings()) -> dict[str, Any]:
+    """Return in numbers and words what a plan would do, and about how long it would take; nothing is trained or kept.
+
+    The estimate comes from timing one pass of a few blank images through the network; it leaves out start-up and compilation.
+    """
+    model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    plan.check(model.facts, data.classes)
+    top = new_head(model, plan, len(data.classes))
+    phases = [_phase(number, model, plan, split, settings) for number in range(len(plan.phases))]
+    return {
+        "plan": plan.model_dump(mode="json"), "plan_digest": plan.digest, "data": data.name,
+        "images": {name: len(split[name]) for name in ("train", "val", "test")}, "classes": len(data.classes),
+        "parameters": parameters(model, plan, top), "phases": phases, "seconds": round(sum(phase["seconds"] for phase in phases), 1),
+    }  # fmt: skip
+
+
+def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Settings) -> dict[str, Any]:
+    phase = plan.phases[number]
+    prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
+    whole = phase.train == "all"
+    looks = phase.views if phase.augment != "none" else 1
+    images = len(split.train) * looks + len(split.val)
+    needed = 0 if whole else cache.size_of(prefix, len(split.train), looks) + cache.size_of(prefix, len(split.val))
+    forward, frozen = _seconds(model, prefix, suffix, plan)
+    kept = not whole and cache.fits(needed, settings.home)
+    once = images * frozen if kept else 0.0
+    again = 0.0 if kept or whole else images * frozen
+    epochs = 1 if phase.optimizer == "lbfgs" else phase.epochs
+    trained = sum(p.numel() for p in suffix.parameters())
+    work = epochs * (len(split.train) * forward * (1 + _BACKWARD) + len(split.val) * forward + again) if trained else 0.0
+    solve = len(phase.l2) * len(split.train) * prefix.shapes[0].numel() * 4e-8 if phase.optimizer == "lbfgs" else epochs * len(split.train) * 5e-5
+    return {
+        "train": phase.train, "optimizer": phase.optimizer, "epochs": epochs, "frozen_parameters": sum(p.numel() for p in prefix.parameters()),
+        "trained_parameters_of_backbone": trained, "cache_bytes": needed, "kept": kept,
+        "seconds_without_cache": round(work + solve + (epochs * images * frozen if not whole else 0.0), 1), "seconds": round(once + work + solve, 1),
+    }  # fmt: skip
+
+
+def _seconds(model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan) -> tuple[float, float]:
+    """Return the seconds for one image through the trained and through the frozen part."""
+    blank = torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8)
+    ids = torch.zeros(_PROBE, dtype=torch.int64)
+    times = []
+    suffix.eval()
+    for _ in range(2):  # the first pass warms up
+        started = time.perf_counter()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
+            features = prefix(views.see(blank, ids, model.rules, plan.resolution))
+        half = time.perf_counter()
+        with torch.inference_mode():
+            suffix(*(feature.float() for feature in features))
+        times.append(((time.perf_counter() - half) / _PROBE, (half - started) / _PROBE))
+    return times[-1]
+
+
+__all__ = ["explain", "final_cut", "make"]
