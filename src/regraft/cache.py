@@ -68,7 +68,12 @@ def pixels(data: Dataset, resolution: int, interpolation: str, folder: Path, wat
     """
     size = views.stored_size(data, resolution)
     name = _digest("pixels", *size, interpolation, "\n".join(map(str, data.hashes)))
-    return _kept(folder / name, [((len(data), *size, 3), np.dtype(np.uint8))], lambda: ((chunk,) for chunk in views.pixels(data, size, interpolation, watcher)), watcher)
+    return _kept(
+        folder / name,
+        [((len(data), *size, 3), np.dtype(np.uint8))],
+        lambda: ((chunk,) for chunk in views.pixels(data, size, interpolation, watcher)),
+        watcher,
+    )
 
 
 def activations(
@@ -147,7 +152,14 @@ def listing(folder: Path) -> list[dict[str, Any]]:
     for path in folder.glob("*/meta.json"):
         try:
             meta = json.loads(path.read_text())
-            found.append({"name": path.parent.name, "bytes": int(meta["bytes"]), "age": time.time() - path.stat().st_mtime, "shapes": [a["shape"] for a in meta["arrays"]]})
+            found.append(
+                {
+                    "name": path.parent.name,
+                    "bytes": int(meta["bytes"]),
+                    "age": time.time() - path.stat().st_mtime,
+                    "shapes": [a["shape"] for a in meta["arrays"]],
+                }
+            )
         except (OSError, ValueError, KeyError):
             continue
     return sorted(found, key=lambda entry: float(entry["age"]))
@@ -187,7 +199,9 @@ def _kept(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chunk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(path, needed, shutil.disk_usage(path.parent).free) from error
-        raise UserError(f"The cache folder {path.parent} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can.") from error
+        raise UserError(
+            f"The cache folder {path.parent} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can."
+        ) from error
     made = _opened(path, watcher)
     if made is None:
         raise UserError(f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one.")

@@ -18,8 +18,7 @@ from regraft.errors import UserError, listed
 
 PARTS = ("train", "val", "test")
 TEST_SHARE = 0.20  # of all images, when the data brings no test part
-VAL_SHARE = 0.15  # of all images then; of the training images it is 0.10 when a test part is given
-VAL_SHARE_OF_TRAIN = 0.10
+VAL_SHARE = 0.10  # of all images then, and of the training images when a test part is given
 _SLACK = 0.1  # by which a class may miss its share of a part before images are moved
 
 Rows = NDArray[np.int64]
@@ -179,8 +178,7 @@ class Dataset:
         unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
         open_rows = np.flatnonzero((part == "") | (part == "train"))
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
-        test, val = (0.0, VAL_SHARE_OF_TRAIN) if has_test else (TEST_SHARE, VAL_SHARE)
-        val = 0.0 if has_val else val
+        test, val = 0.0 if has_test else TEST_SHARE, 0.0 if has_val else VAL_SHARE
         if self.groups is not None:
             part[open_rows] = np.where(unit[open_rows] < test, "test", np.where(unit[open_rows] < test + val, "val", "train"))
         else:
@@ -219,22 +217,20 @@ class Dataset:
             by_rest.remove(label)
             by_rest.append(label)
         place = {int(row): value for row, value in zip(train, unit, strict=True)}
-        kept = [row for label, rows in of_class.items() for row in sorted(rows, key=lambda r: place[int(r)])[: quota[label]]]
+        kept = [row for label, rows in of_class.items() for row in sorted(map(int, rows), key=place.__getitem__)[: quota[label]]]
         return np.sort(np.array(kept, dtype=np.int64))
 
     def _check_parts(self, rows: dict[str, Rows]) -> None:
         for name in PARTS:
             if not len(rows[name]):
                 raise UserError(
-                    f"The {name} part of {self.name} is empty. Expected images in train, val and test. "
-                    "Add images, or fewer groups that span everything."
+                    f"The {name} part of {self.name} is empty. Expected images in train, val and test. Add images, or fewer groups that span everything."
                 )
         lacking = sorted(set(range(len(self.classes))) - set(self.labels[rows["train"]].tolist()))
         if lacking:
             names = listed(repr(self.classes[label]) for label in lacking)
             raise UserError(
-                f"No training image is left of class {names} in {self.name}. "
-                "Every class needs at least one image in train; add images, or remove the class."
+                f"No training image is left of class {names} in {self.name}. Every class needs at least one image in train; add images, or remove the class."
             )
 
 
@@ -270,8 +266,7 @@ def table(
     if len(unique) < len(called):
         twice = unique[counts > 1]
         raise UserError(
-            f"{name} lists {listed(map(repr, map(str, twice)))} more than once. Expected every image under a key of its own. "
-            "Remove the repeated rows or files."
+            f"{name} lists {listed(map(repr, map(str, twice)))} more than once. Expected every image under a key of its own. Remove the repeated rows or files."
         )
     order = np.argsort(called, kind="stable").astype(np.int64)
     kept_groups = None
@@ -297,9 +292,7 @@ def content_hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _check(
-    name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, parts: Sequence[str] | None
-) -> None:
+def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, parts: Sequence[str] | None) -> None:
     if not len(labels):
         raise UserError(f"{name} holds no images. Expected labelled images of at least two classes.")
     if len(labels) != len(images):
@@ -311,14 +304,14 @@ def _check(
             f"(0 … {len(classes) - 1}). Correct the labels or add the class names."
         )
     counts = np.bincount(labels, minlength=len(classes))
-    present = [str(classes[label]) for label in np.flatnonzero(counts)]
+    present = [str(classes[int(label)]) for label in np.flatnonzero(counts)]
     if len(present) < 2:
         raise UserError(
             f"{name} has one class only, {present[0]!r}. Expected at least two. "
             "Put the images of each class into a folder of its own, or add the other classes."
         )
     needed = 3 if parts is None or "test" not in parts else 2
-    small = [f"{classes[label]!r} ({counts[label]})" for label in np.flatnonzero((counts < needed))]
+    small = [f"{classes[int(label)]!r} ({counts[label]})" for label in np.flatnonzero(counts < needed)]
     if small:
         raise UserError(
             f"{name} has too few images of class {listed(small)}. Expected at least {needed} a class, so that train, val and test "

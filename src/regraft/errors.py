@@ -13,10 +13,6 @@ class UserError(Exception):
     """A mistake that the user can mend; its text says what was given, what was expected, what to do."""
 
 
-class Interrupted(UserError):
-    """The user stopped the run; its text says how to go on."""
-
-
 def unknown(kind: str, given: str, known: Iterable[str], more: str = "") -> UserError:
     """Return the error for a name that does not exist, with the nearest names offered.
 

@@ -80,7 +80,7 @@ def head_layers(head: str) -> tuple[Layer, ...]:
                 value = number(words.pop(0))
             except (IndexError, ValueError):
                 raise ValueError(f"{item!r} needs a number, as in '{kind} {'256' if kind == 'dense' else '0.5'}'") from None
-            if kind == "dense" and value < 1 or kind == "dropout" and not 0 <= value < 1:
+            if (kind == "dense" and value < 1) or (kind == "dropout" and not 0 <= value < 1):
                 raise ValueError(f"{item!r} is out of range; dense takes 1 or more, dropout 0 to below 1")
         layers.append(Layer(kind, value))
         if words and kind == "dense" and len(words) == 1 and words[0] in ("relu", "gelu", "silu", "tanh"):

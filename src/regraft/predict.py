@@ -151,4 +151,6 @@ def _read(path: Path) -> NDArray[np.uint8]:
     try:
         return decoded(path.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}). Expected a whole JPEG, PNG, WebP, BMP, TIFF or GIF file. Check the path and the file.") from error
+        raise UserError(
+            f"{path} cannot be read as an image ({error}). Expected a whole JPEG, PNG, WebP, BMP, TIFF or GIF file. Check the path and the file."
+        ) from error

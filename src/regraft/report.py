@@ -78,7 +78,8 @@ def curves(runs: Sequence[Run], path: Path) -> None:
             for part, style in (("train", "--"), ("val", "-")):
                 values = [one.scores[part][what]] if solved else [row.get(f"{part}_{what}") for row in rows]
                 label = one.name if part == "val" else None
-                axis.plot(epochs, values, style, color=colour, marker="o" if solved else None, markersize=4, label=label, linewidth=1.4)
+                look = {"marker": "o", "fillstyle": "full" if part == "val" else "none"} if solved else {}
+                axis.plot(epochs, values, style, color=colour, label=label, linewidth=1.4, markersize=5, **look)
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
     left.set_yscale("log")

@@ -61,7 +61,8 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors of backbone and head by name."""
-        return safetensors.torch.load_file(self.path / "model.safetensors")
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(self.path / "model.safetensors")
+        return tensors
 
     def __repr__(self) -> str:
         val = self.scores["val"]
@@ -95,11 +96,15 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
         if overwrite:
             remove(path)
         elif not resume:
-            raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
+            raise UserError(
+                f"{path} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out."
+            )
     if resume and (path / "plan.toml").is_file():
         there = plans.read(path / "plan.toml")
         if there.digest != plan.digest:
-            raise UserError(f"{path} holds another plan ({there.digest}, not {plan.digest}). Expected the same plan to go on. Pass --overwrite, or another --out.")
+            raise UserError(
+                f"{path} holds another plan ({there.digest}, not {plan.digest}). Expected the same plan to go on. Pass --overwrite, or another --out."
+            )
         state = _state(path)
         if state.get("split_digest") != split_digest:
             raise UserError(f"{path} was begun with other images or another split. Expected the same to go on. Pass --overwrite, or another --out.")
@@ -136,7 +141,9 @@ def remove(path: Path) -> None:
     """Remove a run or a comparison; raises `UserError` for a folder that is neither."""
     known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json")
     if not any((path / name).exists() for name in known):
-        raise UserError(f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself.")
+        raise UserError(
+            f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself."
+        )
     shutil.rmtree(path)
 
 

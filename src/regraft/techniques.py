@@ -117,7 +117,7 @@ def resolution(model: ModelFacts, data: DataFacts) -> int:
     side = max(data.size)
     if model.fixed_resolution:
         return model.resolution
-    return next((target for limit, target in ((16, 64), (48, 96), (112, 96), (160, 128)) if side <= limit), model.resolution)
+    return next((target for limit, target in ((16, 80), (112, 96), (160, 128)) if side <= limit), model.resolution)
 
 
 def _plan(name: str, model: ModelFacts, data: DataFacts, *phases: Phase, **fields: Any) -> Plan:

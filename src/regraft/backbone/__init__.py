@@ -3,7 +3,7 @@
 Refuses to know families: names, depth and weights are timm's, the cut is found by dataflow.
 """
 
-from regraft.backbone.graph import Prefix, Suffix
+from regraft.backbone.halves import Prefix, Suffix
 from regraft.backbone.ladder import Place, cut, depth, earliest, ladder
 from regraft.backbone.source import EMBEDDED, Backbone, check_name, load, names, restore
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from regraft.backbone import graph
+from regraft.backbone import halves
 from regraft.backbone.source import Backbone, stages
 from regraft.errors import UserError, nearest
 
@@ -48,13 +48,13 @@ def ladder(source: Backbone, fine: bool = False) -> list[Place]:
         work = sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]])
         following = spans[number + 1][0] if number + 1 < len(spans) else None
         end = _end(source)
-        pooled = graph.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
+        pooled = halves.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
         crossing = _bytes(source, following, end) if following else pooled
         rungs.append(Place(stage, tuple(values[last][1:]), parameters, work, crossing, pooled))
     return rungs
 
 
-def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False) -> tuple[graph.Prefix, graph.Suffix]:
+def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False) -> tuple[halves.Prefix, halves.Suffix]:
     """Return the frozen and the trained part of a backbone.
 
     Args:
@@ -78,8 +78,11 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
         first = span(source, train)[0]
         names = [node.name for node in source.trace.eval.nodes]
         if names.index(first) > max(names.index(name) for name in taken):
-            raise UserError(f"Training was to start at {train!r}, which lies after {' and '.join(map(repr, until))}, where features are taken. Train an earlier stage, or take features later.")
-    return graph.cut(source.trace, source.values, first, taken, layouts)
+            raise UserError(
+                f"Training was to start at {train!r}, which lies after {' and '.join(map(repr, until))}, where features are taken. "
+                "Train an earlier stage, or take features later."
+            )
+    return halves.cut(source.trace, source.values, first, taken, layouts)
 
 
 def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:
@@ -96,7 +99,7 @@ def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None 
 
 
 def layout(source: Backbone, node: str) -> str:
-    """Return how the value of a node becomes a vector, see `cut.gather`."""
+    """Return how the value of a node becomes a vector, see `halves.gather`."""
     shape = source.values[node]
     dimensions = len(shape)
     model: Any = source.model
@@ -119,7 +122,7 @@ def _end(source: Backbone) -> str:
 
 def _bytes(source: Backbone, first: str, end: str) -> int:
     try:
-        prefix, _ = graph.cut(source.trace, source.values, first, [end], [layout(source, end)])
+        prefix, _ = halves.cut(source.trace, source.values, first, [end], [layout(source, end)])
     except UserError:
         return 0
     return sum(shape.numel() * 2 for shape in prefix.shapes)

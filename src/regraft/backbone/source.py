@@ -88,7 +88,7 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(name, weights, resolution)
-    config: dict[str, Any] = dict(model.pretrained_cfg)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     _fill(model, name, weights)
     native = int(config["input_size"][-1])
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
@@ -203,17 +203,22 @@ def _load_matching(model: nn.Module, state: dict[str, Tensor], name: str, path: 
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if extra or missing or shapes:
         faults = [f"{len(keys)} {word} ({listed(keys, 3)})" for word, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if keys]
-        raise UserError(f"The weights in {path} do not fit {name}: {', '.join(faults)}. Give weights of this architecture, or name the backbone that they belong to.")
+        raise UserError(
+            f"The weights in {path} do not fit {name}: {', '.join(faults)}. Give weights of this architecture, or name the backbone that they belong to."
+        )
     model.load_state_dict({key: state[key] for key in own})
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+            return tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} holds no readable weights ({type(error).__name__}). Expected safetensors or a plain state dict without other objects.") from error
+        raise UserError(
+            f"{path} holds no readable weights ({type(error).__name__}). Expected safetensors or a plain state dict without other objects."
+        ) from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -192,7 +192,9 @@ def backbones_show(
     source = backbone.load(name, "random", resolution)
     rungs = [asdict(place) for place in backbone.ladder(source, fine=all_places)]
     told = {"backbone": name, "resolution": source.resolution, "input": asdict(source.rules), "places": rungs}
-    show.as_json(told) if json else show.ladder(name, source.resolution, f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}", rungs)
+    show.as_json(told) if json else show.ladder(
+        name, source.resolution, f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}", rungs
+    )
 
 
 @cache_app.command("list")

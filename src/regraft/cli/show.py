@@ -14,7 +14,7 @@ from rich.table import Table
 
 from regraft.watch import Watcher
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -62,7 +62,7 @@ def run(scores: dict[str, Any], path: str) -> None:
     out.print(table)
     seconds, parameters = scores["seconds"], scores["parameters"]
     out.print(
-        f"{seconds['total']:.1f} s (load {seconds['load']:.1f}, extract {seconds['extract']:.1f}, train {seconds['train']:.1f}, evaluate {seconds['evaluate']:.1f}), "
+        f"{seconds['total']:.1f} s ({', '.join(f'{name} {seconds[name]:.1f}' for name in ('load', 'extract', 'train', 'evaluate'))}), "
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained, {scores['peak_memory_mb']:,} MB at most"
     )
     out.print(f"written to {path}" + ("" if "test" in scores else f"; the test part is shut, `regraft evaluate {path} --split test` opens it"), markup=False)
@@ -72,22 +72,31 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
     """Print the rows of a comparison, the best first, and the verdict."""
     rows = board["rows"]
     several = len({row["backbone"] for row in rows}) > 1
-    heads = ["", *(["backbone"] if several else []), "technique", "val", "test", "95 % interval", "gap", "extract s", "train s", "trained", "of parameters"]
-    table = Table(*heads, box=None, pad_edge=False)
-    for column in table.columns[2 + several :]:
-        column.justify = "right"
+    heads = ["", *(["backbone"] if several else []), "technique", "val", "test", "95 % interval", "gap", "extract", "train", "trained", "of"]
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < 2 + several else "right", no_wrap=True)
     for row in rows:
         if "error" in row:
             continue
         test = row.get("test")
         mark = "→" if row["name"] == board["selected"] else "≈" if test and not row.get("versus_selected", {"real": True})["real"] else ""
-        cells = [mark, *([row["backbone"]] if several else []), row["technique"] + (f" #{row['seed']}" if board["seeds"] else ""), f"{row['val']['accuracy']:.4f}"]
+        cells = [
+            mark,
+            *([row["backbone"]] if several else []),
+            row["technique"] + (f" #{row['seed']}" if board["seeds"] else ""),
+            f"{row['val']['accuracy']:.4f}",
+        ]
         cells += [f"{test['accuracy']:.4f}", _interval(test["ci95"])] if test else ["shut", ""]
-        cells += [f"{row['train']['accuracy'] - row['val']['accuracy']:+.4f}", f"{row['seconds']['extract']:.1f}", f"{row['seconds']['train']:.1f}"]
-        cells += [f"{row['parameters']['trainable']:,}", f"{row['parameters']['total']:,}"]
+        cells += [
+            f"{row['train']['accuracy'] - row['val']['accuracy']:+.4f}",
+            f"{row['seconds']['extract']:.1f} s",
+            f"{row['seconds']['train']:.1f} s",
+        ]
+        cells += [_short(row["parameters"]["trainable"]), _short(row["parameters"]["total"])]
         table.add_row(*cells)
     out.print(table)
-    out.print("→ selected on val   ≈ not told apart from it on test (McNemar, 5 %)   gap: train − val, both in eval mode", style="dim")
+    out.print("→ selected on val   ≈ not told apart from it on test (McNemar, 5 %)   gap: train − val, both in eval mode   trained: parameters", style="dim")
     for row in board["seeds"]:
         test = f", test {row['test_mean']:.4f} ± {row['test_spread']:.4f}" if "test_mean" in row else ""
         out.print(f"{row['backbone']} {row['technique']}: {row['seeds']} seeds, val {row['val_mean']:.4f} ± {row['val_spread']:.4f}{test}", markup=False)
@@ -109,11 +118,16 @@ def explanation(told: dict[str, Any]) -> None:
     out.print(f"features are taken at {where}; head: {plan['head'] + ', ' if plan['head'] else ''}class layer", markup=False)
     for number, phase in enumerate(told["phases"], 1):
         out.print()
-        out.print(f"Phase {number}: train {phase['train']}" + (" by solving it" if phase["optimizer"] == "lbfgs" else f", {phase['optimizer']}, up to {phase['epochs']} epochs"))
+        out.print(
+            f"Phase {number}: train {phase['train']}"
+            + (" by solving it" if phase["optimizer"] == "lbfgs" else f", {phase['optimizer']}, up to {phase['epochs']} epochs")
+        )
         if phase["frozen_parameters"]:
             out.print(f"  frozen: {phase['frozen_parameters']:,} parameters and their buffers")
             if phase["kept"]:
-                out.print(f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {max(0.0, phase['seconds_without_cache'] - phase['seconds']):,.0f} s")
+                out.print(
+                    f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {max(0.0, phase['seconds_without_cache'] - phase['seconds']):,.0f} s"
+                )
             else:
                 out.print(f"  computed again every epoch: {phase['cache_bytes'] / 1e6:,.0f} MB do not fit on the cache's disk")
         else:
@@ -132,7 +146,14 @@ def ladder(name: str, resolution: int, weights: str, rungs: Sequence[dict[str, A
         column.justify = "right"
     for rung in rungs:
         shape = " × ".join(map(str, rung["shape"]))
-        table.add_row(rung["name"], shape, f"{rung['parameters']:,}", f"{rung['multiply_adds'] / 1e6:,.1f} M", f"{rung['map_bytes']:,} B", f"{rung['pooled_bytes']:,} B")
+        table.add_row(
+            rung["name"],
+            shape,
+            f"{rung['parameters']:,}",
+            f"{rung['multiply_adds'] / 1e6:,.1f} M",
+            f"{rung['map_bytes']:,} B",
+            f"{rung['pooled_bytes']:,} B",
+        )
     out.print(table)
     out.print("bytes are those of one image in the cache, float16", style="dim")
 
@@ -148,4 +169,8 @@ def pairs(rows: dict[str, str], head: str = "") -> None:
 
 
 def _interval(ci95: Sequence[float]) -> str:
-    return f"{ci95[0]:.3f} – {ci95[1]:.3f}"
+    return f"{ci95[0]:.3f}–{ci95[1]:.3f}"
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count / 1e3:.1f}k" if count >= 1e3 else str(count)

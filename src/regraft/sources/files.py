@@ -17,7 +17,7 @@ from regraft import data
 from regraft.errors import UserError, listed, nearest
 from regraft.sources.decode import EncodedImages
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .jp2 .avif".split())
+SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"])
 PART_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -103,7 +103,9 @@ def table(path: Path) -> data.Dataset:
     files = [(path.parent / row["path"].strip()).absolute() for row in rows]
     missing = [row["path"] for row, file in zip(rows, files, strict=True) if not file.is_file()]
     if missing:
-        raise UserError(f"{path} lists {len(missing):,} files that do not exist: {listed(missing)}. Expected paths relative to {path.parent}. Correct or remove them.")
+        raise UserError(
+            f"{path} lists {len(missing):,} files that do not exist: {listed(missing)}. Expected paths relative to {path.parent}. Correct or remove them."
+        )
     labels = [row["label"].strip() for row in rows]
     parts = [_part((row.get("split") or "").strip(), path) for row in rows] if "split" in columns else None
     groups = [(row.get("group") or "").strip() for row in rows] if "group" in columns else None
@@ -153,7 +155,7 @@ def _unpack(path: Path, target: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as packed:
             _check_room(sum(member.file_size for member in packed.infolist()), path, target)
-            packed.extractall(target)
+            packed.extractall(target)  # noqa: S202  zipfile drops absolute paths and '..' itself
     else:
         with tarfile.open(path) as packed_tar:
             _check_room(sum(member.size for member in packed_tar.getmembers()), path, target)
@@ -163,4 +165,6 @@ def _unpack(path: Path, target: Path) -> None:
 def _check_room(needed: int, path: Path, target: Path) -> None:
     free = shutil.disk_usage(target).free
     if needed > free:
-        raise UserError(f"{path} unpacks to {needed / 1e6:,.0f} MB, but {target.parent} has {free / 1e6:,.0f} MB free. Make room, or set REGRAFT_CACHE to another disk.")
+        raise UserError(
+            f"{path} unpacks to {needed / 1e6:,.0f} MB, but {target.parent} has {free / 1e6:,.0f} MB free. Make room, or set REGRAFT_CACHE to another disk."
+        )

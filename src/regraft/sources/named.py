@@ -100,7 +100,12 @@ def unpickled(content: bytes) -> Any:
 
     class Arrays(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct")}:
+            if (module, name) in {
+                ("numpy.core.multiarray", "_reconstruct"),
+                ("numpy", "ndarray"),
+                ("numpy", "dtype"),
+                ("numpy._core.multiarray", "_reconstruct"),
+            }:
                 return super().find_class(module.replace("numpy.core", "numpy._core"), name)
             if (module, name) == ("_codecs", "encode"):
                 return super().find_class(module, name)

@@ -51,7 +51,9 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
         parts += [_part_of(path)] * len(struct)
     missing = [number for number, content in enumerate(contents) if content is None]
     if missing:
-        raise UserError(f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder.")
+        raise UserError(
+            f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder."
+        )
     if classes is None:
         classes = ordered({str(label) for label in labels})
     number = {label: place for place, label in enumerate(classes)}
@@ -86,7 +88,11 @@ def npz(path: Path) -> data.Dataset:
 
 
 def of_arrays(
-    name: str, pixels: NDArray[np.uint8], labels: Sequence[Any] | NDArray[Any], classes: Sequence[str] | None = None, parts: Sequence[str] | None = None
+    name: str,
+    pixels: NDArray[np.uint8],
+    labels: Sequence[Any] | NDArray[Any],
+    classes: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
 ) -> data.Dataset:
     """Return a dataset of arrays; without class names these are the labels that occur."""
     if classes is None:

@@ -9,4 +9,18 @@ from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import explain, make
 from regraft.workflow.story import Settings, fit
 
-__all__ = ["Comparison", "Settings", "compare", "compare_named", "evaluate_named", "explain", "explain_named", "fit", "fit_named", "make", "open_test", "predict_named", "score"]
+__all__ = [
+    "Comparison",
+    "Settings",
+    "compare",
+    "compare_named",
+    "evaluate_named",
+    "explain",
+    "explain_named",
+    "fit",
+    "fit_named",
+    "make",
+    "open_test",
+    "predict_named",
+    "score",
+]

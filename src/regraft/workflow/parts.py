@@ -96,7 +96,9 @@ def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str
     needed = cache.size_of(prefix, len(train.data), looks) + cache.size_of(prefix, len(val.data))
     if is_whole(prefix) or not cache.fits(needed, train.home):
         if not is_whole(prefix):
-            train.watcher.say(f"Keeping the frozen part's output would take {needed / 1e6:,.0f} MB, more than {train.home} has; it is computed again every epoch.")
+            train.watcher.say(
+                f"Keeping the frozen part's output would take {needed / 1e6:,.0f} MB, more than {train.home} has; it is computed again every epoch."
+            )
         return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(model, prefix, plan, "none", plan.seed)
     looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
     entries = [train.kept(model, prefix, digest, plan, view) for view in looked]

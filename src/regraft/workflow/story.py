@@ -177,7 +177,7 @@ class _Work:
         weights = head.class_weights(self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes)
         with self.ledger.time("train"):
             if phase.optimizer == "lbfgs":
-                rows, without = self._solve(phase, read_train, read_val, weights), []
+                rows, without = self._solve(phase, read_train, read_val, weights), list[str]()
             else:
                 rows, without = self._tune(number, phase, suffix, read_train, read_val, weights)
         after = prefix.digest()
@@ -199,18 +199,21 @@ class _Work:
         self.watcher.say(f"Solved the head for {len(phase.l2)} values of L2; {found.l2:g} does best on validation.")
         return found.history
 
-    def _tune(self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None) -> tuple[list[dict[str, Any]], list[str]]:
+    def _tune(
+        self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
         from regraft.train import tune
 
         seed = self.plan.seed * 1009 + number
         module = tune.Tuning(suffix, self.head, phase, seed, backbone.depth(self.model), weights)
         batches = Batches(read_train, self.train.labels, phase.batch_size, seed)
         checks = Batches(read_val, self.val.labels, max(250, phase.batch_size), None)
-        module.to(next(self.model.model.parameters()).device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(next(self.model.model.parameters()).device, memory_format=torch.channels_last)
         folder = self.out / "checkpoints"
         done = tune.tune(module, batches, checks, folder, number, self.plan.train_precision, self.watcher, self.resume)
         kept = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
-        self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {kept.get(phase.monitor, float('nan')):.4f}).")
+        value = kept.get(phase.monitor, float("nan"))
+        self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f}).")
         return done.history, done.without_gradient
 
     def _keep(self, number: int) -> None:
@@ -253,9 +256,10 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_json(out / "freeze.json", work.contract)
     for file in (out / "checkpoints").glob("phase-*"):
         file.unlink()
+    origin = {"data": settings.origin, "train_images": settings.train_images, "split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
-        "data": data.name, "origin": {name: getattr(settings, name if name != "data" else "origin") for name in ("data", "train_images", "split_seed", "skip_bad")}, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
     }  # fmt: skip
