@@ -142,7 +142,9 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     test = best.get("test")
     if not test:
         return f"{best['name']} does best on validation ({best['val']['accuracy']:.1%} of {best['val']['n']:,} images); the test part is shut."
-    text = f"{best['name']} was selected on validation and is right on {test['accuracy']:.1%} of {test['n']:,} test images (95 % interval {test['ci95'][0]:.1%} to {test['ci95'][1]:.1%})."
+    low, high = test["ci95"]
+    text = f"{best['name']} was selected on validation and is right on {test['accuracy']:.1%} of {test['n']:,} test images"
+    text += f" (95 % interval {low:.1%} to {high:.1%})."
     rivals = [row for row in rows[1:] if "versus_selected" in row]
     alike = [row["name"] for row in rivals if not row["versus_selected"]["real"]]
     better = [row["name"] for row in rivals if row["versus_selected"]["real"] and row["versus_selected"]["points"] > 0]

@@ -100,7 +100,8 @@ def plan(
 
 @app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], data: Annotated[str | None, typer.Argument(help="The images; by default those of the run.")] = None,
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str | None, typer.Argument(help="The images; by default those of the run.")] = None,
     split: Annotated[str, typer.Option(help="'val', 'test' (opens it, and that is recorded), or 'all' images of other data.")] = "val",
     cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip

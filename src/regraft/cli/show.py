@@ -125,9 +125,8 @@ def explanation(told: dict[str, Any]) -> None:
         if phase["frozen_parameters"]:
             out.print(f"  frozen: {phase['frozen_parameters']:,} parameters and their buffers")
             if phase["kept"]:
-                out.print(
-                    f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {max(0.0, phase['seconds_without_cache'] - phase['seconds']):,.0f} s"
-                )
+                saved = max(0.0, phase["seconds_without_cache"] - phase["seconds"])
+                out.print(f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {saved:,.0f} s")
             else:
                 out.print(f"  computed again every epoch: {phase['cache_bytes'] / 1e6:,.0f} MB do not fit on the cache's disk")
         else:

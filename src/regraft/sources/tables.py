@@ -139,7 +139,8 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
     labels = [name for name in _LABELS if name in plain] or plain
     if len(images) != 1 or not labels:
         raise UserError(
-            f"{path} has the columns {listed(schema.names)}. Expected one image column (a struct with bytes) and a label column. Rename the label column to 'label'."
+            f"{path} has the columns {listed(schema.names)}. Expected one image column (a struct with bytes) and a label column. "
+            "Rename the label column to 'label'."
         )
     return images[0], labels[0]
 

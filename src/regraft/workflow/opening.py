@@ -49,7 +49,8 @@ def score(finished: Run, data: Dataset, settings: Settings = Settings()) -> eval
     """
     if data.classes != finished.classes:
         raise UserError(
-            f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. Expected the same classes in the same order."
+            f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. "
+            "Expected the same classes in the same order."
         )
     part = Part("all", data.take(np.arange(len(data))), settings.home, settings.watcher)
     model, top = predict.restored(finished, machine.device(settings.device))
