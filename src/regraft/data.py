@@ -19,7 +19,7 @@ from regraft.errors import UserError, listed
 PARTS = ("train", "val", "test")
 TEST_SHARE = 0.20  # of all images, when the data brings no test part
 VAL_SHARE = 0.10  # of all images then, and of the training images when a test part is given
-_SLACK = 0.1  # by which a class may miss its share of a part before images are moved
+_SLACK = 0.15  # by which a class may miss its share of a part before images are moved
 
 Rows = NDArray[np.int64]
 
@@ -164,7 +164,7 @@ class Dataset:
         A part that the source names is kept. Where it names no test part, a fifth of the images is set aside; where
         it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (of its group's name,
         where there are groups), so neither row order nor added images move it, except near a border where a class would
-        otherwise miss its share by more than a tenth, or stay without an image.
+        otherwise miss its share by more than 15 %, or stay without an image.
 
         Args:
             seed: Another seed, another split.
@@ -179,8 +179,9 @@ class Dataset:
         open_rows = np.flatnonzero((part == "") | (part == "train"))
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
         test, val = 0.0 if has_test else TEST_SHARE, 0.0 if has_val else VAL_SHARE
-        if self.groups is not None:
-            part[open_rows] = np.where(unit[open_rows] < test, "test", np.where(unit[open_rows] < test + val, "val", "train"))
+        if self.groups is not None:  # whole groups fall, whatever classes they hold
+            _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
+            part[open_rows] = _fall(unit[open_rows][first], test, val)[group_of]
         else:
             for label in range(len(self.classes)):
                 mine = open_rows[self.labels[open_rows] == label]
@@ -335,7 +336,7 @@ def _unit(text: str) -> float:
 
 
 def _fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
-    """Return the parts of one class: by thresholds on each image's own number, the counts held within a tenth of their shares.
+    """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
 
     Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
     """

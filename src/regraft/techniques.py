@@ -75,7 +75,7 @@ def gradual_unfreezing(model: ModelFacts, data: DataFacts) -> Plan:
 @technique
 def from_scratch(model: ModelFacts, data: DataFacts) -> Plan:
     """Train the same network from random weights; shows what the pretrained ones were worth."""
-    phase = _tuned(data, train="all", lr=3e-3, epochs=5).model_copy(update={"layer_decay": 1.0, "warmup": 0.1})
+    phase = _tuned(data, train="all", lr=1e-3, epochs=5).model_copy(update={"layer_decay": 1.0})
     return _plan("from-scratch", model, data, phase, weights="random")
 
 

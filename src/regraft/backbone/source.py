@@ -57,7 +57,7 @@ class Backbone:
         """What a technique may know of this model; needs no trace at a resolution."""
         places = {".".join(path.split(".")[:depth]) for path in self.trace.path.values() for depth in range(1, path.count(".") + 2)}
         modules = {name for name, _ in self.model.named_modules()}
-        return ModelFacts(self.name, tuple(self.stages), frozenset((places & modules) | set(self.stages)), self.native, self.fixed)
+        return ModelFacts(self.name, tuple(self.stages), frozenset(((places & modules) | set(self.stages)) - {"head", "all"}), self.native, self.fixed)
 
 
 def names(pattern: str = "") -> list[str]:
@@ -106,7 +106,8 @@ def restore(source: Backbone, tensors: dict[str, Tensor]) -> None:
 def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
     """Return the places at which people cut, in order of depth, each with the modules that belong to it.
 
-    Depth and grouping are timm's (`group_matcher`); a stage is called by the first module in it that is its own ("layer4", "blocks.6").
+    Depth and grouping are timm's (`group_matcher`); a stage is called by the first module in it that is its own ("layer4", "blocks.6"),
+    never "head" or "all", which mean something else in a plan.
     """
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in source.model.named_parameters() if "." in name))
     order = {module: rank for rank, module in enumerate(dict.fromkeys(source.trace.path.values()))}
@@ -145,7 +146,7 @@ def _called(modules: list[str], others: list[str]) -> str:
     parts = modules[0].split(".")
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
-        if not any(other == path or other.startswith(path + ".") for other in others):
+        if path not in ("head", "all") and not any(other == path or other.startswith(path + ".") for other in others):
             return path
     return modules[0]
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from regraft.data import Rows, Unreadable, content_hash
 
-_LARGEST = 178_956_970  # pixels; twice Pillow's own warning level, beyond which a file is taken for an attack
+_LARGEST = 178_956_970  # pixels; where Pillow itself refuses, beyond which a file is taken for an attack
 _WORKERS = 4
 _EXIF_ORIENTATION = 0x0112
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ class EncodedImages:
             number = int(self.rows[row])
             try:
                 return work(self.load(number))
-            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
                 faults[row] = f"{self.names[number]} ({_why(error)})"
                 return None
 
@@ -96,7 +96,10 @@ def size(content: bytes) -> tuple[int, int]:
 def _opened(content: bytes) -> Image.Image:
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(content))
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"more pixels than the {_LARGEST:,} allowed") from error
     if image.size[0] * image.size[1] > _LARGEST:
         raise ValueError(f"{image.size[0]:,} × {image.size[1]:,} pixels are more than the {_LARGEST:,} allowed")
     return image

@@ -1,0 +1,257 @@
+"""The laws of the cut, over families of networks that have nothing in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from regraft import backbone
+from regraft.backbone import source as sources
+from regraft.errors import UserError
+
+TINY = [
+    "test_byobnet", "test_coatnet", "test_convnext", "test_convnext2", "test_convnext3", "test_efficientnet", "test_efficientnet_evos",
+    "test_efficientnet_gn", "test_mambaout", "test_maxvit", "test_nfnet", "test_resnet", "test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos",
+]  # fmt: skip
+FAMILIES = [
+    *TINY, "vgg11_bn", "densenet121", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050", "regnety_002", "resnetv2_50x1_bit", "inception_v3",
+    "fastvit_t8", "efficientvit_b0", "repvgg_a0", "ghostnet_050", "deit_tiny_patch16_224", "xception41", "eva02_tiny_patch14_224", "tf_efficientnet_lite0",
+]  # fmt: skip
+
+
+def side(name: str) -> int | None:
+    """A small resolution where the family allows one."""
+    return None if any(word in name for word in ("swin", "vit", "maxvit", "coatnet", "eva", "inception")) else 64
+
+
+def cuts(source: backbone.Backbone) -> list[str]:
+    stages = list(source.stages)
+    return list(dict.fromkeys(["all", stages[len(stages) // 3], stages[-1], "head"]))
+
+
+def tensors(module: nn.Module) -> list[int]:
+    return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
+
+
+def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_that_is_trained() -> None:
+    seen = 0
+    for name in FAMILIES:
+        source = backbone.load(name, "random", side(name))
+        torch.manual_seed(0)
+        images = torch.randn(2, 3, source.resolution, source.resolution)
+        whole = set(tensors(source.model))
+        for train in cuts(source):
+            prefix, suffix = backbone.cut(source, train)
+            suffix.eval()
+            features = tuple(value.clone() for value in prefix(images))
+            with torch.no_grad():
+                assert torch.equal(suffix(*features), source.model.eval()(images)), (name, train)
+            owned = [one for one in tensors(prefix) + tensors(suffix) if one in whole]
+            assert len(owned) == len(set(owned)), (name, train)
+            unread = {"eva02_tiny_patch14_224": 1}.get(name, 0)  # a buffer that its forward never reads
+            assert len(whole) - len(owned) == unread, (name, train)
+            assert not any(isinstance(one, nn.Parameter) and id(one) not in whole for one in (*prefix.parameters(), *suffix.parameters()))
+            if list(suffix.parameters()):
+                suffix.train()(*features).square().sum().backward()
+                assert [key for key, value in suffix.named_parameters() if value.grad is None] == [], (name, train)
+            assert all(value.grad is None for value in prefix.parameters()), (name, train)
+            source.model.zero_grad(set_to_none=True)
+            seen += 1
+    assert seen >= 4 * len(FAMILIES) - 4
+    assert len(FAMILIES) >= 15
+
+
+def test_a_frozen_part_never_changes_whatever_is_done_to_it() -> None:
+    for name in TINY:
+        source = backbone.load(name, "random", side(name))
+        prefix, suffix = backbone.cut(source, list(source.stages)[-1])
+        before = prefix.digest()
+        model = nn.ModuleList([prefix, suffix]).train()
+        assert not any(module.training for module in prefix.modules())
+        optimizer = torch.optim.SGD(suffix.parameters(), lr=0.1)
+        for _ in range(2):
+            images = torch.randn(4, 3, source.resolution, source.resolution)
+            suffix(*(value.clone() for value in prefix(images))).square().mean().backward()
+            optimizer.step()
+        assert prefix.digest() == before, name
+        assert len(model) == 2
+    assert len(TINY) == 17
+
+
+def test_the_digest_sees_one_flipped_bit_and_the_statistics() -> None:
+    source = backbone.load("test_resnet", "random", 64)
+    prefix, _ = backbone.cut(source, "head")
+    seen = {prefix.digest()}
+    with torch.no_grad():
+        next(prefix.parameters()).view(-1)[0] += 1e-3
+        seen.add(prefix.digest())
+        next(buffer for name, buffer in prefix.named_buffers() if "running_mean" in name)[0] += 1e-3
+        seen.add(prefix.digest())
+    assert len(seen) == 3
+
+
+def test_the_cut_slides_past_pooling_so_that_little_is_kept() -> None:
+    found = {name: backbone.cut(backbone.load(name, "random", 64), "head")[0].shapes for name in ("densenet121", "tf_efficientnet_lite0", "test_vit")}
+    assert found == {"densenet121": ((1024,),), "tf_efficientnet_lite0": ((1280,),), "test_vit": ((64,),)}
+
+
+def test_features_may_be_taken_anywhere_and_side_by_side() -> None:
+    source = backbone.load("tf_efficientnet_lite0", "random", 64)
+    images = torch.randn(2, 3, 64, 64)
+    one = backbone.cut(source, "head", ["blocks.3"])[0](images)[0]
+    two = backbone.cut(source, "head", ["blocks.5"])[0](images)[0]
+    both = backbone.cut(source, "head", ["blocks.3", "blocks.5"])[0](images)[0]
+    assert torch.equal(both, torch.cat([one, two], dim=1))
+    flat = backbone.cut(source, "head", ["blocks.5"], flatten=True)[0](images)[0]
+    assert torch.allclose(flat.view(2, 192, -1).mean(dim=2), two, atol=1e-5)
+
+
+def test_what_lies_behind_the_place_of_the_features_is_cut_off() -> None:
+    source = backbone.load("vgg11_bn", "random", 64)
+    prefix, suffix = backbone.cut(source, "features.8", ["features.15"])
+    names = {name for name, _ in (*prefix.named_parameters(), *suffix.named_parameters())}
+    assert not any("pre_logits" in name or "features.25" in name for name in names)
+    with pytest.raises(UserError, match="Training was to start at 'features.22', which lies after 'features.15'"):
+        backbone.cut(source, "features.22", ["features.15"])
+
+
+def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            frozen = nn.functional.dropout(self.a(x).mean((2, 3)), 0.5, training=self.training)
+            return self.c(nn.functional.dropout(self.b(frozen), 0.5, training=self.training))
+
+    net = Net()
+    made = sources.Backbone("net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    prefix, suffix = backbone.cut(made, "b")
+    features = tuple(value.clone() for value in prefix(torch.ones(64, 3, 8, 8)))
+    assert torch.equal(features[0][0], features[0][1])  # off in the frozen part, whatever the mode
+    assert torch.equal(suffix.eval()(*features)[0], suffix(*features)[1])
+    assert not torch.equal(suffix.train()(*features)[0], suffix(*features)[1])
+
+
+def test_dropout_between_the_halves_stays_on_the_trained_side() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    made = sources.Backbone("net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    prefix, suffix = backbone.cut(made, "1")
+    assert not any(isinstance(module, nn.ReLU) for module in suffix.modules())  # slid over the border
+    assert [type(module) for module in suffix.modules() if isinstance(module, nn.Dropout)] == [nn.Dropout]
+    assert not any(isinstance(module, nn.Dropout) for module in prefix.modules())
+
+
+def test_a_module_on_both_sides_is_refused_in_a_sentence() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return self.a(self.b(self.a(x))).mean((2, 3))
+
+    made = sources.Backbone("twice", Twice(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    with pytest.raises(UserError, match="used on both sides of the cut"):
+        backbone.cut(made, "b")
+
+
+def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
+    class Wild(nn.Module):
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            return x if x.sum() > 0 else -x
+
+    made = sources.Backbone("wild", Wild(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    with pytest.raises(UserError, match="cannot be traced by torch.fx"):
+        backbone.cut(made, "all")
+
+
+def test_the_embedded_weights_are_complete_and_its_rules_follow_them() -> None:
+    source = backbone.load("tf_efficientnet_lite0", resolution=64)
+    assert source.rules == sources.InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    other = backbone.load("tf_efficientnet_lite0", "random", 64)
+    same = [key for key, value in source.model.state_dict().items() if value.ndim and torch.equal(value, other.model.state_dict()[key])]
+    assert same == []
+
+
+def test_random_weights_follow_the_seed() -> None:
+    digests = [backbone.cut(backbone.load("test_resnet", "random", 64, seed), "head")[0].digest() for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_ladder_adds_up() -> None:
+    for name in ("tf_efficientnet_lite0", "densenet121", "test_vit"):
+        source = backbone.load(name, "random", side(name))
+        for fine in (False, True):
+            rungs = backbone.ladder(source, fine)
+            named = {key for key, _ in source.model.named_parameters() if "." in key}
+            assert sum(rung.parameters for rung in rungs) == sum(p.numel() for key, p in source.model.named_parameters() if key in named)
+            assert all(rung.map_bytes > 0 and rung.multiply_adds >= 0 for rung in rungs)
+    lite = backbone.ladder(backbone.load("tf_efficientnet_lite0", "random", 224))
+    assert 380e6 < sum(rung.multiply_adds for rung in lite) < 420e6  # the paper of EfficientNet-Lite0 says 407 M with its classifier
+
+
+def test_depth_counts_stages_from_the_head() -> None:
+    source = backbone.load("test_resnet", "random", 64)
+    below = backbone.depth(source)
+    assert below("layer4.0.conv1.weight") == 1
+    assert below("layer1.0.conv1.weight") == 4
+    assert below("conv1.weight") == 5
+    assert backbone.earliest(source, ["head", "layer3", "layer2"]) == "layer2"
+    assert backbone.earliest(source, ["layer2", "all"]) == "all"
+
+
+def test_weights_come_from_files(tmp_path: Path) -> None:
+    model = backbone.load("test_resnet", "random", 64, seed=5).model
+    state = model.state_dict()
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    with_head = {**state, "fc.weight": torch.zeros(7, 96), "fc.bias": torch.zeros(7)}
+    torch.save(with_head, tmp_path / "head.pth")
+    for file in ("w.safetensors", "w.pth", "head.pth"):
+        found = backbone.load("test_resnet", str(tmp_path / file), 64).model.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in state.items()), file
+
+
+def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    state = backbone.load("test_resnet", "random", 64).model.state_dict()
+    first = next(iter(state))
+    torch.save({key: value for key, value in state.items() if key != first}, tmp_path / "missing.pth")
+    torch.save({**state, "extra.weight": torch.zeros(1)}, tmp_path / "extra.pth")
+    torch.save({**state, first: torch.zeros(1)}, tmp_path / "shape.pth")
+    torch.save(nn.Linear(1, 1), tmp_path / "object.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    cases = {
+        "missing.pth": "1 missing", "extra.pth": "1 unknown (extra.weight)", "shape.pth": "1 of another shape",
+        "object.pth": "holds no readable weights", "broken.safetensors": "holds no readable weights", "none.pth": "is neither 'pretrained', 'random' nor a file",
+    }  # fmt: skip
+    for file, says in cases.items():
+        with pytest.raises(UserError) as caught:
+            backbone.load("test_resnet", str(tmp_path / file), 64)
+        assert says in str(caught.value), file
+    assert len(cases) == 6
+
+
+def test_without_a_network_three_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(UserError) as caught:
+        backbone.load("resnet50")
+    text = str(caught.value)
+    assert all(way in text for way in ("--weights FILE", "--weights random", "--backbone tf_efficientnet_lite0"))
+
+
+def test_unknown_names_and_impossible_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="No backbone is called 'resnet5'. Did you mean"):
+        backbone.load("resnet5")
+    with pytest.raises(UserError, match="cannot take images of 32 px"):
+        backbone.cut(backbone.load("inception_v3", "random", 32), "head")
+    with pytest.raises(UserError, match="has no stage 'layer9'. Nearest: layer"):
+        backbone.cut(backbone.load("test_resnet", "random", 64), "layer9")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regraft import data
+from regraft.errors import UserError
+
+
+def named(counts: list[int], parts: list[str] | None = None, groups: list[str] | None = None, order: np.ndarray | None = None) -> data.Dataset:
+    """Return a dataset with so many images of each class, keys independent of the order of rows."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    keys = np.array([f"{label}/{row:05}" for row, label in enumerate(labels)])
+    order = np.arange(len(labels)) if order is None else order
+    pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(len(labels)) % 251
+    chosen = (lambda given: None if given is None else [given[row] for row in order])  # noqa: E731
+    return data.table("made", labels[order], [f"c{n}" for n in range(len(counts))], data.ArrayImages(pixels[order]), keys[order], chosen(parts), chosen(groups))
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(3, 60), min_size=2, max_size=6), seed=st.integers(0, 1000))
+def test_parts_are_disjoint_whole_stratified_and_hold_every_class(counts: list[int], seed: int) -> None:
+    made = named(counts)
+    split = made.split(seed)
+    rows = np.concatenate([split.train, split.val, split.test])
+    assert sorted(rows) == list(range(len(made)))
+    for part, share in (("test", data.TEST_SHARE), ("val", data.VAL_SHARE)):
+        for label, count in enumerate(counts):
+            there = int((made.labels[split[part]] == label).sum())
+            assert there >= 1
+            assert abs(there - share * count) <= max(1, np.ceil(0.15 * share * count)) + 1
+    assert all((made.labels[split.train] == label).any() for label in range(len(counts)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(3, 30), min_size=2, max_size=4), seed=st.integers(0, 1000), shuffle=st.integers(0, 1000))
+def test_row_order_changes_nothing(counts: list[int], seed: int, shuffle: int) -> None:
+    order = np.random.default_rng(shuffle).permutation(sum(counts))
+    one, other = named(counts), named(counts, order=order)
+    assert one.fingerprint == other.fingerprint
+    assert one.split(seed).digest == other.split(seed).digest
+    assert list(one.keys[one.split(seed).test]) == list(other.keys[other.split(seed).test])
+
+
+def test_added_images_hardly_ever_move_another() -> None:
+    moved = seen = 0
+    for seed in range(20):
+        before, after = named([300, 300]), named([315, 300])
+        parts = []
+        for made in (before, after):
+            split = made.split(seed)
+            parts.append({str(made.keys[row]): part for part in data.PARTS for row in split[part]})
+        shared = {key for key in parts[0] if key.startswith("0/")}
+        moved += sum(parts[0][key] != parts[1][key] for key in shared)
+        seen += len(shared)
+    assert seen == 6000
+    assert moved <= 20  # three in a thousand, all at a border
+
+
+def test_a_given_test_part_is_kept_and_val_is_cut_from_train() -> None:
+    parts = ["train"] * 40 + ["test"] * 10 + ["train"] * 40 + ["test"] * 10
+    made = named([50, 50], parts)
+    split = made.split()
+    given = {str(key) for key, part in zip(made.keys, made.parts, strict=True) if part == "test"}
+    assert {str(key) for key in made.keys[split.test]} == given
+    assert len(split.val) == pytest.approx(8, abs=2)
+    assert not {str(key) for key in made.keys[split.val]} & given
+
+
+def test_groups_are_never_torn_apart() -> None:
+    groups = [f"g{row % 17}" for row in range(200)]
+    made = named([100, 100], groups=groups)
+    split = made.split()
+    homes = [{str(made.groups[row]) for row in split[part]} for part in data.PARTS]
+    assert not homes[0] & homes[1]
+    assert not homes[0] & homes[2]
+    assert not homes[1] & homes[2]
+
+
+def test_a_subset_of_train_is_stratified_and_leaves_the_other_parts_alone() -> None:
+    made = named([200, 100, 50])
+    whole, some = made.split(), made.split(train_images=70)
+    assert len(some.train) == 70
+    assert set(some.train) <= set(whole.train)
+    assert (some.val == whole.val).all()
+    assert (some.test == whole.test).all()
+    counts = np.bincount(made.labels[some.train]) / np.bincount(made.labels[whole.train])
+    assert counts.max() - counts.min() < 0.05
+    assert some.digest != whole.digest
+
+
+def test_identical_images_get_different_keys() -> None:
+    made = data.table("same", [0, 0, 0, 1, 1, 1], ["a", "b"], data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8)))
+    assert len(set(made.keys)) == 6
+
+
+def test_the_fingerprint_sees_pixels_labels_and_names() -> None:
+    made = toy()
+    changed = made.images.array.copy()
+    changed[0, 0, 0, 0] ^= 1
+    others = [
+        data.table("x", made.labels, made.classes, data.ArrayImages(changed), made.keys),
+        data.table("x", np.roll(made.labels, 1), made.classes, made.images, made.keys),
+        data.table("x", made.labels, ["a", "b", "c"], made.images, made.keys),
+    ]
+    assert len({made.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "keys", "says"),
+    [
+        ([], ["a", "b"], None, "bad holds no images. Expected labelled images of at least two classes."),
+        ([0, 0, 0], ["a"], None, "bad has one class only, 'a'. Expected at least two."),
+        ([0, 0, 0, 1], ["a", "b"], None, "bad has too few images of class 'b' (1). Expected at least 3 a class"),
+        ([0, 0, 0, 7], ["a", "b"], None, "bad has the label 7, which is outside its 2 classes (0 … 1)."),
+        ([0, 0, 0, 1, 1, 1], ["a", "b"], list("pqrstt"), "bad lists 't' more than once. Expected every image under a key of its own."),
+    ],
+)  # fmt: skip
+def test_impossible_tables_are_refused(labels: list[int], classes: list[str], keys: list[str] | None, says: str) -> None:
+    with pytest.raises(UserError, match=".") as caught:
+        data.table("bad", labels, classes, data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)), keys)
+    assert says in str(caught.value)
+
+
+def test_too_small_and_too_large_subsets_are_refused() -> None:
+    for wanted in (1, 10_000):
+        with pytest.raises(UserError, match=f"--train-images {wanted:,} was given, but the train part has"):
+            toy().split(train_images=wanted)
+
+
+def test_a_group_that_spans_everything_is_refused() -> None:
+    with pytest.raises(UserError, match="part of made is empty"):
+        named([50, 50], groups=["one"] * 100).split()

@@ -1,0 +1,17 @@
+from regraft.errors import UserError, listed, nearest, unknown
+
+
+def test_an_unknown_name_is_answered_with_what_was_given_the_nearest_and_all() -> None:
+    error = unknown("technique", "prob", ["linear-probe", "fine-tune", "probe-all"])
+    assert isinstance(error, UserError)
+    assert str(error) == "No technique is called 'prob'. Did you mean 'probe-all'? Known: fine-tune, linear-probe, probe-all."
+
+
+def test_nothing_near_offers_nothing() -> None:
+    assert nearest("zzz", ["abc"]) == []
+    assert "Did you mean" not in str(unknown("stage", "zzz", ["abc"]))
+
+
+def test_long_lists_are_counted() -> None:
+    assert listed(range(3)) == "0, 1, 2"
+    assert listed(range(1005)) == "0, 1, 2, 3, 4 and 1,000 more"

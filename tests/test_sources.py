@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+import urllib.error
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import toy, write_folder
+from PIL import Image
+
+from regraft import sources
+from regraft.data import Unreadable
+from regraft.errors import UserError
+from regraft.sources import decode, named
+
+
+def load(given: object, tmp_path: Path):  # type: ignore[no-untyped-def]
+    return sources.load(given, tmp_path / "home")  # type: ignore[arg-type]
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def same_images(one, other) -> bool:  # type: ignore[no-untyped-def]
+    """Whether two datasets hold the same labelled pictures, whatever their keys."""
+    found = []
+    for dataset in (one, other):
+        images = dataset.images.read(np.arange(len(dataset)))
+        found.append(sorted((image.tobytes(), dataset.classes[label]) for image, label in zip(images, dataset.labels, strict=True)))
+    return found[0] == found[1]
+
+
+def test_digits_are_real_and_offline(tmp_path: Path) -> None:
+    digits = load("digits", tmp_path)
+    assert (len(digits), len(digits.classes), digits.facts.size) == (1797, 10, (8, 8))
+    assert digits.images.array.max() == 255
+
+
+def test_one_set_of_images_reads_the_same_from_every_form(tmp_path: Path) -> None:
+    original = toy(60)
+    folder = write_folder(tmp_path / "photos", original)
+    files = sorted(folder.rglob("*.png"))
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as packed:
+        for file in files:
+            packed.write(file, Path("photos") / file.relative_to(folder))
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as packed_tar:
+        packed_tar.add(folder, "photos")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"photos/{file.relative_to(folder)},{file.parent.name}\n" for file in files))
+    table = pa.table({
+        "image": pa.array([{"bytes": file.read_bytes(), "path": file.name} for file in files]),
+        "label": pa.array([original.classes.index(file.parent.name) for file in files]),
+    })  # fmt: skip
+    names = {"info": {"features": {"label": {"names": list(original.classes), "_type": "ClassLabel"}}}}
+    (tmp_path / "hub").mkdir()
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "hub" / "data-00000-of-00001.parquet")
+    np.savez(tmp_path / "arrays.npz", images=original.images.array, labels=np.array(original.classes)[original.labels])
+    forms = [folder, tmp_path / "photos.zip", tmp_path / "photos.tar.gz", tmp_path / "list.csv", tmp_path / "hub", tmp_path / "arrays.npz"]
+    for form in forms:
+        assert same_images(original, load(form, tmp_path)), form
+    assert len(forms) == 6
+    assert same_images(original, load(tmp_path / "photos.zip", tmp_path))  # unpacked already
+
+
+def test_part_folders_are_kept_in_their_usual_spellings(tmp_path: Path) -> None:
+    found = load(write_folder(tmp_path / "photos", toy(), parts=True), tmp_path)
+    assert {part: int((found.parts == part).sum()) for part in ("train", "val", "test")} == {"train": 60, "val": 30, "test": 30}
+
+
+def test_a_csv_may_name_splits_and_groups(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", toy(60))
+    lines = [f"{file.relative_to(tmp_path)},{file.parent.name},{'test' if n % 5 == 0 else ''},g{n % 9}" for n, file in enumerate(sorted(folder.rglob("*.png")))]
+    (tmp_path / "list.csv").write_text("PATH, label ,split,group\n" + "\n".join(lines))
+    found = load(tmp_path / "list.csv", tmp_path)
+    assert int((found.parts == "test").sum()) == 12
+    assert len(set(found.groups)) == 9
+
+
+def test_parquet_parts_come_from_file_names_and_classes_from_metadata(shared_data: Path, tmp_path: Path) -> None:
+    cifar = load(shared_data / "cifar10", tmp_path)
+    assert cifar.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    assert {part: int((cifar.parts == part).sum()) for part in ("train", "test")} == {"train": 50_000, "test": 10_000}
+    assert cifar.images.read(np.arange(3))[0].shape == (32, 32, 3)
+
+
+def test_photographs_with_exif_rotation_are_upright(shared_data: Path, tmp_path: Path) -> None:
+    signs = load(shared_data / "sign-digits", tmp_path)
+    assert (len(signs), len(signs.classes)) == (2062, 10)
+    sizes = signs.images.sizes(np.arange(len(signs)))
+    large = np.flatnonzero(sizes.max(axis=1) > 1000)
+    assert len(large) == 3
+    for row, image in zip(large, signs.images.read(large), strict=True):
+        assert image.shape[:2] == tuple(sizes[row])
+
+
+RED = np.zeros((4, 6, 3), np.uint8)
+RED[..., 0] = 255
+
+
+def test_decoding_honours_modes_rotation_and_transparency() -> None:
+    rgb = Image.fromarray(RED)
+    clear = Image.new("RGBA", (6, 4), (255, 0, 0, 0))
+    palette = Image.new("P", (6, 4))
+    palette.putpalette([255, 0, 0] + [0] * 765)
+    sixteen = Image.fromarray(np.full((4, 6), 65535, np.uint16))
+    cases = {
+        "png": (encoded(rgb, "PNG"), (255, 0, 0)), "jpeg": (encoded(rgb, "JPEG", quality=100, subsampling=0), (254, 0, 0)),
+        "bmp": (encoded(rgb, "BMP"), (255, 0, 0)), "webp": (encoded(rgb, "WEBP", lossless=True), (255, 0, 0)), "tiff": (encoded(rgb, "TIFF"), (255, 0, 0)),
+        "transparent": (encoded(clear, "PNG"), (255, 255, 255)), "palette": (encoded(palette, "PNG"), (255, 0, 0)),
+        "palette transparent": (encoded(palette, "PNG", transparency=0), (255, 255, 255)), "gif": (encoded(palette, "GIF"), (255, 0, 0)),
+        "grey": (encoded(Image.new("L", (6, 4), 7), "PNG"), (7, 7, 7)), "grey alpha": (encoded(Image.new("LA", (6, 4), (7, 255)), "PNG"), (7, 7, 7)),
+        "one bit": (encoded(Image.new("1", (6, 4), 1), "PNG"), (255, 255, 255)), "sixteen bit": (encoded(sixteen, "PNG"), (255, 255, 255)),
+        "cmyk": (encoded(Image.new("CMYK", (6, 4), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)), "float": (encoded(Image.new("F", (6, 4), 0.5), "TIFF"), (128, 128, 128)),
+    }  # fmt: skip
+    for name, (content, colour) in cases.items():
+        image = decode.decoded(content)
+        assert image.shape == (4, 6, 3), name
+        assert image.dtype == np.uint8
+        assert np.abs(image.astype(int) - colour).max() <= 2, name
+        assert decode.size(content) == (4, 6), name
+    assert len(cases) == 15
+
+
+def test_all_eight_exif_orientations_come_out_upright() -> None:
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0, 0] = 255
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1], 7: upright.transpose(1, 0, 2)[::-1, ::-1], 8: upright.transpose(1, 0, 2)[:, ::-1],
+    }  # fmt: skip
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", exif=exif)
+        if orientation in (6, 8):  # stored turned the other way round than the array above
+            pixels = np.rot90(upright, 1 if orientation == 6 else -1)
+            content = encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", exif=exif)
+        assert (decode.decoded(content) == upright).all(), orientation
+        assert decode.size(content) == (4, 6)
+    assert len(stored) == 8
+
+
+def test_every_undecodable_file_is_named_with_its_reason(photos: Path, tmp_path: Path) -> None:
+    whole = sorted(photos.rglob("*.png"))
+    whole[0].write_bytes(b"")
+    whole[50].write_bytes(whole[50].read_bytes()[:60])
+    whole[100].write_bytes(b"<html>")
+    found = load(photos, tmp_path)
+    with pytest.raises(Unreadable) as caught:
+        found.images.read(np.arange(len(found)))
+    text = str(caught.value)
+    assert "3 images cannot be decoded" in text
+    assert "the file is empty" in text
+    assert "not an image" in text
+    assert all(str(whole[row]) in text for row in (0, 50, 100))
+    assert "Repair or remove them, or pass --skip-bad" in text
+
+
+def test_a_decompression_bomb_is_refused() -> None:
+    with pytest.raises(ValueError, match="more pixels than the 178,956,970 allowed"):
+        decode.decoded(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+
+
+def test_npz_of_keras_and_medmnist_have_parts(tmp_path: Path) -> None:
+    x, y = np.zeros((30, 5, 5), np.float32), np.arange(30).reshape(-1, 1) % 3
+    x[:, 0, 0] = np.arange(30) / 30
+    np.savez(tmp_path / "keras.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
+    np.savez(tmp_path / "med.npz", train_images=x[:15], train_labels=y[:15], val_images=x[15:21], val_labels=y[15:21], test_images=x[21:], test_labels=y[21:])
+    keras, med = load(tmp_path / "keras.npz", tmp_path), load(tmp_path / "med.npz", tmp_path)
+    assert int((keras.parts == "test").sum()) == 10
+    assert {part: int((med.parts == part).sum()) for part in ("train", "val", "test")} == {"train": 15, "val": 6, "test": 9}
+    assert keras.images.array.max() == round(29 / 30 * 255)
+
+
+def test_own_sources_come_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scan.py").write_text(
+        "import numpy as np\ndef trays():\n    return np.arange(30 * 12, dtype=np.uint8).reshape(30, 2, 2, 3), ['x', 'y', 'z'] * 10\ndef wrong():\n    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load("scan:trays", tmp_path)
+    assert (len(found), found.classes) == (30, ("x", "y", "z"))
+    for given, says in (("scan:wrong", "returned int. Expected a regraft Dataset"), ("scan:none", "cannot be imported"), ("nothing:none", "cannot be imported")):
+        with pytest.raises(UserError, match=says):
+            load(given, tmp_path)
+
+
+def test_no_network_is_one_sentence_with_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    for name in ("cifar10", "mnist", "eurosat"):
+        with pytest.raises(UserError, match=f"{name} cannot be downloaded .*Give a local copy instead"):
+            load(name, tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match="hf:somebody/cats cannot be downloaded"):
+        load("hf:somebody/cats", tmp_path)
+
+
+def official_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, content: object = None) -> None:
+    from torchvision.datasets import CIFAR10
+
+    folder = root / "datasets" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for file, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
+        entry = {"data": rng.integers(0, 255, (20, 3072), dtype=np.uint8), "labels": [n % 10 for n in range(20)]}
+        (folder / file).write_bytes(pickle.dumps(content or entry))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{n}" for n in range(10)]}))
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda *_: True)
+
+
+def test_the_official_cifar_layout_is_read_without_unpickling_anything_but_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official_cifar(tmp_path / "home", monkeypatch)
+    found = load("cifar10", tmp_path)
+    assert (len(found), int((found.parts == "test").sum()), found.classes[3]) == (120, 20, "c3")
+
+
+def test_a_pickle_with_code_in_it_is_refused() -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, ("touch /tmp/pwned",)
+
+    with pytest.raises(UserError, match="A CIFAR file holds more than arrays"):
+        named.unpickled(pickle.dumps(Evil()))
+
+
+def test_archives_cannot_write_outside_their_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as packed:
+        info = tarfile.TarInfo("../../escaped.png")
+        info.size = 4
+        packed.addfile(info, io.BytesIO(b"oops"))
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        load(tmp_path / "evil.tar", tmp_path)
+    assert not list(tmp_path.rglob("escaped.png"))
+
+
+def bad_inputs(root: Path) -> dict[str, tuple[object, str]]:
+    """Every mistake that a person makes with DATA, and what he is told."""
+    (root / "empty").mkdir()
+    (root / "loose").mkdir()
+    (root / "loose" / "a.png").write_bytes(png(RED))
+    (root / "mixed" / "train" / "cat").mkdir(parents=True)
+    (root / "mixed" / "cat").mkdir()
+    one = root / "one" / "cat"
+    one.mkdir(parents=True)
+    for number in range(4):
+        (one / f"{number}.png").write_bytes(png(RED))
+    (root / "hollow" / "dog").mkdir(parents=True)
+    for number in range(4):
+        (root / "hollow" / "cat").mkdir(exist_ok=True)
+        (root / "hollow" / "cat" / f"{number}.png").write_bytes(png(RED))
+    (root / "columns.csv").write_text("file,labels\na.png,cat\n")
+    (root / "paths.csv").write_text("path,label\nnone.png,cat\n")
+    (root / "blank.csv").write_text("path,label\nloose/a.png,\n")
+    (root / "split.csv").write_text("path,label,split\nloose/a.png,cat,tarin\n")
+    (root / "twice.csv").write_text("path,label\n" + "loose/a.png,cat\n" * 3 + "one/cat/1.png,dog\none/cat/2.png,dog\none/cat/3.png,dog\n")
+    (root / "broken.zip").write_bytes(b"PK not really")
+    (root / "broken.npz").write_bytes(b"nothing")
+    np.savez(root / "names.npz", a=np.zeros(3), b=np.zeros(3))
+    np.savez(root / "shape.npz", images=np.zeros((9, 7)), labels=np.arange(9) % 3)
+    np.savez(root / "values.npz", images=np.full((9, 2, 2), -5.0), labels=np.arange(9) % 3)
+    (root / "broken.parquet").write_bytes(b"nothing")
+    pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), root / "columns.parquet")
+    (root / "notes.txt").write_text("hello")
+    return {
+        "unknown": ("digit", "'digit' is neither a known dataset nor an existing file or folder. Did you mean 'digits'?"),
+        "no path": (root / "nowhere", "is neither a known dataset nor an existing file or folder"), "empty": (root / "empty", "holds no images"),
+        "loose": (root / "loose", "holds 1 images but no class folders"), "mixed": (root / "mixed", "mixes part folders (train) with others (cat)"),
+        "one class": (root / "one", "has one class only, 'cat'"), "empty class": (root / "hollow", "has one class only, 'cat'"),
+        "columns": (root / "columns.csv", "lacks the columns 'path', 'label'; it has 'file', 'labels'"),
+        "paths": (root / "paths.csv", "lists 1 files that do not exist: none.png"), "blank": (root / "blank.csv", "has no path or label in line 2"),
+        "split": (root / "split.csv", "has the split 'tarin'"), "twice": (root / "twice.csv", "lists 'loose/a.png' more than once"),
+        "zip": (root / "broken.zip", "cannot be unpacked"), "npz": (root / "broken.npz", "is no readable .npz"), "names": (root / "names.npz", "holds the arrays a, b"),
+        "shape": (root / "shape.npz", "has the shape (9, 7)"), "values": (root / "values.npz", "has values from -5 to -5"),
+        "parquet": (root / "broken.parquet", "is no readable Parquet file"), "parquet columns": (root / "columns.parquet", "has the columns a, b"),
+        "kind": (root / "notes.txt", "is a file of an unknown kind"),
+    }  # fmt: skip
+
+
+def test_every_mistake_with_data_is_one_sentence_and_exit_2(tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    cases = bad_inputs(tmp_path)
+    for name, (given, says) in cases.items():
+        result = regraft("fit", given, "--backbone", "test_resnet", "--weights", "random")
+        assert result.code == 2, name
+        assert says in result.err, (name, result.err)
+        assert "Traceback" not in result.err
+        assert result.out == ""
+    assert len(cases) == 20
+    assert not (Path.cwd() / "runs").exists()
