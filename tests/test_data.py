@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import toy
 from regraft import data
 from regraft.errors import UserError
 
@@ -17,7 +17,7 @@ def named(counts: list[int], parts: list[str] | None = None, groups: list[str] |
     order = np.arange(len(labels)) if order is None else order
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(labels)) % 251
-    chosen = (lambda given: None if given is None else [given[row] for row in order])  # noqa: E731
+    chosen = lambda given: None if given is None else [given[row] for row in order]  # noqa: E731
     return data.table("made", labels[order], [f"c{n}" for n in range(len(counts))], data.ArrayImages(pixels[order]), keys[order], chosen(parts), chosen(groups))
 
 

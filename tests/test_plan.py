@@ -21,7 +21,9 @@ def made(**fields: object) -> Plan:
     lr=st.floats(1e-8, 10), epochs=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), augment=st.sampled_from(plans.AUGMENTATIONS),
     until=st.sampled_from(["", "layer1", ("layer1", "layer2")]), weights=st.sampled_from(["none", "auto", {"a": 0.5}]),
 )  # fmt: skip
-def test_a_plan_survives_its_file(tmp_path_factory: pytest.TempPathFactory, lr: float, epochs: int, seed: int, augment: str, until: object, weights: object) -> None:
+def test_a_plan_survives_its_file(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, epochs: int, seed: int, augment: str, until: object, weights: object
+) -> None:
     plan = made(seed=seed, until=until, class_weights=weights, phases=[{"lr": lr, "epochs": epochs, "augment": augment}])
     path = tmp_path_factory.mktemp("plan") / "plan.toml"
     plans.write(plan, path)
@@ -40,7 +42,13 @@ def test_every_fault_is_reported_at_once_with_near_names() -> None:
         plans.parse({"backbone": "net", "resolutoin": 64, "phases": [{"optimizer": "adamv", "lr": -1, "epoch": 3}]}, "p.toml")
     text = str(caught.value)
     assert text.startswith("p.toml is not valid, 5 faults:")
-    for part in ("resolution: missing", "resolutoin: unknown key, did you mean 'resolution'?", "did you mean 'adam'?", "phases.0.lr", "phases.0.epoch: unknown key, did you mean 'epochs'?"):
+    for part in (
+        "resolution: missing",
+        "resolutoin: unknown key, did you mean 'resolution'?",
+        "did you mean 'adam'?",
+        "phases.0.lr",
+        "phases.0.epoch: unknown key, did you mean 'epochs'?",
+    ):
         assert part in text
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import toy, write_folder
 from PIL import Image
 
+from conftest import toy, write_folder
 from regraft import sources
 from regraft.data import Unreadable
 from regraft.errors import UserError
@@ -194,7 +194,11 @@ def test_own_sources_come_by_dotted_path(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     found = load("scan:trays", tmp_path)
     assert (len(found), found.classes) == (30, ("x", "y", "z"))
-    for given, says in (("scan:wrong", "returned int. Expected a regraft Dataset"), ("scan:none", "cannot be imported"), ("nothing:none", "cannot be imported")):
+    for given, says in (
+        ("scan:wrong", "returned int. Expected a regraft Dataset"),
+        ("scan:none", "cannot be imported"),
+        ("nothing:none", "cannot be imported"),
+    ):
         with pytest.raises(UserError, match=says):
             load(given, tmp_path)
 

@@ -253,7 +253,7 @@ def _opened(path: Path, watcher: Watcher) -> Entry | None:
                 raise ValueError("its content was altered")
             arrays.append(array)
         os.utime(meta_path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         watcher.say(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
         return None
     return Entry(path.name, tuple(arrays), True, int(meta["bytes"]), float(meta["seconds"]))

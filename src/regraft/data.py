@@ -118,6 +118,9 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self):,} images, {len(self.classes)} classes)"
+
     @cached_property
     def hashes(self) -> NDArray[np.str_]:
         """Content hash of each image, shape `(n,)`."""

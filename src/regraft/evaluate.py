@@ -63,7 +63,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share = right / n
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    return float(np.clip(centre - half, 0.0, share)), float(np.clip(centre + half, share, 1.0))
 
 
 def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:

@@ -107,7 +107,7 @@ def fitted(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) 
 def identities(data: Dataset) -> NDArray[np.int64]:
     """Return a number for each image that depends on its key alone; the seed of its augmentation."""
     digests = [hashlib.blake2b(str(key).encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in data.keys]
-    return np.frombuffer(b"".join(digests), dtype=np.int64)
+    return np.frombuffer(bytearray(b"".join(digests)), dtype=np.int64)
 
 
 def see(images: Tensor, ids: Tensor, rules: InputRules, resolution: int, view: View = PLAIN) -> Tensor:
@@ -135,8 +135,13 @@ def _resized(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
         return batch
     if batch.device.type == "cpu":  # uint8 has a fast path there
         return functional.interpolate(batch, size=(resolution, resolution), mode=interpolation, antialias=True)
-    large = functional.interpolate(batch.float(), size=(resolution, resolution), mode=interpolation, antialias=True)
-    return large.clamp_(0, 255).round_()
+    return _two_passes(batch, resolution, interpolation)
+
+
+def _two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
+    """Resize as Pillow and the uint8 path do: rows first, rounded to whole numbers, then columns."""
+    wide = functional.interpolate(batch.float(), size=(batch.shape[2], resolution), mode=interpolation, antialias=True).clamp_(0, 255).round_()
+    return functional.interpolate(wide, size=(resolution, resolution), mode=interpolation, antialias=True).clamp_(0, 255).round_()
 
 
 def _augmented(batch: Tensor, ids: Tensor, resolution: int, view: View) -> Tensor:

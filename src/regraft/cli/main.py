@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from regraft.errors import UserError
+
+_INTERRUPTED = 130  # how typer reports Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -228,14 +229,18 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"regraft: {error}\n")
         code = 2
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        sys.stderr.write("\nregraft: Stopped. What was finished is kept; the same command with --resume goes on from there.\n")
-        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except BrokenPipeError:
         code = 0
+    except Exception as error:
+        if not callable(getattr(error, "show", None)):
+            raise
+        error.show()  # type: ignore[attr-defined]  # click's word for a wrong flag; typer brings its own click since 0.20 or so
+        code = 2
+    if code == _INTERRUPTED:
+        sys.stderr.write("\nregraft: Stopped. What was finished is kept; the same command with --resume goes on from there.\n")
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 

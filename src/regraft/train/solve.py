@@ -68,7 +68,7 @@ def solve(
 
 def _minimise(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, weights: Tensor | None, smoothing: float) -> None:
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_ITERATIONS, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=_ITERATIONS, history_size=10, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

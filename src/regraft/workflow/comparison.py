@@ -37,7 +37,7 @@ class Comparison:
 
 def compare(
     data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
-    resolution: int | None = None, weights: str | None = None, changes: Sequence[str] = (), settings: Settings = Settings(),
+    resolution: int | None = None, weights: str | None = None, changes: Sequence[str] = (), settings: Settings | None = None,
 ) -> Comparison:  # fmt: skip
     """Carry every backbone over to the images in every way, and say which did best.
 
@@ -57,6 +57,7 @@ def compare(
     Raises:
         UserError: When names are unknown, images unreadable, or the folder is taken.
     """
+    settings = settings or Settings()
     for way in ways:
         techniques.find(way)
     for name in backbones:

@@ -69,7 +69,9 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
 
 def _settings(given: dict[str, Any], data: object = None) -> Settings:
     machine.keep_memory()
-    origin = str(Path(str(data)).resolve()) if data is not None and Path(str(data)).exists() else None if isinstance(data, Dataset) else str(data)
+    origin = None if data is None or isinstance(data, Dataset) else str(data)
+    if origin is not None and Path(origin).exists():
+        origin = str(Path(origin).resolve())
     return Settings(**{**given, "home": cache.home(given.get("home")), "origin": origin})
 
 

@@ -14,7 +14,7 @@ from regraft.workflow.parts import Part, logits
 from regraft.workflow.story import Settings, final_cut, readable
 
 
-def open_test(finished: Run, data: Dataset, settings: Settings = Settings()) -> Run:
+def open_test(finished: Run, data: Dataset, settings: Settings | None = None) -> Run:
     """Score a run on the test part of the very split that it was fitted on, and record that the part was opened.
 
     Args:
@@ -25,6 +25,7 @@ def open_test(finished: Run, data: Dataset, settings: Settings = Settings()) -> 
     Raises:
         UserError: When these are other images or another split.
     """
+    settings = settings or Settings()
     model, top = predict.restored(finished, machine.device(settings.device))
     data, split = readable(data, model, ("train", "val", "test") if settings.skip_bad else (), settings)
     if split.digest != finished.scores["split_digest"]:
@@ -41,12 +42,13 @@ def open_test(finished: Run, data: Dataset, settings: Settings = Settings()) -> 
     return run.load(finished.path)
 
 
-def score(finished: Run, data: Dataset, settings: Settings = Settings()) -> evaluate.Scores:
+def score(finished: Run, data: Dataset, settings: Settings | None = None) -> evaluate.Scores:
     """Return the scores of a run on all images of another dataset with the same classes.
 
     Raises:
         UserError: When the classes differ.
     """
+    settings = settings or Settings()
     if data.classes != finished.classes:
         raise UserError(
             f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. "

@@ -53,11 +53,12 @@ def make(
     return made
 
 
-def explain(data: Dataset, split: Split, plan: Plan, settings: Settings = Settings()) -> dict[str, Any]:
+def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
     """Return in numbers and words what a plan would do, and about how long it would take; nothing is trained or kept.
 
     The estimate comes from timing one pass of a few blank images through the network; it leaves out start-up and compilation.
     """
+    settings = settings or Settings()
     model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
     plan.check(model.facts, data.classes)
     top = new_head(model, plan, len(data.classes))

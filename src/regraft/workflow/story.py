@@ -61,7 +61,7 @@ class Ledger:
         return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(time.perf_counter() - self.started, 3)}
 
 
-def fit(data: Dataset, plan: Plan, out: Path, settings: Settings = Settings()) -> Run:
+def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) -> Run:
     """Carry out a plan and leave a run folder; the test part stays shut.
 
     Args:
@@ -74,6 +74,7 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings = Settings()) -
         UserError: When plan, images and folder do not go together; nothing is written then.
         KeyboardInterrupt: When the user stops it; `resume` goes on from the last whole epoch.
     """
+    settings = settings or Settings()
     ledger = Ledger()
     split = data.split(settings.split_seed, settings.train_images)
     with ledger.time("load"):

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY, toy
+from regraft import backbone, cache, views
+from regraft.errors import UserError
+from regraft.plan import InputRules
+from regraft.views import PLAIN, View
+from regraft.watch import Watcher
+
+DATA = toy(60)
+
+
+class Heard(Watcher):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        self.steps.append((what, done, total))
+
+
+def entry(
+    home: Path,
+    train: str = "head",
+    resolution: int = 32,
+    view: View = PLAIN,
+    precision: str = "float32",
+    seed: int = 0,
+    watcher: Watcher | None = None,
+    dataset=DATA,
+):  # type: ignore[no-untyped-def]
+    source = backbone.load(TINY, "random", resolution, seed)
+    prefix, _ = backbone.cut(source, train)
+    images = cache.pixels(dataset, resolution, "bicubic", home)
+    ids = views.identities(dataset)
+    made = cache.activations(
+        prefix, prefix.digest(), images, ids, map(str, dataset.hashes), source.rules, resolution, view, home, precision, watcher or Watcher()
+    )  # fmt: skip
+    return made, prefix, images, ids, source
+
+
+def test_what_is_kept_is_what_a_live_pass_gives(tmp_path: Path) -> None:
+    for train in ("head", "layer3"):
+        for precision, tolerance in (("float32", 1e-3), ("bfloat16", 2e-2)):
+            made, prefix, images, ids, source = entry(tmp_path, train, precision=precision)
+            live = cache.run(prefix, images, np.arange(60), ids, source.rules, 32, PLAIN, "float32")
+            for kept, value in zip(made.arrays, live, strict=True):
+                assert kept.dtype == np.float16
+                error = np.linalg.norm(kept.astype(np.float32) - value.numpy()) / np.linalg.norm(value.numpy())
+                assert error < tolerance, (train, precision, error)
+
+
+def test_the_second_time_is_read_and_cold_equals_warm(tmp_path: Path) -> None:
+    heard = Heard()
+    cold = entry(tmp_path, watcher=heard)[0]
+    assert heard.steps[-1] == ("extract", 60, 60)
+    heard.steps.clear()
+    warm = entry(tmp_path, watcher=heard)[0]
+    assert (cold.hit, warm.hit, heard.steps) == (False, True, [])
+    assert (cold.arrays[0] == warm.arrays[0]).all()
+
+
+def test_an_entry_is_named_after_everything_it_depends_on(tmp_path: Path) -> None:
+    other_pixels = toy(60, seed=1)
+    made = [
+        entry(tmp_path), entry(tmp_path, seed=1), entry(tmp_path, "layer4"), entry(tmp_path, resolution=40), entry(tmp_path, precision="bfloat16"),
+        entry(tmp_path, view=View("flip", 0, 0)), entry(tmp_path, view=View("flip", 0, 1)), entry(tmp_path, view=View("flip", 1, 0)),
+        entry(tmp_path, dataset=other_pixels),
+    ]  # fmt: skip
+    assert len({one[0].name for one in made}) == len(made) == 9
+    assert all(not one[0].hit for one in made)
+
+
+def test_rules_of_the_weights_are_part_of_the_name(tmp_path: Path) -> None:
+    _, prefix, images, ids, _ = entry(tmp_path)
+    names = set()
+    for rules in (InputRules((0, 0, 0), (1, 1, 1), "bicubic"), InputRules((0, 0, 0), (1, 1, 1), "bilinear"), InputRules((0.5, 0, 0), (1, 1, 1), "bicubic")):
+        names.add(cache.activations(prefix, prefix.digest(), images, ids, map(str, DATA.hashes), rules, 32, PLAIN, tmp_path).name)
+    assert len(names) == 3
+
+
+def test_a_damaged_entry_is_noticed_said_and_computed_again(tmp_path: Path) -> None:
+    def truncate(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-10])
+
+    def flip(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(bytes(content))
+
+    good = entry(tmp_path)[0]
+    values = np.array(good.arrays[0])
+    for damage in (truncate, flip, lambda path: path.write_bytes(b""), lambda path: path.with_name("meta.json").write_text("{")):
+        damage(tmp_path / good.name / "0.npy")
+        heard = Heard()
+        again = entry(tmp_path, watcher=heard)[0]
+        assert "is damaged" in heard.said[0]
+        assert not again.hit
+        assert (again.arrays[0] == values).all()
+
+
+def test_an_interrupted_extraction_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Stop(Watcher):
+        def step(self, what: str, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    entry(tmp_path, "layer4")  # so that the pixels are there
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        entry(tmp_path, watcher=Stop())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.pixels(DATA, 32, "bicubic", tmp_path)
+    monkeypatch.setattr("regraft.cache._RESERVE", 10**15)
+    with pytest.raises(UserError, match=r"The cache entry needs 0 MB, but .* MB free. Make room, run `regraft cache clear`, or set REGRAFT_CACHE"):
+        entry(tmp_path)
+    monkeypatch.undo()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.lib.format.write_array_header_1_0", full)
+    with pytest.raises(UserError, match="The cache entry needs"):
+        entry(tmp_path)
+    assert len(cache.listing(tmp_path)) == 1
+    assert not list(tmp_path.glob(".scratch*"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*Set REGRAFT_CACHE, or pass --cache"):
+        cache.pixels(DATA, 32, "bicubic", tmp_path / "file")
+
+
+def test_numbers_too_large_for_half_precision_are_kept_whole(tmp_path: Path) -> None:
+    heard = Heard()
+    source = backbone.load(TINY, "random", 32)
+    with torch.no_grad():
+        source.model.get_submodule("layer4")[-1].bn2.bias.fill_(1e6)
+    prefix, _ = backbone.cut(source, "head")
+    images = cache.pixels(DATA, 32, "bicubic", tmp_path)
+    made = cache.activations(prefix, prefix.digest(), images, views.identities(DATA), map(str, DATA.hashes), source.rules, 32, PLAIN, tmp_path, watcher=heard)
+    assert made.arrays[0].dtype == np.float32
+    assert np.isfinite(made.arrays[0]).all()
+    assert "too large for float16" in heard.said[0]
+
+
+def test_entries_are_listed_and_cleared(tmp_path: Path) -> None:
+    made = entry(tmp_path)[0]
+    listed = cache.listing(tmp_path)
+    assert {one["name"] for one in listed} >= {made.name}
+    assert sum(one["bytes"] for one in listed) == sum(json.loads(path.read_text())["bytes"] for path in tmp_path.glob("*/meta.json"))
+    (tmp_path / ".scratch-dead").mkdir()
+    (tmp_path / "precious.txt").write_text("mine")
+    assert cache.clear(tmp_path) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "precious.txt"]
+
+
+def test_the_home_is_the_argument_then_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "env"))
+    assert cache.home(tmp_path / "given") == tmp_path / "given"
+    assert cache.home() == tmp_path / "env"
+    monkeypatch.delenv("REGRAFT_CACHE")
+    assert "regraft" in str(cache.home())

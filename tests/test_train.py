@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from regraft import backbone
+from regraft.plan import Phase
+from regraft.train import Batches, head, solve
+from regraft.train.tune import Tuning, _mixed, groups, rate
+
+
+def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(0, 1, (classes, d))
+    labels = rng.integers(0, classes, n)
+    features = (centres[labels] + rng.normal(0, 2.5, (n, d))) * rng.uniform(0.1, 30, d) + rng.normal(0, 5, d)
+    return torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
+
+
+def test_the_solved_head_agrees_with_scikit_learn() -> None:
+    worst = 0.0
+    for seed, l2 in ((0, 1e-3), (1, 1e-2), (2, 1e-1)):
+        train, val = blobs(600, 40, 5, seed), blobs(400, 40, 5, seed + 50)
+        found = solve.solve(train, val, 5, (l2,))
+        mean, std = train[0].mean(0), train[0].std(0)
+        reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(((train[0] - mean) / std).numpy(), train[1].numpy())
+        wanted = torch.tensor(reference.predict_proba(((val[0] - mean) / std).numpy()))
+        got = found.layer(val[0]).softmax(dim=1).detach()
+        worst = max(worst, float((wanted - got).abs().max()))
+    assert worst < 2e-2  # of a probability; scikit-learn goes on in double precision
+
+
+def test_the_best_l2_is_chosen_on_validation_and_the_whole_path_is_kept() -> None:
+    train, val = blobs(80, 200, 4, 0), blobs(500, 200, 4, 1)
+    found = solve.solve(train, val, 4, (1e-4, 1e-2, 1.0))
+    assert [row["l2"] for row in found.history] == [1.0, 1e-2, 1e-4]
+    best = max(found.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert found.l2 == best["l2"]
+    accuracy = float((found.layer(val[0]).argmax(1) == val[1]).float().mean())
+    assert accuracy == pytest.approx(best["val_accuracy"], abs=0.003)
+
+
+def test_class_weights_balance_or_follow_the_names() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    assert head.class_weights("none", labels, ("a", "b")) is None
+    balanced = head.class_weights("auto", labels, ("a", "b"))
+    assert balanced is not None
+    assert float(balanced[1] / balanced[0]) == pytest.approx(9)
+    named = head.class_weights({"b": 3.0}, labels, ("a", "b"))
+    assert named is not None
+    assert float(named[1] / named[0]) == pytest.approx(3)
+    assert float(named[labels].mean()) == pytest.approx(1)
+
+
+def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
+    made = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    kinds = [type(layer).__name__ for layer in made]
+    assert kinds == ["BatchNorm1d", "Linear", "ReLU", "Dropout", "LayerNorm", "Linear", "GELU", "Linear"]
+    assert torch.equal(made.eval()(torch.randn(4, 32)), torch.zeros(4, 3))
+    again = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    assert torch.equal(made[1].weight, again[1].weight)
+
+
+def test_batches_see_every_image_once_an_epoch_in_an_order_that_the_seed_decides() -> None:
+    def read(rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, ...]:
+        return (torch.from_numpy(rows),)
+
+    labels = np.arange(50)
+    made, same, other = (Batches(read, labels, 16, seed) for seed in (1, 1, 2))
+    orders = []
+    for batches in (made, same, other):
+        seen = torch.cat([features[0] for features, _ in batches])
+        assert sorted(seen.tolist()) == list(range(50))
+        orders.append(seen.tolist())
+    assert orders[0] == orders[1] != orders[2]
+    made.epoch = 1
+    assert torch.cat([features[0] for features, _ in made]).tolist() != orders[0]
+    assert all(torch.equal(features[0], targets) for features, targets in made)
+    assert torch.cat([features[0] for features, _ in Batches(read, labels, 16, None)]).tolist() == list(range(50))
+    assert [len(targets) for _, targets in Batches(read, np.arange(33), 16, 0)] == [16, 16]  # a lone image cannot be normalised
+
+
+def module(train: str, **fields: object) -> Tuning:
+    source = backbone.load("test_resnet", "random", 32)
+    _, suffix = backbone.cut(source, train)
+    return Tuning(suffix, head.make("bn, dense 8 relu", 96, 3, 0), Phase(train=train, **fields), 0, backbone.depth(source))  # type: ignore[arg-type]
+
+
+def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_decay() -> None:
+    seen = 0
+    for train in ("head", "layer4", "layer2", "all"):
+        made = module(train, weight_decay=0.1, layer_decay=0.5, lr=1.0)
+        found = groups(made, made.phase)
+        counts = Counter(id(parameter) for group in found for parameter in group["params"])
+        assert counts == Counter(id(parameter) for parameter in made.parameters()), train
+        for group in found:
+            decays = {parameter.ndim > 1 for parameter in group["params"]}
+            assert decays == {group["weight_decay"] > 0}
+        rates = sorted({group["lr"] for group in found}, reverse=True)
+        assert rates[0] == 1.0
+        assert all(later == earlier / 2 for earlier, later in pairwise(rates))
+        seen += 1
+    assert seen == 4
+
+
+def test_the_rate_warms_up_and_falls_as_the_schedule_says() -> None:
+    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("one-cycle", 0.0)):
+        phase = Phase(schedule=schedule, warmup=0.1)
+        course = [rate(step, 100, phase) for step in range(101)]
+        assert course[0] < 0.2
+        assert max(course) == pytest.approx(1.0, abs=0.01)
+        assert course[-1] == pytest.approx(end, abs=0.01)
+        assert all(0 <= value <= 1 for value in course)
+
+
+def test_mixing_keeps_shapes_and_the_share_says_how_much_is_whose() -> None:
+    torch.manual_seed(0)
+    images = (torch.zeros(8, 3, 16, 16) + torch.arange(8.0).view(8, 1, 1, 1),)
+    for fields in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
+        for _ in range(10):
+            mixed, other, share = _mixed(images, Phase(**fields))  # type: ignore[arg-type]
+            wanted = share * images[0].mean((1, 2, 3)) + (1 - share) * images[0].mean((1, 2, 3))[other]
+            assert torch.allclose(mixed[0].mean((1, 2, 3)), wanted, atol=1e-4)
+    assert _mixed(images, Phase())[2] == 1.0
+
+
+def test_kept_statistics_stay_and_adapted_ones_move() -> None:
+    for policy in ("keep", "adapt"):
+        made = module("layer4", batch_norm=policy)
+        statistics = [m for m in made.suffix.modules() if isinstance(m, nn.BatchNorm2d)]
+        before = [m.running_mean.clone() for m in statistics if m.running_mean is not None]
+        made.train()
+        made._trainer = None  # type: ignore[assignment]
+        made.__class__ = type("Detached", (Tuning,), {"current_epoch": 0})
+        made.on_train_epoch_start()
+        prefix, _ = backbone.cut(backbone.load("test_resnet", "random", 32), "layer4")
+        made(*(value.clone() for value in prefix(torch.randn(8, 3, 32, 32))))
+        moved = [not torch.equal(m.running_mean, old) for m, old in zip(statistics, before, strict=True) if m.running_mean is not None]
+        assert moved
+        assert all(moved) == (policy == "adapt")
