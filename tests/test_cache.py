@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +178,41 @@ def test_the_home_is_the_argument_then_the_environment(tmp_path: Path, monkeypat
     assert cache.home() == tmp_path / "env"
     monkeypatch.delenv("REGRAFT_CACHE")
     assert "regraft" in str(cache.home())
+
+
+def test_the_entries_used_longest_ago_go_first_when_the_bound_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [entry(tmp_path, seed=seed)[0] for seed in range(3)]
+    for age, one in enumerate(made):
+        os.utime(tmp_path / one.name / "meta.json", (1000 + age, 1000 + age))
+    entry(tmp_path, seed=0)  # used again, so that the second is now the oldest
+    values = np.array(made[1].arrays[0])
+    total = sum(one["bytes"] for one in cache.listing(tmp_path))
+    monkeypatch.setenv("REGRAFT_CACHE_LIMIT", str(total / 1e9))
+    heard = Heard()
+    entry(tmp_path, seed=3, watcher=heard)
+    left = {one["name"] for one in cache.listing(tmp_path)}
+    assert made[1].name not in left
+    assert {made[0].name, made[2].name} <= left
+    assert "Removed 1 cache entries used longest ago" in heard.said[0]
+    assert (made[1].arrays[0] == values).all()  # still readable for whoever has it open
+
+
+def test_an_impossible_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("much", "-3", "nan"):
+        monkeypatch.setenv("REGRAFT_CACHE_LIMIT", given)
+        with pytest.raises(UserError, match=f"REGRAFT_CACHE_LIMIT is '{given}'. Expected gigabytes"):
+            cache.bound(tmp_path)
+
+
+def test_two_processes_filling_one_entry_end_with_one_whole_entry(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from test_cache import entry; "
+        "made = entry(Path(sys.argv[1]))[0]; print(made.name, float(made.arrays[0].astype('float64').sum()))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "both"), str(Path(__file__).parent)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert len(cache.listing(tmp_path / "both")) == 2
+    assert not list((tmp_path / "both").glob(".scratch*"))

@@ -359,6 +359,8 @@ def test_the_cache_is_listed_and_cleared(regraft, photos: Path, own_cache: Path)
     assert len(entries["entries"]) == 4
     assert entries["folder"] == str(own_cache)
     assert "4 entries" in regraft("cache", "list").out
+    assert json.loads(regraft("cache", "size", "--json").out)["bytes"] == sum(entry["bytes"] for entry in entries["entries"])
+    assert "MB allowed" in regraft("cache", "size").out
     assert "MB freed" in regraft("cache", "clear").out
     assert json.loads(regraft("cache", "list", "--json").out)["entries"] == []
 

@@ -165,6 +165,43 @@ def listing(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: float(entry["age"]))
 
 
+def bound(folder: Path) -> int:
+    """Return the most bytes that entries may take together: `REGRAFT_CACHE_LIMIT` in GB, else half of what they take and what is free.
+
+    Raises:
+        UserError: When the variable is no positive number.
+    """
+    given = os.environ.get("REGRAFT_CACHE_LIMIT", "")
+    if not given:
+        return (shutil.disk_usage(folder).free + sum(int(entry["bytes"]) for entry in listing(folder))) // 2
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 < gigabytes < 1e9:
+        raise UserError(f"REGRAFT_CACHE_LIMIT is {given!r}. Expected gigabytes, for example 20. Correct or unset it.")
+    return int(gigabytes * 1e9)
+
+
+def evict(folder: Path, keep: str, watcher: Watcher = SILENT) -> list[str]:
+    """Remove the entries used longest ago until the rest is within the bound; returns their names.
+
+    The entry called `keep` stays. What another process has open stays readable for it: its mapping outlives the name.
+    """
+    entries, most = listing(folder), bound(folder)
+    total, gone = sum(int(entry["bytes"]) for entry in entries), []
+    for entry in reversed(entries):
+        if total <= most:
+            break
+        if entry["name"] != keep:
+            shutil.rmtree(folder / entry["name"], ignore_errors=True)
+            total -= int(entry["bytes"])
+            gone.append(str(entry["name"]))
+    if gone:
+        watcher.say(f"Removed {len(gone)} cache entries used longest ago, to stay under {most / 1e9:,.1f} GB.")
+    return gone
+
+
 def clear(folder: Path) -> int:
     """Remove every entry and everything unfinished; returns the bytes that were freed."""
     freed = sum(int(entry["bytes"]) for entry in listing(folder))
@@ -202,6 +239,7 @@ def _kept(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chunk
         raise UserError(
             f"The cache folder {path.parent} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can."
         ) from error
+    evict(path.parent, path.name, watcher)
     made = _opened(path, watcher)
     if made is None:
         raise UserError(f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one.")
@@ -232,9 +270,13 @@ def _write(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chun
         described = [{"shape": shape, "dtype": dtype.str, "crc32": crc} for (shape, dtype), crc in zip(arrays, sums, strict=True)]
         meta = {"bytes": needed, "seconds": time.perf_counter() - started, "arrays": described}
         (scratch / "meta.json").write_text(json.dumps(meta))
-        if path.exists():  # broken, or another process was faster with the same content
+        if path.exists() and _opened(path, SILENT) is None:  # broken
             shutil.rmtree(path, ignore_errors=True)
-        os.replace(scratch, path)
+        try:
+            os.replace(scratch, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # otherwise another process was faster with the same content
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -214,6 +214,18 @@ def cache_list(cache: Cache = None, json: Json = False) -> None:
     typer.echo(f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {room.home(cache)}")
 
 
+@cache_app.command("size")
+def cache_size(cache: Cache = None, json: Json = False) -> None:
+    """Say how large the cache is, and how large it may become (REGRAFT_CACHE_LIMIT, in GB)."""
+    from regraft import cache as room
+    from regraft.cli import show
+
+    folder = room.home(cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"folder": str(folder), "bytes": sum(entry["bytes"] for entry in room.listing(folder)), "bound": room.bound(folder)}
+    show.as_json(told) if json else typer.echo(f"{told['bytes'] / 1e6:,.1f} MB of {told['bound'] / 1e6:,.1f} MB allowed in {folder}")
+
+
 @cache_app.command("clear")
 def cache_clear(cache: Cache = None) -> None:
     """Remove every entry."""
