@@ -255,3 +255,9 @@ def test_unknown_names_and_impossible_sizes_are_refused() -> None:
         backbone.cut(backbone.load("inception_v3", "random", 32), "head")
     with pytest.raises(UserError, match="has no stage 'layer9'. Nearest: layer"):
         backbone.cut(backbone.load("test_resnet", "random", 64), "layer9")
+
+
+def test_the_digest_sees_settings_that_are_no_weights() -> None:
+    one, other = (backbone.load(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0"))
+    other.model.load_state_dict(one.model.state_dict())  # the same numbers, but other padding and other epsilons
+    assert backbone.cut(one, "head")[0].digest() != backbone.cut(other, "head")[0].digest()

@@ -216,3 +216,10 @@ def test_two_processes_filling_one_entry_end_with_one_whole_entry(tmp_path: Path
     assert said[0][0] == said[1][0]
     assert len(cache.listing(tmp_path / "both")) == 2
     assert not list((tmp_path / "both").glob(".scratch*"))
+
+
+def test_augmented_views_are_named_after_the_images_identities_too(tmp_path: Path) -> None:
+    _, prefix, images, ids, source = entry(tmp_path)
+    for view, same in ((PLAIN, True), (View("flip", 0, 0), False)):
+        names = {cache.name_of(prefix.digest(), images, one, map(str, DATA.hashes), source.rules, 32, view, "float32") for one in (ids, ids + 1)}
+        assert (len(names) == 1) == same

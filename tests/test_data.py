@@ -135,3 +135,18 @@ def test_too_small_and_too_large_subsets_are_refused() -> None:
 def test_a_group_that_spans_everything_is_refused() -> None:
     with pytest.raises(UserError, match="part of made is empty"):
         named([50, 50], groups=["one"] * 100).split()
+
+
+def test_open_images_follow_the_part_that_their_group_was_given() -> None:
+    groups = [f"g{row // 6}" for row in range(120)]
+    parts = ["test" if row // 6 % 4 == 0 and row % 6 == 0 else "" for row in range(120)]
+    made = named([60, 60], parts, groups)
+    split = made.split()
+    assert {str(made.groups[row]) for row in split.test} == {f"g{number}" for number in range(0, 20, 4)}
+    assert len(split.test) == 30
+    with pytest.raises(UserError, match="The group 'g0' of made spans the parts test and val"):
+        named([60, 60], ["test", "val", *parts[2:]], groups).split()
+
+
+def test_facts_and_names_stay_short() -> None:
+    assert repr(toy()) == "Dataset('toy', 120 images, 3 classes)"

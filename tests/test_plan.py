@@ -114,3 +114,16 @@ def test_every_field_is_described() -> None:
     fields = {**Phase.model_fields, **Plan.model_fields}
     assert len(fields) >= 30
     assert [name for name, field in fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "says"),
+    [
+        ({"optimizer": "lbfgs", "mixup": 0.2, "ema": 0.9}, "optimizer 'lbfgs' has no use for mixup, ema"),
+        ({"train": "layer1", "cutmix": 1.0}, "cutmix needs images to cut, but train is 'layer1'"),
+        ({"views": 4}, "views counts augmented looks, but augment is 'none'"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(phase: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        plans.parse({"backbone": "net", "resolution": 64, "phases": [phase]})

@@ -309,3 +309,66 @@ def test_every_mistake_with_data_is_one_sentence_and_exit_2(tmp_path: Path, regr
         assert result.out == ""
     assert len(cases) == 20
     assert not (Path.cwd() / "runs").exists()
+
+
+def parquet(root: Path, labels: list[object], names: list[str] | None) -> Path:
+    image = [{"bytes": png(np.full((2, 2, 3), row, np.uint8)), "path": None} for row in range(len(labels))]
+    table = pa.table({"image": pa.array(image), "label": pa.array(labels)})
+    if names:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})})
+    pq.write_table(table, root / "all.parquet")
+    return root / "all.parquet"
+
+
+def test_class_numbers_are_numbers_even_where_names_look_like_other_numbers(tmp_path: Path) -> None:
+    found = load(parquet(tmp_path, [0, 1, 2] * 4, ["1", "2", "0"]), tmp_path)
+    images = found.images.read(np.arange(12))
+    assert all(label == image[0, 0, 0] % 3 for label, image in zip(found.labels, images, strict=True))
+    found = load(parquet(tmp_path, [7, 10, 9] * 4, None), tmp_path)
+    assert found.classes == ("7", "9", "10")
+    with pytest.raises(UserError, match="has 3 rows without a label"):
+        load(parquet(tmp_path, [0, 1, 2] * 3 + [None] * 3, ["a", "b", "c"]), tmp_path)
+
+
+def test_trainval_counts_only_where_there_is_no_train(tmp_path: Path) -> None:
+    def kind(has: set[str]) -> object:
+        class Set:
+            def __init__(self, root: Path, split: str = "train", download: bool = False) -> None:
+                if split not in has:
+                    raise ValueError(split)
+                self.split = split
+
+        return Set
+
+    found = {part: made.split for part, made in named._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()}
+    assert found == {"train": "train", "val": "val", "test": "test"}
+    found = {part: made.split for part, made in named._made(kind({"trainval", "test"}), tmp_path).items()}
+    assert found == {"train": "trainval", "test": "test"}
+
+
+def test_every_torchvision_name_exists_and_can_be_asked_to_download() -> None:
+    import inspect
+
+    from torchvision import datasets
+
+    for name, kind in named.TORCHVISION.items():
+        accepted = inspect.signature(getattr(datasets, kind).__init__).parameters
+        assert "download" in accepted or "kwargs" in accepted, name
+    assert len(named.TORCHVISION) >= 20
+
+
+def test_text_in_another_encoding_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "latin.csv").write_bytes("path,label\ncafé.png,é\n".encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        load(tmp_path / "latin.csv", tmp_path)
+
+
+def test_string_labels_are_matched_to_given_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab.py").write_text(
+        "import numpy as np\ndef trays(last='b'):\n    return np.arange(72, dtype=np.uint8).reshape(6, 2, 2, 3), ['b', 'a', 'b', 'a', 'a', last], ['b', 'a']\n"
+        "def odd():\n    return trays('c')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert sorted(load("lab:trays", tmp_path).labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(UserError, match="has the label -1, which is outside its 2 classes"):
+        load("lab:odd", tmp_path)

@@ -174,7 +174,7 @@ def test_evaluate_shows_val_and_opens_test_on_purpose_recording_each_time(regraf
     refused = regraft("evaluate", "out", other, "--split", "test")
     assert (refused.code, "was fitted on" in refused.err) == (2, True)
     every = json.loads(regraft("evaluate", "out", other, "--split", "all", "--json", "-q").out)
-    assert every["test"]["n"] == 120
+    assert every["all"]["n"] == 120
     for words, says in ((("out", "--split", "all"), "no DATA was given"), (("out", "--split", "tset"), "is no part"), ((photos,), "is no run")):
         refused = regraft("evaluate", *words)
         assert (refused.code, says in refused.err) == (2, True), refused.err
@@ -334,7 +334,7 @@ def test_ctrl_c_stops_in_a_sentence_and_the_run_can_go_on(photos: Path, own_cach
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - started < 10
     assert process.returncode == 2, err
-    assert "Stopped. What was finished is kept; the same command with --resume goes on from there." in err
+    assert "Stopped. What was finished is kept; fit and compare go on from there with the same command and --resume." in err
     assert "Traceback" not in err
     assert out == ""
     assert not Path("out/scores.json").exists()
@@ -390,3 +390,62 @@ def test_altered_weights_are_refused(photos: Path) -> None:
     runs.write_weights(done.path / "model.safetensors", {"backbone.other": tensors["head.0.weight"].clone(), **tensors})
     with pytest.raises(api.UserError, match="do not belong to its plan"):
         api.load("out").predict([])
+
+
+def test_fit_skips_bad_images_when_asked_and_a_repaired_set_can_run_at_once(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    broken = sorted(photos.rglob("*.png"))[0::40]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"")
+    stopped = regraft("fit", photos, *QUICK, "--out", "out")
+    assert (stopped.code, "cannot be decoded" in stopped.err, Path("out").exists()) == (2, True, False)
+    went_on = regraft("fit", photos, *QUICK, "--out", "skipped", "--skip-bad", "--json")
+    assert went_on.code == 0, went_on.err
+    opened = regraft("evaluate", "skipped", "--split", "test", "--json", "-q")
+    assert opened.code == 0, opened.err
+    for path, content in zip(broken, whole, strict=True):
+        path.write_bytes(content)
+    assert regraft("fit", photos, *QUICK, "--out", "out").code == 0
+
+
+def test_flags_given_beside_a_plan_file_count(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32")
+    regraft("plan", photos, *words, "--save", "plan.toml")
+    told = json.loads(regraft("plan", photos, "--plan", "plan.toml", "--seed", 3, "--resolution", 40, "--backbone", "test_efficientnet", "--json").out)
+    assert (told["plan"]["seed"], told["plan"]["resolution"], told["plan"]["backbone"], told["plan"]["weights"]) == (3, 40, "test_efficientnet", "random")
+    broken = Path("plan.toml").read_text().replace("resolution = 32", "resolution = 2")
+    Path("plan.toml").write_text(broken)
+    assert regraft("plan", photos, "--plan", "plan.toml").code == 2
+    assert regraft("plan", photos, "--plan", "plan.toml", "--set", "resolution=32").code == 0
+
+
+def test_an_impossible_device_is_refused_in_a_sentence(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    cases = {"tpu": "--device tpu was given, which is no device"}
+    if not torch.cuda.is_available():
+        cases["cuda"] = "--device cuda was given, but PyTorch finds no CUDA GPU"
+    for device, says in cases.items():
+        result = regraft("fit", photos, *QUICK, "--device", device)
+        assert (result.code, says in result.err) == (2, True), result.err
+
+
+def test_a_comparison_in_which_nothing_finishes_is_an_error(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    result = regraft("compare", photos, "--techniques", "linear-probe", "--backbones", "inception_v3", "--weights", "random", "--resolution", "32", "-q")
+    assert result.code == 2
+    assert "cannot take images of 32 px" in result.err
+
+
+def test_what_is_kept_already_is_used_on_a_full_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="first")
+    monkeypatch.setattr("regraft.cache._RESERVE", 10**15)
+    second = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="second")
+    assert second.scores["cache"]["hit"]
+    assert "computed again" not in (second.path / "log.txt").read_text()
+    assert (first.predictions()["logits"] == second.predictions()["logits"]).all()
+
+
+def test_a_linear_probe_without_room_for_its_features_is_still_solved(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="kept", changes=["precision=float32"])
+    monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
+    monkeypatch.setattr("regraft.workflow.story._SOLVED_AT_ONCE", 7)
+    live = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="live", changes=["precision=float32"])
+    assert live.scores["val"]["loss"] == pytest.approx(kept.scores["val"]["loss"], rel=0.05)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from regraft import backbone
 from regraft.plan import Phase
 from regraft.train import Batches, head, solve
-from regraft.train.tune import Tuning, _mixed, groups, rate
+from regraft.train.tune import Tuned, Tuning, _mixed, groups, rate
 
 
 def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +125,7 @@ def test_mixing_keeps_shapes_and_the_share_says_how_much_is_whose() -> None:
     images = (torch.zeros(8, 3, 16, 16) + torch.arange(8.0).view(8, 1, 1, 1),)
     for fields in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         for _ in range(10):
-            mixed, other, share = _mixed(images, Phase(**fields))  # type: ignore[arg-type]
+            mixed, other, share = _mixed(images, Phase(train="all", **fields))  # type: ignore[arg-type]
             wanted = share * images[0].mean((1, 2, 3)) + (1 - share) * images[0].mean((1, 2, 3))[other]
             assert torch.allclose(mixed[0].mean((1, 2, 3)), wanted, atol=1e-4)
     assert _mixed(images, Phase())[2] == 1.0
@@ -144,3 +145,48 @@ def test_kept_statistics_stay_and_adapted_ones_move() -> None:
         moved = [not torch.equal(m.running_mean, old) for m, old in zip(statistics, before, strict=True) if m.running_mean is not None]
         assert moved
         assert all(moved) == (policy == "adapt")
+
+
+def short(tmp_path: Path, precision: str = "float32", **fields: object) -> tuple[Tuning, Tuned, float]:
+    """Train a few epochs on random features; returns the module, what was left, and the validation loss of its weights."""
+    from torch.nn import functional
+
+    from regraft.train.tune import tune
+
+    made = Tuning(nn.Identity(), head.make("dense 16 relu", 8, 3, 0), Phase(epochs=4, lr=0.05, batch_size=16, **fields), 0, lambda _: 1)  # type: ignore[arg-type]
+    features, labels = blobs(96, 8, 3, 0)
+    batches = [Batches(lambda rows, epoch: (features[rows],), labels.numpy(), 16, seed) for seed in (0, None)]
+    left = tune(made, *batches, tmp_path, 0, precision)
+    with torch.no_grad():
+        loss = float(functional.cross_entropy(made(features), labels))
+    return made, left, loss
+
+
+@pytest.mark.parametrize("fields", [{}, {"ema": 0.9}, {"monitor": "val_loss", "patience": 1}, {"ema": 0.5, "monitor": "val_loss", "gradient_clip": 1.0}])
+def test_what_is_kept_is_what_was_judged_best(tmp_path: Path, fields: dict[str, object]) -> None:
+    _, left, loss = short(tmp_path, **fields)
+    assert loss == pytest.approx(left.history[left.best_epoch]["val_loss"], rel=1e-4)
+    best = min(row["val_loss"] for row in left.history) if "monitor" in fields else max(row["val_accuracy"] for row in left.history)
+    assert left.history[left.best_epoch][str(fields.get("monitor", "val_accuracy"))] == best
+
+
+def test_averaged_weights_differ_from_the_last_ones(tmp_path: Path) -> None:
+    one, other = short(tmp_path / "a")[0], short(tmp_path / "b", ema=0.9)[0]
+    assert not torch.equal(one.head[0].weight, other.head[0].weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_optimizer_trains_with_clipped_gradients_in_both_precisions(tmp_path: Path, optimizer: str, precision: str) -> None:
+    before = head.make("dense 16 relu", 8, 3, 0)
+    made, left, _ = short(tmp_path, precision, optimizer=optimizer, gradient_clip=0.5)
+    assert not torch.equal(made.head[0].weight, before[0].weight)
+    assert left.without_gradient == []
+
+
+def test_the_network_stays_on_its_device_when_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(self: object) -> None:
+        raise AssertionError("moved to the CPU")
+
+    monkeypatch.setattr(Tuning, "cpu", moved)
+    short(tmp_path)

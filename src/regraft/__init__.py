@@ -26,15 +26,16 @@ __all__ = ["UserError", "compare", "fit", "load"]
 
 
 def fit(
-    data: str | Path | Dataset, technique: str = "linear-probe", backbone: str = "tf_efficientnet_lite0", *, plan: str | Path | Plan | None = None,
-    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, seed: int = 0, changes: Sequence[str] = (), **settings: Any,
+    data: str | Path | Dataset, technique: str = "linear-probe", backbone: str | None = None, *,
+    plan: str | Path | Plan | None = None, out: str | Path | None = None, weights: str | None = None, resolution: int | None = None,
+    seed: int | None = None, changes: Sequence[str] = (), **settings: Any,
 ) -> Run:  # fmt: skip
     """Return the finished run of one technique, or of a plan, on labelled images.
 
     Args:
         data: A known name, a folder, an archive, a CSV, Parquet or .npz file, or a dataset; see `regraft sources`.
         technique: A name that `regraft techniques` lists, or `module:function`; ignored when a plan is given.
-        backbone: Any timm name.
+        backbone: Any timm name; EfficientNet-Lite0, whose weights are installed, when None.
         plan: A plan, or the path of its TOML file.
         out: The run's folder, which must be new or empty; `runs/<data>-<technique>` with the next free number by default.
         weights: "pretrained", "random", or a file.
@@ -48,7 +49,7 @@ def fit(
     """
     from regraft import workflow
 
-    return workflow.fit_named(data, technique, backbone, plan=plan, out=out, weights=weights, resolution=resolution, seed=seed, changes=changes, **settings)
+    return workflow.fit_named(data, workflow.Wish(technique, plan, backbone, weights, resolution, seed, changes), out, **settings)
 
 
 def compare(
@@ -58,9 +59,8 @@ def compare(
     """Return the comparison of several techniques and backbones on the same images; arguments as for `fit`."""
     from regraft import workflow
 
-    return workflow.compare_named(
-        data, techniques, backbones, seeds=seeds, out=out, weights=weights, resolution=resolution, changes=changes, **settings
-    )  # fmt: skip
+    wish = workflow.Wish(weights=weights, resolution=resolution, changes=changes)
+    return workflow.compare_named(data, techniques, backbones, seeds, wish, out, **settings)
 
 
 def load(path: str | Path, device: str = "auto") -> Classifier:

@@ -103,8 +103,7 @@ def activations(
     Raises:
         UserError: When `folder` lacks the room; says both sizes in MB, and how to move the cache.
     """
-    seen = repr((rules, resolution, view if view.augment != "none" else "plain", precision, images.arrays[0].shape[1:]))
-    name = _digest("activations", digest, seen, "\n".join(hashes))
+    name = name_of(digest, images, identities, hashes, rules, resolution, view, precision)
     shapes = [(len(identities), *shape) for shape in prefix.shapes]
 
     def chunks() -> Iterable[tuple[Array, ...]]:
@@ -120,6 +119,15 @@ def activations(
     except _Overflow:
         watcher.say("The frozen part gives numbers too large for float16; they are kept as float32.")
         return _kept(folder / f"{name}-32", [(shape, np.dtype(np.float32)) for shape in shapes], chunks, watcher)
+
+
+def name_of(
+    digest: str, images: Entry, identities: NDArray[np.int64], hashes: Iterable[str], rules: InputRules, resolution: int, view: views.View, precision: str
+) -> str:  # fmt: skip
+    """Return the name of the entry that `activations` of the same arguments reads or writes."""
+    drawn = hashlib.blake2b(identities.tobytes()).hexdigest() if view.augment != "none" else "plain"
+    seen = repr((rules, resolution, view if view.augment != "none" else "plain", drawn, precision, images.arrays[0].shape[1:]))
+    return _digest("activations", digest, seen, "\n".join(hashes))
 
 
 def run(
@@ -141,9 +149,12 @@ def size_of(prefix: Prefix, images: int, looks: int = 1) -> int:
 
 
 def fits(needed: int, folder: Path) -> bool:
-    """Return whether the disk has room for this many bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return needed + _RESERVE <= shutil.disk_usage(folder).free
+    """Return whether the disk has room for this many bytes; always for none. Raises `UserError` when `folder` cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return not needed or needed + _RESERVE <= shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def listing(folder: Path) -> list[dict[str, Any]]:
@@ -236,9 +247,7 @@ def _kept(path: Path, arrays: list[tuple[tuple[int, ...], np.dtype[Any]]], chunk
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(path, needed, shutil.disk_usage(path.parent).free) from error
-        raise UserError(
-            f"The cache folder {path.parent} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can."
-        ) from error
+        raise _unwritable(path.parent, error) from error
     evict(path.parent, path.name, watcher)
     made = _opened(path, watcher)
     if made is None:
@@ -307,6 +316,10 @@ def _crc32(array: Array) -> int:
     for start in range(0, len(array), step):
         value = zlib.crc32(np.ascontiguousarray(array[start : start + step]).data.cast("B"), value)
     return value
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"The cache folder {folder} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can.")
 
 
 def _no_room(path: Path, needed: float, free: float) -> UserError:

@@ -183,6 +183,7 @@ class Dataset:
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
         test, val = 0.0 if has_test else TEST_SHARE, 0.0 if has_val else VAL_SHARE
         if self.groups is not None:  # whole groups fall, whatever classes they hold
+            open_rows = self._follow_given(part, open_rows)
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
             part[open_rows] = _fall(unit[open_rows][first], test, val)[group_of]
         else:
@@ -197,6 +198,20 @@ class Dataset:
         for name in PARTS:
             state.update(f"{name}\n{self.take(rows[name]).fingerprint}\n".encode())
         return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
+
+    def _follow_given(self, part: NDArray[np.str_], open_rows: Rows) -> Rows:
+        """Give the open rows of each group the part that the source gave to others of it; returns the rows still open."""
+        assert self.groups is not None
+        for group in np.unique(self.groups[part != ""]):
+            mine = np.flatnonzero(self.groups == group)
+            given = sorted(set(part[mine].tolist()) - {""})
+            if len(given) > 1:
+                raise UserError(
+                    f"The group {str(group)!r} of {self.name} spans the parts {' and '.join(given)}. "
+                    "Expected every group within one part. Correct the split or the groups."
+                )
+            part[mine] = given[0]
+        return np.flatnonzero(part == "") if set(np.unique(part)) & {"val", "test"} else open_rows
 
     def _subset(self, train: Rows, wanted: int, seed: int) -> Rows:
         """Return `wanted` of the `train` rows, each class in proportion (largest remainder), at least one of each."""

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from regraft.errors import UserError
+
 # glibc gives every large tensor back to the system and takes its page faults again at the next step. Values as in benchmarks/allocator.py.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2
 _KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
@@ -31,12 +33,14 @@ def keep_memory() -> bool:
 
 
 def device(wanted: str = "auto") -> str:
-    """Return "cuda" or "cpu": what was asked for, or the best there is."""
-    if wanted != "auto":
-        return wanted
+    """Return "cuda" or "cpu": what was asked for, or the best there is; raises `UserError` for anything else, or a GPU that is not there."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.is_available()
+    if wanted not in ("auto", "cpu", "cuda") or (wanted == "cuda" and not there):
+        given = "but PyTorch finds no CUDA GPU" if wanted == "cuda" else "which is no device"
+        raise UserError(f"--device {wanted} was given, {given}. Expected auto, cpu or cuda. Leave it out to take the best there is.")
+    return "cuda" if there and wanted != "cpu" else "cpu"
 
 
 def has_bfloat16(device: str = "cpu") -> bool:

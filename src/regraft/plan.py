@@ -136,6 +136,13 @@ class Phase(_Strict):
             raise ValueError(f"optimizer 'lbfgs' solves a head only, but train is {self.train!r}; use train = \"head\" or another optimizer")
         if self.optimizer == "lbfgs" and self.augment != "none":
             raise ValueError("optimizer 'lbfgs' looks at every image once; use augment = \"none\" or another optimizer")
+        idle = [name for name in ("mixup", "cutmix", "ema", "patience", "gradient_clip", "weight_decay") if getattr(self, name)]
+        if self.optimizer == "lbfgs" and idle:
+            raise ValueError(f"optimizer 'lbfgs' has no use for {', '.join(idle)}; leave them at 0 or take another optimizer")
+        if self.cutmix and self.train != "all":
+            raise ValueError(f'cutmix needs images to cut, but train is {self.train!r}; use train = "all" or mixup')
+        if self.views > 1 and self.augment == "none":
+            raise ValueError("views counts augmented looks, but augment is 'none'; choose a preset or use views = 1")
         return self
 
 
@@ -210,15 +217,19 @@ def parse(values: Mapping[str, Any], where: str = "The plan") -> Plan:
         raise _faulty(where, "is not valid", [_fault(one) for one in kept]) from None
 
 
-def read(path: Path, changes: Sequence[str] = ()) -> Plan:
-    """Return the plan in a TOML file, with changes of the form `phases.0.lr=3e-4` applied."""
+def read(path: Path) -> Plan:
+    """Return the plan in a TOML file; raises `UserError` when there is none or it is faulty."""
+    return parse(values(path), str(path))
+
+
+def values(path: Path) -> dict[str, Any]:
+    """Return what a plan's TOML file says, not yet validated; raises `UserError` when it cannot be read."""
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no plan at {path}. Expected a TOML file; `regraft plan DATA --save plan.toml` writes one.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is no readable TOML: {error}. Correct it, or write a fresh one with `regraft plan DATA --save`.") from None
-    return changed(values, changes, where=str(path))
 
 
 def changed(values: Mapping[str, Any], changes: Sequence[str], where: str = "The plan") -> Plan:

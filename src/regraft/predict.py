@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -123,14 +124,15 @@ def restored(finished: run.Run, device: str) -> tuple[Backbone, nn.Sequential]:
     Raises:
         UserError: When the weights do not belong to the plan.
     """
-    plan, tensors = finished.plan, finished.weights()
+    plan = finished.plan
     model = backbone.load(plan.backbone, "random", plan.resolution)
     features = int(np.prod(backbone.cut(model, "head", plan.stages_taken, plan.flattens)[0].shapes[0]))
     top = head.make(plan.head, features, len(finished.classes), plan.seed)
     try:
+        tensors = finished.weights()
         backbone.restore(model, {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")})
         top.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"The weights in {finished.path} do not belong to its plan ({str(error).splitlines()[0]}). Fit it again with --overwrite.") from error
     model.model.to(device).eval()
     return model, top.to(device).eval()

@@ -118,14 +118,14 @@ def _row(one: Run, selected: Run) -> dict[str, Any]:
 
 def _over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return mean and spread of each backbone and technique that ran with several seeds."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[str, list[Run]] = {}
     for one in runs:
-        found.setdefault((one.plan.backbone, one.plan.technique), []).append(one)
+        found.setdefault(one.plan.model_copy(update={"seed": 0}).digest, []).append(one)
     rows = []
-    for (backbone, technique), same in found.items():
+    for same in found.values():
         if len(same) < 2:
             continue
-        row: dict[str, Any] = {"backbone": backbone, "technique": technique, "seeds": len(same)}
+        row: dict[str, Any] = {"backbone": same[0].plan.backbone, "technique": same[0].plan.technique, "seeds": len(same)}
         val = [one.scores["val"]["accuracy"] for one in same]
         row |= {"val_mean": mean(val), "val_spread": stdev(val)}
         if all(one.test for one in same):

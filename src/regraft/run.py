@@ -28,6 +28,8 @@ from regraft.errors import UserError
 from regraft.plan import Plan
 from regraft.watch import Watcher
 
+_BEGUN = frozenset({"state.json", "checkpoints", ".state.json.part", ".plan.toml.part"})  # all there is before the plan is written
+
 
 @dataclass(frozen=True)
 class Run:
@@ -99,6 +101,8 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
             raise UserError(
                 f"{path} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out."
             )
+        elif not (path / "plan.toml").is_file() and any(one.name not in _BEGUN for one in path.iterdir()):
+            raise UserError(f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out.")
     if resume and (path / "plan.toml").is_file():
         there = plans.read(path / "plan.toml")
         if there.digest != plan.digest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ class Prefix(nn.Module):
         """Stay in eval mode whatever is asked."""
         return super().train(False)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is frozen, so that the trained part takes the images themselves."""
+        return all(node.op in ("placeholder", "output") for node in self.body.graph.nodes)
+
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
         out: Features = self.body(images)
@@ -41,13 +47,11 @@ class Prefix(nn.Module):
 
     def digest(self) -> str:
         """Name of this very function: its code, weights and buffers."""
-        state = hashlib.blake2b(self.body.code.encode(), digest_size=16)
-        for name, tensor in sorted(self.state_dict().items()):
+        settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.body))  # strides, paddings, epsilons, kinds of activation
+        state = hashlib.blake2b(f"{self.body.code}\n{settings}".encode(), digest_size=16)
+        for name, tensor in sorted([*self.named_parameters(), *self.named_buffers()], key=lambda item: item[0]):
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else repr(tensor.item()).encode())
-        for name, value in vars(self.body).items():
-            if name.startswith("_constant"):
-                state.update(f"{name} {value}".encode())
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return state.hexdigest()
 
 

@@ -162,7 +162,7 @@ def _build(name: str, weights: str, resolution: int | None) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=fetch, **options)
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "img_size" in options and not fetch:
+        if "img_size" in options and not isinstance(error, OSError):
             raise UserError(f"{name} cannot take images of {resolution} px ({text}). Use its own {config.input_size[-1]} px, or another backbone.") from error
         if not fetch:
             raise

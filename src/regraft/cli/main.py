@@ -23,10 +23,10 @@ app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 
 Data = Annotated[str, typer.Argument(help="A name, folder, zip, tar, CSV, Parquet, .npz, hf:name or module:function; see `regraft sources`.")]
-Backbone = Annotated[str, typer.Option("--backbone", help="Any timm name; `regraft backbones` lists them.")]
+Backbone = Annotated[str | None, typer.Option("--backbone", help="Any timm name; `regraft backbones` lists them. [default: tf_efficientnet_lite0]")]
 Weights = Annotated[str | None, typer.Option(help="'pretrained', 'random', or a safetensors or state-dict file.")]
 Resolution = Annotated[int | None, typer.Option(help="Side in pixels; by default what suits images and backbone.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, order, augmentation and dropout.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and dropout. [default: 0]")]
 SplitSeed = Annotated[int, typer.Option(help="Seed of the split into train, val and test.")]
 TrainImages = Annotated[int | None, typer.Option(help="Use a stratified subset of this many training images.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change the plan: KEY=VALUE, e.g. phases.0.lr=3e-4. Repeatable.")]
@@ -43,19 +43,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 @app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
 def fit(
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
-    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = "tf_efficientnet_lite0",
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = 0, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
     json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Fit one technique or plan and leave a run folder; the test part stays shut."""
     from regraft.cli import show
-    from regraft.workflow import fit_named
+    from regraft.workflow import Wish, fit_named
 
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
         settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
-        done = fit_named(data, technique, backbone, plan=plan, out=out, weights=weights, resolution=resolution, seed=seed, changes=set or [], **settings)
+        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or ()), out, **settings)
     show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
 
 
@@ -70,32 +70,30 @@ def compare(
 ) -> None:  # fmt: skip
     """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
     from regraft.cli import show
-    from regraft.workflow import compare_named
+    from regraft.workflow import Wish, compare_named
 
     ways, names = _listed(techniques) if techniques else None, _listed(backbones)
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
         settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
-        done = compare_named(data, ways, names, seeds=seeds, out=out, weights=weights, resolution=resolution, changes=set or [], **settings)
+        done = compare_named(data, ways, names, seeds, Wish(weights=weights, resolution=resolution, changes=set or ()), out, **settings)
     show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
 
 
 @app.command(epilog="Example:  regraft plan photos/ --technique fine-tune-top --save plan.toml")
 def plan(
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
-    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = "tf_efficientnet_lite0",
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = 0, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None, cache: Cache = None, device: Device = "auto",
     json: Json = False,
 ) -> None:  # fmt: skip
     """Say what would be frozen, computed once and trained, and for about how long; runs nothing."""
     from regraft.cli import show
-    from regraft.workflow import explain_named
+    from regraft.workflow import Wish, explain_named
 
     settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device}
-    told = explain_named(
-        data, technique, backbone, plan=plan, save=save, weights=weights, resolution=resolution, seed=seed, changes=set or [], **settings
-    )  # fmt: skip
+    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or ()), save, **settings)
     show.as_json(told) if json else show.explanation(told)
 
 
@@ -251,7 +249,7 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]  # click's word for a wrong flag; typer brings its own click since 0.20 or so
         code = 2
     if code == _INTERRUPTED:
-        sys.stderr.write("\nregraft: Stopped. What was finished is kept; the same command with --resume goes on from there.\n")
+        sys.stderr.write("\nregraft: Stopped. What was finished is kept; fit and compare go on from there with the same command and --resume.\n")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -55,7 +55,7 @@ def as_json(values: Any) -> None:
 def run(scores: dict[str, Any], path: str) -> None:
     """Print what a run reached and cost."""
     table = Table("part", "accuracy", "95 % interval", "log-loss", "images", box=None, pad_edge=False)
-    for part in ("train", "val", "test"):
+    for part in ("train", "val", "test", "all"):
         if part in scores:
             one = scores[part]
             table.add_row(part, f"{one['accuracy']:.4f}", _interval(one["ci95"]), f"{one['loss']:.4f}", f"{one['n']:,}")

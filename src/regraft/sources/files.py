@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import shutil
 import tarfile
@@ -66,11 +67,11 @@ def archive(path: Path, home: Path) -> data.Dataset:
     target = home / "archives" / digest
     if not target.is_dir():
         scratch = target.with_name(f".{digest}.{os.getpid()}")
-        scratch.mkdir(parents=True, exist_ok=True)
         try:
+            scratch.mkdir(parents=True, exist_ok=True)
             _unpack(path, scratch)
             os.replace(scratch, target)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:  # RuntimeError: encrypted
             raise UserError(f"{path} cannot be unpacked ({error}). Expected a whole zip or tar of class folders. Fetch or pack it again.") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -85,7 +86,13 @@ def table(path: Path) -> data.Dataset:
     Raises:
         UserError: When columns, labels or files are missing, or a split has an unknown name.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}). Expected a CSV in UTF-8. Save it again in that encoding."
+        ) from error
+    with io.StringIO(content, newline="") as file:
         reader = csv.DictReader(file)
         columns = [column.strip().lower() for column in reader.fieldnames or []]
         reader.fieldnames = columns

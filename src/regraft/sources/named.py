@@ -15,12 +15,12 @@ from regraft.sources import tables
 
 TORCHVISION = {
     "caltech101": "Caltech101", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "country211": "Country211", "dtd": "DTD",
-    "emnist": "EMNIST", "eurosat": "EuroSAT", "fashion-mnist": "FashionMNIST", "fer2013": "FER2013", "fgvc-aircraft": "FGVCAircraft",
+    "emnist": "EMNIST", "eurosat": "EuroSAT", "fashion-mnist": "FashionMNIST", "fgvc-aircraft": "FGVCAircraft",
     "flowers102": "Flowers102", "food101": "Food101", "gtsrb": "GTSRB", "imagenette": "Imagenette", "kmnist": "KMNIST",
     "mnist": "MNIST", "oxford-iiit-pet": "OxfordIIITPet", "pcam": "PCAM", "qmnist": "QMNIST", "rendered-sst2": "RenderedSST2",
-    "semeion": "SEMEION", "stanford-cars": "StanfordCars", "stl10": "STL10", "sun397": "SUN397", "svhn": "SVHN", "usps": "USPS",
+    "semeion": "SEMEION", "stl10": "STL10", "sun397": "SUN397", "svhn": "SVHN", "usps": "USPS",
 }  # fmt: skip
-_PARTS = {"train": "train", "trainval": "train", "val": "val", "valid": "val", "test": "test"}
+_PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test", "trainval": "train"}
 
 
 def digits(home: Path) -> data.Dataset:
@@ -121,18 +121,19 @@ def _made(kind: Any, root: Path) -> dict[str, Any]:
     signature = inspect.signature(kind.__init__).parameters
     options: dict[str, Any] = {"download": True}
     if kind.__name__ == "EMNIST":
-        options["split"] = "balanced"
+        return {part: kind(root, split="balanced", train=part == "train", **options) for part in ("train", "test")}
     if "train" in signature:
-        return {"train": kind(root, train=True, **options), "test": kind(root, train=False, **options)}
-    if "split" in signature:
-        made = {}
-        for split, part in _PARTS.items():
+        return {part: kind(root, train=part == "train", **options) for part in ("train", "test")}
+    if "split" not in signature:
+        return {"": kind(root, **options)}
+    made: dict[str, Any] = {}
+    for split, part in _PARTS.items():
+        if part not in made:  # "trainval" counts only where there is no "train"
             try:
                 made[part] = kind(root, split=split, **options)
-            except ValueError:
+            except ValueError:  # torchvision's word for a split that the set does not have
                 continue
-        return made
-    return {"": kind(root, **options)}
+    return made
 
 
 def _of_torchvision(name: str, parts: dict[str, Any]) -> data.Dataset:

@@ -54,12 +54,14 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
         raise UserError(
             f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder."
         )
-    if classes is None:
-        classes = ordered({str(label) for label in labels})
+    named = classes is not None  # then whole numbers are class numbers, whatever the names look like
+    classes = classes or ordered({str(label) for label in labels})
     number = {label: place for place, label in enumerate(classes)}
-    numbers = [label if isinstance(label, int) and str(label) not in number else number[str(label)] for label in labels]
-    named = [str(key) for key in keys if key]
-    own = named if len(set(named)) == len(contents) else None
+    numbers = [label if named and isinstance(label, int) else number.get(str(label), -1) for label in labels]
+    if None in labels:
+        raise UserError(f"{name} has {labels.count(None):,} rows without a label. Expected one for every image. Fill them in or remove the rows.")
+    paths_given = [str(key) for key in keys if key]
+    own = paths_given if len(set(paths_given)) == len(contents) else None
     called = own or [f"{part}/{place}" for place, part in enumerate(parts)]
     images = EncodedImages(called, contents.__getitem__, np.arange(len(contents)))
     return data.table(name, numbers, classes, images, own, parts if any(parts) else None)
@@ -99,6 +101,9 @@ def of_arrays(
         classes = ordered({str(label) for label in np.asarray(labels).tolist()})
         number = {label: place for place, label in enumerate(classes)}
         labels = [number[str(label)] for label in np.asarray(labels).tolist()]
+    elif np.asarray(labels).dtype.kind not in "iu":
+        place = {str(label): row for row, label in enumerate(classes)}
+        labels = [place.get(str(label), -1) for label in np.asarray(labels).tolist()]
     return data.table(name, labels, classes, data.ArrayImages(pixels), None, parts)
 
 

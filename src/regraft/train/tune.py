@@ -20,6 +20,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,8 +89,8 @@ class Tuning(L.LightningModule):
         options: dict[str, Any] = {"lr": phase.lr}
         if phase.optimizer in ("sgd", "rmsprop"):
             options["momentum"] = phase.momentum
-        if phase.optimizer in ("sgd", "adam", "adamw"):
-            options["fused"] = True
+        if phase.optimizer in ("sgd", "adam", "adamw") and not phase.gradient_clip:
+            options["fused"] = True  # Lightning clips no gradients of a fused optimizer under mixed precision
         optimizer = _OPTIMIZERS[phase.optimizer](groups(self, phase), **options)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, phase))
@@ -120,7 +121,9 @@ def tune(
     """
     phase = module.phase
     mode = "max" if phase.monitor == "val_accuracy" else "min"
-    keep = ModelCheckpoint(folder, "best", monitor=phase.monitor, mode=mode, save_top_k=1, enable_version_counter=False, save_weights_only=True)
+    keep = ModelCheckpoint(
+        folder, "best", monitor=phase.monitor, mode=mode, save_top_k=1, enable_version_counter=False
+    )  # whole: the average of EMA is put in only then
     last = ModelCheckpoint(folder, "last", monitor=None, save_top_k=1, enable_version_counter=False)
     course = _Course(number, train, watcher)
     callbacks: list[Callback] = [course, keep, last]
@@ -132,13 +135,13 @@ def tune(
     if not (resume and _belongs(checkpoint, number)):
         checkpoint.unlink(missing_ok=True)
         (folder / "best.ckpt").unlink(missing_ok=True)
-    interrupt = signal.getsignal(signal.SIGINT)
+    interrupt, device = signal.getsignal(signal.SIGINT), next(module.parameters()).device
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer = L.Trainer(
-            accelerator="gpu" if next(module.parameters()).is_cuda else "cpu", devices=1, max_epochs=phase.epochs, callbacks=callbacks,
+            accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, strategy=_Stay(device), max_epochs=phase.epochs, callbacks=callbacks,
             logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, plugins=[_WholeFiles()],
             gradient_clip_val=phase.gradient_clip or None, precision="bf16-mixed" if precision == "bfloat16" else "32-true",
         )  # fmt: skip
@@ -234,6 +237,15 @@ class _Course(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train_")}
         self.history[-1].update(values)
+
+
+class _Stay(SingleDeviceStrategy):
+    """A strategy that leaves the network where it is; Lightning would move it to the CPU in the end, away from its frozen part."""
+
+    def teardown(self) -> None:
+        module, self._lightning_module = self._lightning_module, None
+        super().teardown()
+        self._lightning_module = module
 
 
 class _WholeFiles(TorchCheckpointIO):

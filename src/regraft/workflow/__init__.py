@@ -6,12 +6,13 @@ Refuses to read the test part except where it is opened on purpose, and records 
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named
 from regraft.workflow.opening import open_test, score
-from regraft.workflow.planning import explain, make
+from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.story import Settings, fit
 
 __all__ = [
     "Comparison",
     "Settings",
+    "Wish",
     "compare",
     "compare_named",
     "evaluate_named",

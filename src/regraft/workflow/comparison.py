@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from regraft.plan import Plan
 from regraft.run import Run
 from regraft.workflow import planning
 from regraft.workflow.opening import open_test
+from regraft.workflow.planning import Wish
 from regraft.workflow.story import Settings, fit, loaded, readable
 
 
@@ -37,7 +39,7 @@ class Comparison:
 
 def compare(
     data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
-    resolution: int | None = None, weights: str | None = None, changes: Sequence[str] = (), settings: Settings | None = None,
+    wish: Wish | None = None, settings: Settings | None = None,
 ) -> Comparison:  # fmt: skip
     """Carry every backbone over to the images in every way, and say which did best.
 
@@ -49,21 +51,19 @@ def compare(
         backbones: timm names.
         ways: Names of techniques.
         seeds: Rows for the seeds 0 … seeds - 1; the split stays the same.
-        resolution: Side in pixels for all rows; what suits each backbone when None.
-        weights: "pretrained", "random" or a file, where the technique does not say.
-        changes: `key=value` pairs for every plan.
+        wish: Resolution, weights and changes for every row.
         settings: Where things are kept, and how runs are begun.
 
     Raises:
         UserError: When names are unknown, images unreadable, or the folder is taken.
     """
-    settings = settings or Settings()
+    settings, wish = settings or Settings(), wish or Wish()
     for way in ways:
         techniques.find(way)
     for name in backbones:
         backbone.check_name(name)
     split = data.split(settings.split_seed, settings.train_images)
-    rows = _rows(data, split, backbones, ways, seeds, resolution, weights, changes, settings)
+    rows = _rows(data, split, list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), seeds, wish, settings)
     planned = [plan for _, plan in rows if isinstance(plan, Plan)]
     if not planned:
         raise next(fault for _, fault in rows if isinstance(fault, UserError))
@@ -72,23 +72,36 @@ def compare(
     done: list[Run] = []
     failed: list[dict[str, Any]] = []
     for number, (row, plan) in enumerate(rows, 1):
-        name = row["name"]
-        settings.watcher.say(f"Row {number} of {len(rows)}: {name}")
-        try:
+        settings.watcher.say(f"Row {number} of {len(rows)}: {row['name']}")
+        with _failing(row, failed, settings):
             if isinstance(plan, UserError):
                 raise plan
-            done.append(fit(data, plan, out / name, replace(settings, overwrite=False)))
-        except UserError as error:
-            failed.append({**row, "error": str(error)})
-        except Exception as error:  # our bug or the machine's limit: said in the row, and the other rows go on
-            failed.append({**row, "error": f"{type(error).__name__}: {error}"})
-        if failed and failed[-1]["name"] == name:
-            settings.watcher.say(f"{name} failed: {failed[-1]['error']}")
+            done.append(fit(data, plan, out / row["name"], replace(settings, overwrite=False)))
     settings.watcher.say("Opening the test part for all rows at once.")
-    opened = tuple(one if one.test else open_test(one, data, settings) for one in done)
+    opened: list[Run] = []
+    for one in done:
+        row = {"name": one.name, "backbone": one.plan.backbone, "technique": one.plan.technique, "seed": one.plan.seed}
+        with _failing(row, failed, settings):
+            opened.append(one if one.test else open_test(one, data, settings))
+    if not opened:
+        raise UserError(f"No row finished. {failed[0]['name']}: {failed[0]['error']}")
     board = report.leaderboard(opened, failed)
     report.write(board, opened, out)
-    return Comparison(out, board, opened)
+    return Comparison(out, board, tuple(opened))
+
+
+@contextmanager
+def _failing(row: dict[str, Any], failed: list[dict[str, Any]], settings: Settings) -> Iterator[None]:
+    """Keep what goes wrong in a row as its reason, so that the other rows go on."""
+    try:
+        yield
+    except UserError as error:
+        failed.append({**row, "error": str(error)})
+    except Exception as error:  # our bug or the machine's limit
+        failed.append({**row, "error": f"{type(error).__name__}: {error}"})
+    else:
+        return
+    settings.watcher.say(f"{row['name']} failed: {failed[-1]['error']}")
 
 
 def _prepare(out: Path, settings: Settings) -> None:
@@ -107,8 +120,7 @@ def _prepare(out: Path, settings: Settings) -> None:
 
 
 def _rows(
-    data: Dataset, split: Split, backbones: Sequence[str], ways: Sequence[str], seeds: int, resolution: int | None, weights: str | None,
-    changes: Sequence[str], settings: Settings,
+    data: Dataset, split: Split, backbones: Sequence[str], ways: Sequence[str], seeds: int, wish: Wish, settings: Settings
 ) -> list[tuple[dict[str, Any], Plan | UserError]]:  # fmt: skip
     """Return what each row is called with its plan, or with the reason why there is none.
 
@@ -122,7 +134,8 @@ def _rows(
                 called = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
                 row = {"name": called, "backbone": name, "technique": way, "seed": seed}
                 try:
-                    found.append((row, planning.make(data, split, way, name, weights, resolution, seed, changes, settings.device)))
+                    asked = replace(wish, technique=way, backbone=name, seed=seed)
+                    found.append((row, planning.make(data, split, asked, settings.device)))
                 except UserError as error:
                     found.append((row, error))
     return found

@@ -7,50 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regraft import backbone, cache, machine, predict, run, sources, techniques
+from regraft import cache, machine, predict, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
-from regraft.plan import Plan
 from regraft.run import Run
 from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.opening import open_test, score
+from regraft.workflow.planning import Wish
 from regraft.workflow.story import Settings, fit
 
 
-def fit_named(
-    data: str | Path | Dataset, technique: str, name: str = backbone.EMBEDDED, *, plan: str | Path | Plan | None = None, out: str | Path | None = None,
-    weights: str | None = None, resolution: int | None = None, seed: int = 0, changes: Sequence[str] = (), **settings: Any,
-) -> Run:  # fmt: skip
+def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any) -> Run:
     """Return the finished run of a technique or a plan; see `regraft.fit`."""
     where = _settings(settings, data)
     images = sources.load(data, where.home)
-    made = planned(images, technique, name, plan, weights, resolution, seed, changes, where)
-    return fit(images, made, folder(out, "runs", f"{images.name}-{made.technique}", where.resume), where)
+    plan = planning.make(images, images.split(where.split_seed, where.train_images), wish, where.device)
+    return fit(images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where)
 
 
 def compare_named(
-    data: str | Path | Dataset, ways: Sequence[str] | None = None, names: Sequence[str] = (backbone.EMBEDDED,), *, seeds: int = 1,
-    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, changes: Sequence[str] = (), **settings: Any,
+    data: str | Path | Dataset, ways: Sequence[str] | None, names: Sequence[str], seeds: int = 1, wish: Wish | None = None,
+    out: str | Path | None = None, **settings: Any,
 ) -> Comparison:  # fmt: skip
     """Return the comparison of techniques and backbones; see `regraft.compare`."""
     where = _settings(settings, data)
     images = sources.load(data, where.home)
-    target = folder(out, "compare", images.name, where.resume)
-    return compare(images, target, names, ways or techniques.DEFAULT, seeds, resolution, weights, changes, where)
-
-
-def planned(
-    images: Dataset, technique: str, name: str, plan: str | Path | Plan | None, weights: str | None, resolution: int | None, seed: int,
-    changes: Sequence[str], where: Settings,
-) -> Plan:  # fmt: skip
-    """Return the plan that is asked for: the one given, or the technique's, with the changes applied."""
-    if plan is None:
-        split = images.split(where.split_seed, where.train_images)
-        return planning.make(images, split, technique, name, weights, resolution, seed, changes, where.device)
-    values = (plan if isinstance(plan, Plan) else plans.read(Path(plan))).model_dump(mode="json")
-    return plans.changed(values, changes, where=str(plan) if not isinstance(plan, Plan) else "The plan")
+    return compare(images, folder(out, "compare", images.name, where.resume), names, ways or techniques.DEFAULT, seeds, wish or Wish(), where)
 
 
 def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
@@ -59,12 +43,11 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
         return Path(out).expanduser()
     base = Path(kind) / "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-")
     number, path = 1, base
-    while path.exists() and any(path.iterdir()):
+    last = None
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
         number += 1
         last, path = path, base.with_name(f"{base.name}-{number}")
-        if resume and not path.exists():
-            return last
-    return path
+    return last if resume and last is not None else path
 
 
 def _settings(given: dict[str, Any], data: object = None) -> Settings:
@@ -75,23 +58,21 @@ def _settings(given: dict[str, Any], data: object = None) -> Settings:
     return Settings(**{**given, "home": cache.home(given.get("home")), "origin": origin})
 
 
-def explain_named(
-    data: str | Path | Dataset, technique: str, name: str = backbone.EMBEDDED, *, plan: str | Path | Plan | None = None, save: Path | None = None,
-    weights: str | None = None, resolution: int | None = None, seed: int = 0, changes: Sequence[str] = (), **settings: Any,
-) -> dict[str, Any]:  # fmt: skip
+def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = None, **settings: Any) -> dict[str, Any]:
     """Return what a technique or a plan would do; `save` writes the plan to a TOML file.
 
     Raises:
         UserError: When the file exists already, or names, plan and images do not go together.
     """
     where = _settings(settings)
+    if save is not None and save.exists():
+        raise UserError(f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it.")
     images = sources.load(data, where.home)
-    made = planned(images, technique, name, plan, weights, resolution, seed, changes, where)
-    told = planning.explain(images, images.split(where.split_seed, where.train_images), made, where)
+    split = images.split(where.split_seed, where.train_images)
+    plan = planning.make(images, split, wish, where.device)
+    told = planning.explain(images, split, plan, where)
     if save is not None:
-        if save.exists():
-            raise UserError(f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it.")
-        plans.write(made, save)
+        plans.write(plan, save)
     return told
 
 
@@ -106,13 +87,16 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
     if split == "all":
         if data is None:
             raise UserError("--split all scores a run on other images, but no DATA was given. Name the images after the run folder.")
-        return {**finished.scores, "test": score(finished, sources.load(data, where.home), where).plain()}
+        return {**finished.scores, "all": score(finished, sources.load(data, where.home), where).plain()}
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r} is no part. Expected 'val', 'test' or 'all'.")
     if split == "val":
         return finished.scores
     origin = finished.scores["origin"]
-    images = sources.load(data or origin["data"], where.home)
+    given = data or origin["data"]
+    if given is None:
+        raise UserError(f"The run in {path} does not know where its images came from. Expected DATA after the run folder. Name the same images.")
+    images = sources.load(given, where.home)
     where = replace(where, train_images=origin["train_images"], split_seed=origin["split_seed"], skip_bad=origin["skip_bad"])
     opened = open_test(finished, images, where)
     return {**opened.scores, "test": (opened.test or {})["test"], "opened": (opened.test or {})["opened"]}

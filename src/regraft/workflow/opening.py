@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from regraft import backbone, evaluate, machine, predict, run
-from regraft.data import Dataset
-from regraft.errors import UserError
+from regraft.data import PARTS, Dataset, Unreadable
+from regraft.errors import UserError, listed
 from regraft.run import Run
 from regraft.workflow.parts import Part, logits
 from regraft.workflow.story import Settings, final_cut, readable
@@ -27,19 +27,34 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     model, top = predict.restored(finished, machine.device(settings.device))
-    data, split = readable(data, model, ("train", "val", "test") if settings.skip_bad else (), settings)
+    data, split = readable(data, model, ("train", "val") if settings.skip_bad else (), settings)
+    if split.digest != finished.scores["split_digest"] and settings.skip_bad:
+        data, split = readable(data, model, PARTS, settings)  # a comparison left out broken test images as well
     if split.digest != finished.scores["split_digest"]:
         raise UserError(
             f"{data.name} splits into {split.digest}, but the run in {finished.path} was fitted on {finished.scores['split_digest']}. "
             "Expected the same images and split. Give the same data, --train-images and --split-seed."
         )
-    part = Part("test", data.take(split.test), settings.home, settings.watcher)
+    part = _readable_part(Part("test", data.take(split.test), settings.home, settings.watcher), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
     said = logits(part, model, prefix, suffix, top, finished.plan)
     openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
     run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
     run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings})
     return run.load(finished.path)
+
+
+def _readable_part(part: Part, model: backbone.Backbone, settings: Settings) -> Part:
+    """Return the part, without images that cannot be decoded where they may be skipped."""
+    try:
+        part.pixels(model)
+    except Unreadable as error:
+        if not settings.skip_bad:
+            raise
+        settings.watcher.say(f"Going on without {len(error.rows):,} images that cannot be decoded: {listed(error.reasons)}.")
+        rows = np.setdiff1d(np.arange(len(part.data)), error.rows)
+        return Part(part.name, part.data.take(rows), part.home, part.watcher)
+    return part
 
 
 def score(finished: Run, data: Dataset, settings: Settings | None = None) -> evaluate.Scores:

@@ -61,6 +61,14 @@ class Part:
         self.used.setdefault(entry.name, entry)
         return entry
 
+    def lacks(self, model: Backbone, prefix: Prefix, digest: str, plan: Plan, view: views.View = views.PLAIN) -> int:
+        """Return the bytes that `kept` would have to write: none where there is nothing frozen, or the entry is there."""
+        if prefix.is_empty:
+            return 0
+        hashes = map(str, self.data.hashes)
+        name = cache.name_of(digest, self.pixels(model), self.identities, hashes, model.rules, plan.resolution, view, plan.precision)
+        return 0 if (self.home / name).is_dir() else cache.size_of(prefix, len(self.data))
+
     def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; the epoch is the view."""
         images = self.pixels(model)
@@ -83,24 +91,19 @@ def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
     return read
 
 
-def is_whole(prefix: Prefix) -> bool:
-    """Whether nothing is frozen, so that the trained part takes the images themselves."""
-    return all(node.op in ("placeholder", "output") for node in prefix.body.graph.nodes)
-
-
 def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str, plan: Plan, phase: Phase) -> tuple[Reader, Reader]:
     """Return how the two parts are read in a phase: from kept features where there is a frozen part and the disk has room."""
     augmented = phase.augment != "none"
     looks = phase.views if augmented else 1
     device = next(model.model.parameters()).device
-    needed = cache.size_of(prefix, len(train.data), looks) + cache.size_of(prefix, len(val.data))
-    if is_whole(prefix) or not cache.fits(needed, train.home):
-        if not is_whole(prefix):
+    looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
+    needed = sum(train.lacks(model, prefix, digest, plan, view) for view in looked) + val.lacks(model, prefix, digest, plan)
+    if prefix.is_empty or not cache.fits(needed, train.home):
+        if not prefix.is_empty:
             train.watcher.say(
                 f"Keeping the frozen part's output would take {needed / 1e6:,.0f} MB, more than {train.home} has; it is computed again every epoch."
             )
         return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(model, prefix, plan, "none", plan.seed)
-    looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
     entries = [train.kept(model, prefix, digest, plan, view) for view in looked]
     return from_entries(entries, device), from_entries([val.kept(model, prefix, digest, plan)], device)
 
@@ -111,8 +114,9 @@ def logits(part: Part, model: Backbone, prefix: Prefix, suffix: Suffix, head: nn
     suffix.eval()
     head.eval()
     device = next(model.model.parameters()).device
-    if keep and not is_whole(prefix) and cache.fits(cache.size_of(prefix, len(part.data)), part.home):
-        read = from_entries([part.kept(model, prefix, prefix.digest(), plan)], device)
+    digest = prefix.digest()
+    if keep and not prefix.is_empty and cache.fits(part.lacks(model, prefix, digest, plan), part.home):
+        read = from_entries([part.kept(model, prefix, digest, plan)], device)
     else:
         read = part.live(model, prefix, plan, "none", plan.seed)
     found = []

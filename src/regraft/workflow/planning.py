@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,43 +15,63 @@ from regraft import plan as plans
 from regraft.backbone import Backbone
 from regraft.data import Dataset, Split
 from regraft.plan import Plan
-from regraft.workflow.story import Settings, final_cut, new_head, parameters
+from regraft.workflow.story import Settings, new_head, parameters
 
 _PROBE = 16  # images of the pass that is timed for the estimate
 _BACKWARD = 2.0  # a backward pass costs about two forward ones
 
 
-def make(
-    data: Dataset, split: Split, technique: str, name: str = backbone.EMBEDDED, weights: str | None = None, resolution: int | None = None, seed: int = 0,
-    changes: Sequence[str] = (), device: str = "auto",
-) -> Plan:  # fmt: skip
-    """Return the plan of a technique for these images: the technique first, then what was asked for, then `changes`.
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks of a plan; None leaves it to the technique or the plan file."""
+
+    technique: str = "linear-probe"
+    plan: str | Path | Plan | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    resolution: int | None = None
+    seed: int | None = None
+    changes: Sequence[str] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Return what was asked for, by the plan's own names."""
+        asked = {"backbone": self.backbone, "weights": self.weights, "resolution": self.resolution, "seed": self.seed}
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+def make(data: Dataset, split: Split, wish: Wish, device: str = "auto") -> Plan:
+    """Return the plan for these images: technique or plan file first, then what was asked for by name, then the changes.
 
     Args:
         data: The images.
-        split: Its parts; techniques see how many images there are to train on.
-        technique: A name from `techniques.TECHNIQUES`, or `module:function`.
-        name: The backbone.
-        weights: "pretrained", "random" or a file; what the technique says when None.
-        resolution: Side in pixels; what suits images and backbone when None.
-        seed: Of everything but the split.
-        changes: `key=value` pairs, see `plan.changed`.
-        device: "auto", "cpu" or "cuda"; decides the precision.
+        split: Its parts; techniques see the training images only.
+        wish: What the user asks for.
+        device: "auto", "cpu" or "cuda"; decides the precision that a technique's plan gets.
+
+    Raises:
+        UserError: For unknown names, or a plan that is faulty or does not fit the backbone or the classes.
     """
-    facts = backbone.load(name, "random").facts
-    plan = techniques.make(technique, facts, replace(data.facts, images=len(split.train)))
-    where = machine.device(device)
-    values = plan.model_dump(mode="json")
-    values["seed"] = seed
-    values["precision"] = "bfloat16" if machine.has_bfloat16(where) else "float32"
-    values["train_precision"] = "bfloat16" if where == "cuda" and machine.has_bfloat16(where) else "float32"
-    if weights is not None and plan.weights != "random":
-        values["weights"] = weights
-    if resolution is not None:
-        values["resolution"] = resolution
-    made = plans.changed(values, changes)
-    made.check(facts, data.classes)
+    if isinstance(wish.plan, Plan):
+        values, where = wish.plan.model_dump(mode="json"), "The plan"
+    elif wish.plan is not None:
+        values, where = plans.values(Path(wish.plan)), str(wish.plan)
+    else:
+        values, where = _of_technique(data, split, wish, device), "The plan"
+    asked = wish.fields()
+    if values.get("weights") == "random" and wish.plan is None:
+        asked.pop("weights", None)  # from scratch is from scratch
+    made = plans.changed({**values, **asked}, wish.changes, where)
+    made.check(backbone.load(made.backbone, "random").facts, data.classes)
     return made
+
+
+def _of_technique(data: Dataset, split: Split, wish: Wish, device: str) -> dict[str, Any]:
+    facts = backbone.load(wish.backbone or backbone.EMBEDDED, "random").facts
+    plan = techniques.make(wish.technique, facts, data.take(split.train).facts)
+    where = machine.device(device)
+    native = machine.has_bfloat16(where)
+    chosen = {"precision": "bfloat16" if native else "float32", "train_precision": "bfloat16" if native and where == "cuda" else "float32"}
+    return {**plan.model_dump(mode="json"), **chosen}
 
 
 def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
@@ -73,7 +94,7 @@ def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None =
 def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Settings) -> dict[str, Any]:
     phase = plan.phases[number]
     prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
-    whole = phase.train == "all"
+    whole = prefix.is_empty
     looks = phase.views if phase.augment != "none" else 1
     images = len(split.train) * looks + len(split.val)
     needed = 0 if whole else cache.size_of(prefix, len(split.train), looks) + cache.size_of(prefix, len(split.val))
@@ -107,6 +128,3 @@ def _seconds(model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, 
             suffix(*(feature.float() for feature in features))
         times.append(((time.perf_counter() - half) / _PROBE, (half - started) / _PROBE))
     return times[-1]
-
-
-__all__ = ["explain", "final_cut", "make"]

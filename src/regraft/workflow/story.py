@@ -24,6 +24,8 @@ from regraft.train import Batches, head, solve
 from regraft.watch import SILENT, Watcher
 from regraft.workflow.parts import Part, logits, readers
 
+_SOLVED_AT_ONCE = 500  # images read at a time for a solved head; they may come through the network
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,6 +48,12 @@ class Ledger:
 
     seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "extract": 0.0, "train": 0.0, "evaluate": 0.0})
     started: float = field(default_factory=time.perf_counter)
+    before: float = 0.0  # of the phases that an earlier process finished
+
+    @property
+    def total(self) -> float:
+        """All seconds so far, those of an interrupted process included up to its last whole phase."""
+        return self.before + time.perf_counter() - self.started
 
     @contextmanager
     def time(self, what: str) -> Iterator[None]:
@@ -58,7 +66,7 @@ class Ledger:
 
     def plain(self) -> dict[str, float]:
         """Return the seconds, with their total since the start."""
-        return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(time.perf_counter() - self.started, 3)}
+        return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(self.total, 3)}
 
 
 def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) -> Run:
@@ -76,19 +84,16 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) 
     """
     settings = settings or Settings()
     ledger = Ledger()
-    split = data.split(settings.split_seed, settings.train_images)
     with ledger.time("load"):
         model = loaded(plan, settings)
         plan.check(model.facts, data.classes)
         for phase in plan.phases:
             backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
+        data, split = readable(data, model, ("train", "val"), settings)
     if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
         return run.load(out)
     watcher = run.Log(out / "log.txt", settings.watcher)
-    with ledger.time("load"):
-        train, val = (Part(name, data.take(split[name]), settings.home, watcher) for name in ("train", "val"))
-        for part in (train, val):
-            part.pixels(model)
+    train, val = (Part(name, data.take(split[name]), settings.home, watcher) for name in ("train", "val"))
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
     work.carry_out()
     _write(work, data, split, settings)
@@ -190,7 +195,7 @@ class _Work:
     def _solve(self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None) -> list[dict[str, Any]]:
         parts = []
         for read, part in ((read_train, self.train), (read_val, self.val)):
-            (features,) = read(np.arange(len(part.data)), 0)
+            features = torch.cat([features for (features,), _ in Batches(read, part.labels, _SOLVED_AT_ONCE, None)])
             parts.append((features, torch.from_numpy(part.labels).to(features.device)))
         weights = weights.to(parts[0][0].device) if weights is not None else None
         found = solve.solve(
@@ -219,7 +224,9 @@ class _Work:
 
     def _keep(self, number: int) -> None:
         run.write_weights(self._file(number, "safetensors"), state(self.model, self.plan, self.head))
-        run.write_json(self._file(number, "json"), {"history": self.history, "contract": self.contract, "seconds": self.ledger.seconds})
+        run.write_json(
+            self._file(number, "json"), {"history": self.history, "contract": self.contract, "seconds": self.ledger.seconds, "total": self.ledger.total}
+        )
 
     def _done_before(self, number: int) -> bool:
         if not self._file(number, "json").is_file():
@@ -232,6 +239,7 @@ class _Work:
         noted = json.loads(self._file(number, "json").read_text())
         self.history, self.contract = noted["history"], noted["contract"]
         self.ledger.seconds = {key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()}
+        self.ledger.before = noted["total"]
         self.watcher.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
         return True
 
