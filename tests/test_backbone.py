@@ -261,3 +261,24 @@ def test_the_digest_sees_settings_that_are_no_weights() -> None:
     one, other = (backbone.load(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0"))
     other.model.load_state_dict(one.model.state_dict())  # the same numbers, but other padding and other epsilons
     assert backbone.cut(one, "head")[0].digest() != backbone.cut(other, "head")[0].digest()
+
+
+def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() -> None:
+    fewer = 0
+    for name in FAMILIES:
+        source = backbone.load(name, "random", side(name))
+        torch.manual_seed(1)
+        for module in source.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+        prefix, _ = backbone.cut(source, "head")
+        before = prefix.digest()
+        quick = backbone.folded(prefix)
+        images = torch.randn(2, 3, source.resolution, source.resolution)
+        for one, other in zip(prefix(images), quick(images), strict=True):
+            assert float((one - other).norm()) <= 1e-4 * float(one.norm()), name
+        assert prefix.digest() == before, name
+        norms = [sum(isinstance(module, nn.BatchNorm2d) for module in half.modules()) for half in (prefix, quick)]
+        fewer += norms[1] < norms[0]
+    assert fewer >= 14

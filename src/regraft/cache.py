@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft import views
-from regraft.backbone import Prefix
+from regraft.backbone import Prefix, folded
 from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.plan import InputRules
@@ -32,7 +32,7 @@ from regraft.watch import SILENT, Watcher
 
 BATCH = 100  # images of one pass through the frozen part
 _RESERVE = 200e6  # bytes that stay free on the disk
-_VERSION = 1  # of the layout of an entry
+_VERSION = 2  # of the layout of an entry
 _LARGEST_HALF = 65504.0
 
 Array = NDArray[Any]
@@ -98,19 +98,20 @@ def activations(
 
     Returns:
         Memory-mapped arrays, shape `(n, …)` for each tensor that crosses the cut, float16 (float32 where that overflows). Against a live float32
-        pass the error is under 1e-3 of its norm with float32, and under 2e-2 with bfloat16.
+        pass the error is under 1e-3 of its norm with float32, and under 5e-2 with bfloat16 (EfficientNet-Lite0: 4e-2, ResNet50: 4e-3).
 
     Raises:
         UserError: When `folder` lacks the room; says both sizes in MB, and how to move the cache.
     """
     name = name_of(digest, images, identities, hashes, rules, resolution, view, precision)
     shapes = [(len(identities), *shape) for shape in prefix.shapes]
+    quick = folded(prefix)
 
     def chunks() -> Iterable[tuple[Array, ...]]:
         total = len(identities)
         for start in range(0, total, BATCH):
             rows = np.arange(start, min(start + BATCH, total))
-            outs = run(prefix, images, rows, identities, rules, resolution, view, precision)
+            outs = run(quick, images, rows, identities, rules, resolution, view, precision)
             yield tuple(out.float().cpu().numpy() for out in outs)
             watcher.step(what, int(rows[-1]) + 1, total)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regraft import cache, views
+from regraft import backbone, cache, views
 from regraft.backbone import Backbone, Prefix, Suffix
 from regraft.data import Dataset
 from regraft.plan import Phase, Plan
@@ -71,11 +71,11 @@ class Part:
 
     def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; the epoch is the view."""
-        images = self.pixels(model)
+        images, quick = self.pixels(model), backbone.folded(prefix)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
             view = views.View(augment, seed, epoch) if augment != "none" else views.PLAIN
-            outs = cache.run(prefix, images, rows, self.identities, model.rules, plan.resolution, view, plan.precision)
+            outs = cache.run(quick, images, rows, self.identities, model.rules, plan.resolution, view, plan.precision)
             return tuple(out.float().clone() for out in outs)  # out of inference mode, so that autograd may keep them
 
         return read
