@@ -10,7 +10,7 @@ from regraft import plan as plans
 from regraft.errors import UserError
 from regraft.plan import ModelFacts, Phase, Plan
 
-FACTS = ModelFacts("net", ("stem", "layer1", "layer2"), frozenset({"stem", "layer1", "layer1.0", "layer2"}), 224, False)
+FACTS = ModelFacts("net", ("stem", "layer1", "layer2"), ("stem", "layer1.0", "layer2"), frozenset({"stem", "layer1", "layer1.0", "layer2"}), 224, False)
 
 
 def made(**fields: object) -> Plan:

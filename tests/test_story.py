@@ -449,3 +449,18 @@ def test_a_linear_probe_without_room_for_its_features_is_still_solved(photos: Pa
     monkeypatch.setattr("regraft.workflow.story._SOLVED_AT_ONCE", 7)
     live = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="live", changes=["precision=float32"])
     assert live.scores["val"]["loss"] == pytest.approx(kept.scores["val"]["loss"], rel=0.05)
+
+
+def test_photographs_of_many_sizes_are_resized_without_a_warning(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        folder = tmp_path / "sizes" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (int(rng.integers(20, 300)), int(rng.integers(20, 300)), 3)
+        Image.fromarray(np.full(shape, 40 + 150 * (number % 2), np.uint8)).save(folder / f"{number}.jpg")
+    result = regraft(
+        "compare", tmp_path / "sizes", "--techniques", "linear-probe", "--backbones", "test_resnet", "--weights", "random", "--resolution", "32", "-q", "--json"
+    )
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert json.loads(result.out)["rows"][0]["test"]["accuracy"] == 1.0

@@ -8,9 +8,11 @@ from regraft.errors import UserError
 from regraft.plan import ModelFacts
 
 MODELS = [
-    ModelFacts("deep", tuple(f"blocks.{n}" for n in range(12)), frozenset(f"blocks.{n}" for n in range(12)), 224, True),
-    ModelFacts("flat", ("stem", "layer1"), frozenset({"stem", "layer1"}), 160, False),
-    ModelFacts("single", ("body",), frozenset({"body"}), 96, False),
+    ModelFacts(
+        "deep", tuple(f"blocks.{n}" for n in range(12)), tuple(f"blocks.{n}" for n in range(50)), frozenset(f"blocks.{n}" for n in range(50)), 224, True
+    ),
+    ModelFacts("flat", ("stem", "layer1"), ("stem", "layer1.0"), frozenset({"stem", "layer1", "layer1.0"}), 160, False),
+    ModelFacts("single", ("body",), ("body",), frozenset({"body"}), 96, False),
 ]
 DATA = [DataFacts("d", n, ("a", "b"), size) for n in (20, 1_000, 50_000) for size in ((8, 8), (32, 32), (100, 100), (480, 640))]
 
@@ -51,3 +53,9 @@ def test_own_techniques_come_by_dotted_path(monkeypatch: pytest.MonkeyPatch, tmp
 def test_every_technique_says_what_it_does() -> None:
     assert all(techniques.summary(name).endswith(".") for name in techniques.TECHNIQUES)
     assert set(techniques.DEFAULT) <= set(techniques.TECHNIQUES)
+
+
+def test_the_multi_layer_probe_spreads_over_the_depth_and_always_takes_the_end() -> None:
+    taken = [techniques.make("multi-layer-probe", model, DATA[0]).stages_taken for model in MODELS]
+    assert [len(one) for one in taken] == [14, 2, 1]
+    assert [one[-1] for one in taken] == [model.blocks[-1] for model in MODELS]

@@ -28,6 +28,7 @@ class ModelFacts:
 
     name: str
     stages: tuple[str, ...]  # in order of depth, as timm groups them
+    blocks: tuple[str, ...]  # the same, finer: every block of every stage
     places: frozenset[str]  # every module at which a cut can be named
     resolution: int  # side in pixels at which the weights were trained
     fixed_resolution: bool  # whether another one needs the model rebuilt (ViT, Swin)

@@ -18,6 +18,7 @@ Technique = Callable[[ModelFacts, DataFacts], Plan]
 TECHNIQUES: dict[str, Technique] = {}
 DEFAULT = ("linear-probe", "multi-layer-probe", "feature-extraction", "fine-tune-top", "fine-tune", "from-scratch")
 
+_MOST_PLACES = 16  # of a multi-layer probe, evenly spread over the depth
 _L2 = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -35,8 +36,10 @@ def linear_probe(model: ModelFacts, data: DataFacts) -> Plan:
 
 @technique
 def multi_layer_probe(model: ModelFacts, data: DataFacts) -> Plan:
-    """Freeze the network, solve a linear layer on the pooled features of several stages side by side."""
-    return _plan("multi-layer-probe", model, data, _solved(), until=model.stages[len(model.stages) // 3 :])
+    """Freeze the network, solve a linear layer on the pooled features of many blocks side by side."""
+    late = model.blocks[len(model.blocks) // 6 :]  # the first few only see edges
+    step = -(-len(late) // _MOST_PLACES)
+    return _plan("multi-layer-probe", model, data, _solved(), until=late[::-1][::step][::-1])
 
 
 @technique

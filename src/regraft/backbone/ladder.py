@@ -87,7 +87,7 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
 
 def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:
     """Return the names of the first and the last node of a stage or module."""
-    named = source.stages if named is None else named
+    named = {**source.blocks, **source.stages} if named is None else named
     modules = (*named.get(place, ()), place)
     mine = [name for name, path in source.trace.path.items() if any(path == module or path.startswith(module + ".") for module in modules)]
     alive = [name for name in mine if name in source.values]

@@ -53,11 +53,18 @@ class Backbone:
         return stages(self, coarse=True)
 
     @cached_property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """The same, finer: every block of every stage."""
+        return stages(self, coarse=False)
+
+    @cached_property
     def facts(self) -> ModelFacts:
         """What a technique may know of this model; needs no trace at a resolution."""
         places = {".".join(path.split(".")[:depth]) for path in self.trace.path.values() for depth in range(1, path.count(".") + 2)}
         modules = {name for name, _ in self.model.named_modules()}
-        return ModelFacts(self.name, tuple(self.stages), frozenset(((places & modules) | set(self.stages)) - {"head", "all"}), self.native, self.fixed)
+        blocks = tuple(self.blocks)
+        known = ((places & modules) | set(self.stages) | set(blocks)) - {"head", "all"}
+        return ModelFacts(self.name, tuple(self.stages), blocks, frozenset(known), self.native, self.fixed)
 
 
 def names(pattern: str = "") -> list[str]:

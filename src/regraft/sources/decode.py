@@ -117,7 +117,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         clear = image.convert("RGBA")
         canvas = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         image = Image.alpha_composite(canvas, clear)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy that may be written to, as torch wants it
 
 
 def _why(error: BaseException) -> str:
