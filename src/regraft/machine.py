@@ -16,7 +16,7 @@ from typing import Any
 
 from regraft.errors import UserError
 
-# glibc gives every large tensor back to the system and takes its page faults again at the next step. Values as in benchmarks/allocator.py.
+# glibc gives every large tensor back to the system and takes its page faults again at the next step. What it is worth: docs/measured.md.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2
 _KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
 
