@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +47,16 @@ def entry(
     source = backbone.load(TINY, "random", resolution, seed)
     prefix, _ = backbone.cut(source, train)
     images = cache.pixels(dataset, resolution, "bicubic", home)
-    ids = views.identities(dataset)
-    made = cache.activations(
-        prefix, prefix.digest(), images, ids, map(str, dataset.hashes), source.rules, resolution, view, home, precision, watcher or Watcher()
-    )  # fmt: skip
-    return made, prefix, images, ids, source
+    look = cache.Look(images, views.identities(dataset), dataset.hashes, source.rules, resolution, view, precision)
+    made = cache.activations(prefix, prefix.digest(), look, home, watcher or Watcher())
+    return made, prefix, look, source
 
 
 def test_what_is_kept_is_what_a_live_pass_gives(tmp_path: Path) -> None:
     for train in ("head", "layer3"):
         for precision, tolerance in (("float32", 1e-3), ("bfloat16", 2e-2)):
-            made, prefix, images, ids, source = entry(tmp_path, train, precision=precision)
-            live = cache.run(prefix, images, np.arange(60), ids, source.rules, 32, PLAIN, "float32")
+            made, prefix, look, _ = entry(tmp_path, train, precision=precision)
+            live = cache.run(prefix, prefix.device, replace(look, precision="float32"), np.arange(60))
             for kept, value in zip(made.arrays, live, strict=True):
                 assert kept.dtype == np.float16
                 error = np.linalg.norm(kept.astype(np.float32) - value.numpy()) / np.linalg.norm(value.numpy())
@@ -86,10 +85,10 @@ def test_an_entry_is_named_after_everything_it_depends_on(tmp_path: Path) -> Non
 
 
 def test_rules_of_the_weights_are_part_of_the_name(tmp_path: Path) -> None:
-    _, prefix, images, ids, _ = entry(tmp_path)
+    _, prefix, look, _ = entry(tmp_path)
     names = set()
     for rules in (InputRules((0, 0, 0), (1, 1, 1), "bicubic"), InputRules((0, 0, 0), (1, 1, 1), "bilinear"), InputRules((0.5, 0, 0), (1, 1, 1), "bicubic")):
-        names.add(cache.activations(prefix, prefix.digest(), images, ids, map(str, DATA.hashes), rules, 32, PLAIN, tmp_path).name)
+        names.add(cache.activations(prefix, prefix.digest(), replace(look, rules=rules), tmp_path).name)
     assert len(names) == 3
 
 
@@ -127,7 +126,7 @@ def test_an_interrupted_extraction_leaves_nothing_behind(tmp_path: Path) -> None
 
 def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.pixels(DATA, 32, "bicubic", tmp_path)
-    monkeypatch.setattr("regraft.cache._RESERVE", 10**15)
+    monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
     with pytest.raises(UserError, match=r"The cache entry needs 0 MB, but .* MB free. Make room, run `regraft cache clear`, or set REGRAFT_CACHE"):
         entry(tmp_path)
     monkeypatch.undo()
@@ -155,7 +154,8 @@ def test_numbers_too_large_for_half_precision_are_kept_whole(tmp_path: Path) -> 
         source.model.get_submodule("layer4")[-1].bn2.bias.fill_(1e6)
     prefix, _ = backbone.cut(source, "head")
     images = cache.pixels(DATA, 32, "bicubic", tmp_path)
-    made = cache.activations(prefix, prefix.digest(), images, views.identities(DATA), map(str, DATA.hashes), source.rules, 32, PLAIN, tmp_path, watcher=heard)
+    look = cache.Look(images, views.identities(DATA), DATA.hashes, source.rules, 32)
+    made = cache.activations(prefix, prefix.digest(), look, tmp_path, watcher=heard)
     assert made.arrays[0].dtype == np.float32
     assert np.isfinite(made.arrays[0]).all()
     assert "too large for float16" in heard.said[0]
@@ -219,7 +219,8 @@ def test_two_processes_filling_one_entry_end_with_one_whole_entry(tmp_path: Path
 
 
 def test_augmented_views_are_named_after_the_images_identities_too(tmp_path: Path) -> None:
-    _, prefix, images, ids, source = entry(tmp_path)
+    _, prefix, look, _ = entry(tmp_path)
+    ids = look.identities
     for view, same in ((PLAIN, True), (View("flip", 0, 0), False)):
-        names = {cache.name_of(prefix.digest(), images, one, map(str, DATA.hashes), source.rules, 32, view, "float32") for one in (ids, ids + 1)}
+        names = {cache.name_of(prefix.digest(), replace(look, identities=one, view=view)) for one in (ids, ids + 1)}
         assert (len(names) == 1) == same

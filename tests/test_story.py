@@ -35,7 +35,8 @@ def test_fit_leaves_a_whole_run_folder(regraft, photos: Path) -> None:  # type: 
     assert {one.name for one in path.iterdir()} == expected
     assert {one.name for one in (path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     plan = tomllib.loads((path / "plan.toml").read_text())
-    assert "auto" not in [value for value in plan.values() if isinstance(value, str)]
+    assert [name for name, value in plan.items() if value == "auto"] in ([], ["train_precision"])  # measured while it ran, and noted:
+    assert [pace["precision"] for pace in scores["paces"]] == ["float32"]
     assert plan["phases"][0]["epochs"] == 2
     assert scores["parameters"]["total"] == scores["parameters"]["trainable"] + scores["parameters"]["frozen"]
     assert {"load", "extract", "train", "evaluate", "total"} == set(scores["seconds"])
@@ -368,7 +369,7 @@ def test_the_cache_is_listed_and_cleared(regraft, photos: Path, own_cache: Path)
 def test_a_disk_without_room_computes_the_frozen_part_again_and_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="kept", changes=["precision=float32"])
     monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
-    live = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="live", changes=["precision=float32"])
+    live = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="live", home=Path("full"), changes=["precision=float32"])
     assert "it is computed again every epoch" in (live.path / "log.txt").read_text()
     assert live.scores["val"]["loss"] == pytest.approx(kept.scores["val"]["loss"], abs=0.02)
 
@@ -436,7 +437,7 @@ def test_a_comparison_in_which_nothing_finishes_is_an_error(regraft, photos: Pat
 
 def test_what_is_kept_already_is_used_on_a_full_disk(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="first")
-    monkeypatch.setattr("regraft.cache._RESERVE", 10**15)
+    monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
     second = api.fit(str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="second")
     assert second.scores["cache"]["hit"]
     assert "computed again" not in (second.path / "log.txt").read_text()
@@ -447,7 +448,7 @@ def test_a_linear_probe_without_room_for_its_features_is_still_solved(photos: Pa
     kept = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="kept", changes=["precision=float32"])
     monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
     monkeypatch.setattr("regraft.workflow.story._SOLVED_AT_ONCE", 7)
-    live = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="live", changes=["precision=float32"])
+    live = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="live", home=Path("full"), changes=["precision=float32"])
     assert live.scores["val"]["loss"] == pytest.approx(kept.scores["val"]["loss"], rel=0.05)
 
 

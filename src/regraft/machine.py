@@ -18,6 +18,8 @@ from regraft.errors import UserError
 
 # glibc gives every large tensor back to the system and takes its page faults again at the next step. What it is worth: docs/measured.md.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2
+_CPU_BATCH = 100  # images of 96 px; measured in docs/measured.md
+_BYTES_A_PIXEL = 400  # of the widest moment of a network in 16 bit
 _KEEP = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
 
 
@@ -51,6 +53,32 @@ def has_bfloat16(device: str = "cpu") -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     flags = _cpu_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def batch_size(device: str, resolution: int) -> int:
+    """Return how many images of this side go through a frozen part at once: few enough for the processor's cache, or for a quarter of the GPU's memory."""
+    if device != "cuda":
+        return max(16, min(_CPU_BATCH, _CPU_BATCH * 96**2 // resolution**2))
+    import torch
+
+    free = torch.cuda.mem_get_info()[0]
+    return int(max(16, min(1024, free // 4 // (resolution**2 * _BYTES_A_PIXEL))))
+
+
+def fits_on_gpu(needed: int) -> bool:
+    """Return whether this many bytes take at most a third of the GPU's memory."""
+    import torch
+
+    return needed * 3 <= torch.cuda.mem_get_info()[1]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or in main memory."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        word in str(error) for word in ("not enough memory", "out of memory", "can't allocate memory")
+    )
 
 
 def peak_memory_mb() -> int:

@@ -110,6 +110,7 @@ class Phase(_Strict):
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lbfgs"] = Field(
         "adamw", description="'lbfgs' solves a linear head over the whole `l2` path instead of iterating batches"
     )
+    resolution: int = Field(0, ge=0, le=4096, description="side in pixels in this phase, for progressive resizing (Howard 2018); 0 is the plan's")
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images at most")
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
     lr: float = Field(1e-3, gt=0, le=100, description="peak learning rate")
@@ -142,6 +143,8 @@ class Phase(_Strict):
             raise ValueError(f"optimizer 'lbfgs' has no use for {', '.join(idle)}; leave them at 0 or take another optimizer")
         if self.cutmix and self.train != "all":
             raise ValueError(f'cutmix needs images to cut, but train is {self.train!r}; use train = "all" or mixup')
+        if 0 < self.resolution < 8:
+            raise ValueError(f"resolution {self.resolution} is too small to see anything; use 8 or more, or 0 for the plan's")
         if self.views > 1 and self.augment == "none":
             raise ValueError("views counts augmented looks, but augment is 'none'; choose a preset or use views = 1")
         return self
@@ -158,7 +161,9 @@ class Plan(_Strict):
     head: Annotated[str, BeforeValidator(_head_line)] = Field("", description="layers before the class layer, see `head_layers`")
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, augmentation and dropout; the split has its own")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the frozen part; storage is float16")
-    train_precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of the trained part")
+    train_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of the trained part; 'auto' measures a few steps where training is long"
+    )
     class_weights: Literal["none", "auto"] | dict[str, float] = Field("none", description="'auto' balances; or a weight by class name")
     phases: tuple[Phase, ...] = Field(..., min_length=1, description="what is trained, in order")
 
@@ -179,6 +184,10 @@ class Plan(_Strict):
         """Where features are taken, always as a tuple; empty for the end of the network."""
         return ((self.until,) if self.until else ()) if isinstance(self.until, str) else self.until
 
+    def resolution_of(self, phase: Phase) -> int:
+        """Return the side in pixels of what the network sees in a phase."""
+        return phase.resolution or self.resolution
+
     @property
     def flattens(self) -> bool:
         """Whether the head wants the map itself and not its average."""
@@ -196,6 +205,11 @@ class Plan(_Strict):
         for number, phase in enumerate(self.phases):
             if phase.train not in ("head", "all") and phase.train not in model.places:
                 faults.append(f"phases.{number}.train: {_no_stage(phase.train, model)}")
+            if phase.resolution and phase.resolution != self.resolution:
+                if model.fixed_resolution:
+                    faults.append(f"phases.{number}.resolution: {model.name} takes one resolution only; use 0")
+                if self.flattens:
+                    faults.append(f"phases.{number}.resolution: a head with 'flatten' takes one resolution only; use 0")
         for stage in self.stages_taken:
             if stage not in model.places:
                 faults.append(f"until: {_no_stage(stage, model)}")

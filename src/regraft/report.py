@@ -60,7 +60,9 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": row["name"], "backbone": row["backbone"], "technique": row["technique"], "seed": row["seed"], "resolution": row["resolution"],
         "val_accuracy": row["val"]["accuracy"], "test_accuracy": test.get("accuracy"), "test_low": low, "test_high": high,
-        "gap": row["train"]["accuracy"] - row["val"]["accuracy"], "seconds_extract": row["seconds"]["extract"], "seconds_train": row["seconds"]["train"],
+        "gap": row["train"]["accuracy"] - row["val"]["accuracy"], "seconds_extract": row["seconds"]["extract"],
+        "seconds_shared": row.get("shared_seconds", 0.0),
+        "seconds_train": row["seconds"]["train"],
         "seconds_total": row["seconds"]["total"], "trainable": row["parameters"]["trainable"], "total": row["parameters"]["total"],
     }  # fmt: skip
 
@@ -95,7 +97,7 @@ def cost(runs: Sequence[Run], path: Path) -> None:
         part = "test" if one.test else "val"
         scores = one.test["test"] if one.test else one.scores["val"]
         low, high = scores["ci95"]
-        seconds = one.scores["seconds"]["total"]
+        seconds = one.scores["seconds"]["total"] + one.scores.get("shared_seconds", 0.0)
         axis.errorbar(seconds, scores["accuracy"], [[scores["accuracy"] - low], [high - scores["accuracy"]]], fmt="o", color=f"C{number % 10}", capsize=3)
         axis.annotate(one.name, (seconds, scores["accuracy"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
     axis.set(xlabel="seconds of work", ylabel=f"{part} accuracy, 95 % interval", xscale="log")

@@ -20,7 +20,7 @@ from regraft.plan import InputRules
 from regraft.watch import SILENT, Watcher
 
 _KEEP_SIZE_UP_TO = 1.5  # images of one size stay as they are up to this multiple of the resolution
-_CHUNK = 256  # images decoded at once
+_CHUNK = 512  # images decoded at once
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def kept_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
 
 
 def pixels(data: Dataset, size: tuple[int, int], interpolation: str, watcher: Watcher = SILENT) -> Iterable[NDArray[np.uint8]]:
-    """Yield the decoded images in the order of the table, in chunks of shape `(≤256, h, w, 3)` uint8.
+    """Yield the decoded images in the order of the table, in chunks of shape `(≤512, h, w, 3)` uint8.
 
     An image of another size has its shorter side resized (antialiased) and its centre cut out.
 

@@ -18,7 +18,7 @@ from regraft.backbone.halves import Prefix
 
 
 def folded(prefix: Prefix) -> Prefix:
-    """Return a copy of the frozen part in which BatchNorm is part of the convolutions, as far as the graph allows.
+    """Return a copy of the frozen part in which BatchNorm is part of the convolutions, as far as the graph allows, in channels-last memory.
 
     The outputs agree with those of the original to float32 rounding (under 1e-4 of their norm).
     """
@@ -46,7 +46,7 @@ def folded(prefix: Prefix) -> Prefix:
     body.graph.eliminate_dead_code()
     body.delete_all_unused_submodules()
     body.recompile()
-    return made
+    return made.to(memory_format=torch.channels_last)
 
 
 def _statistics(body: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:

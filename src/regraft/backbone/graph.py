@@ -29,7 +29,10 @@ class Trace:
 
 
 def trace(model: nn.Module) -> Trace:
-    """Return the network's graphs in train and eval mode; raises `UserError` where `torch.fx` cannot trace it."""
+    """Return the network's graphs in train and eval mode; raises `UserError` where `torch.fx` cannot trace it.
+
+    Operations that write into their input no longer do: whoever takes that value in the middle of the network would get another one.
+    """
     was_training = model.training
     try:
         evaluated, _, keys = _trace_once(model.eval())
@@ -41,6 +44,8 @@ def trace(model: nn.Module) -> Trace:
         ) from error
     finally:
         model.train(was_training)
+    for graph in (evaluated, trained):
+        _stop_writing_in_place(model, graph)
     same = {key: name for name, key in names.items()}
     for node in evaluated.nodes:  # the two traces differ where train mode does more, as stochastic depth does
         node.name = same.get(keys[node.name], f"only_eval_{node.name}") if node.op != "output" else node.name
@@ -86,6 +91,14 @@ def _trace_once(model: nn.Module) -> tuple[fx.Graph, dict[str, str], dict[str, t
         count[key] += 1
         keys[node.name] = (*key, str(count[key]))
     return graph, path, keys
+
+
+def _stop_writing_in_place(model: nn.Module, graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_module" and getattr(model.get_submodule(str(node.target)), "inplace", False) is True:
+            setattr(model.get_submodule(str(node.target)), "inplace", False)  # noqa: B010  mypy takes modules for tensors
+        elif "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
 
 
 def _module(place: str, modules: set[str]) -> str:

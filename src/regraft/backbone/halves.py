@@ -40,6 +40,11 @@ class Prefix(nn.Module):
         """Whether nothing is frozen, so that the trained part takes the images themselves."""
         return all(node.op in ("placeholder", "output") for node in self.body.graph.nodes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
         out: Features = self.body(images)

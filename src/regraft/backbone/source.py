@@ -6,8 +6,8 @@ Refuses to unpickle: weight files are safetensors or plain state dicts.
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class Backbone:
     resolution: int
     native: int
     fixed: bool
+
+    def at(self, resolution: int) -> Backbone:
+        """Return the same network, over the same weights, for another side in pixels."""
+        return self if resolution == self.resolution else replace(self, resolution=resolution)
 
     @cached_property
     def trace(self) -> graph.Trace:
@@ -101,6 +105,12 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     rules = InputRules(tuple(config["mean"]), tuple(config["std"]), interpolation)
     return Backbone(name, model, rules, _words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
+
+
+@lru_cache(maxsize=32)
+def facts(name: str) -> ModelFacts:
+    """Return what a technique may know of a model, whatever its weights; raises `UserError` for an unknown name."""
+    return load(name, "random").facts
 
 
 def restore(source: Backbone, tensors: dict[str, Tensor]) -> None:

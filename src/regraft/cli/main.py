@@ -36,6 +36,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run th
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be decoded.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Cache folder; REGRAFT_CACHE or the platform's by default.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str | None, typer.Option(help="Arithmetic of the frozen part: auto, bfloat16 or float32. [default: auto]")]
+Keep = Annotated[str, typer.Option(help="Keep the frozen part's output: auto (by measured cost), always, never.")]
+Compile = Annotated[str, typer.Option("--compile", help="Compile networks: auto (where it repays), on, off.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -46,7 +49,7 @@ def fit(
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    json: Json = False, quiet: Quiet = False,
+    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Fit one technique or plan and leave a run folder; the test part stays shut."""
     from regraft.cli import show
@@ -54,8 +57,8 @@ def fit(
 
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
-        settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
-        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or ()), out, **settings)
+        settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
+        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings)
     show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
 
 
@@ -66,7 +69,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    json: Json = False, quiet: Quiet = False,
+    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
     from regraft.cli import show
@@ -75,8 +78,8 @@ def compare(
     ways, names = _listed(techniques) if techniques else None, _listed(backbones)
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
-        settings |= {"skip_bad": skip_bad, "device": device, "watcher": watcher}
-        done = compare_named(data, ways, names, seeds, Wish(weights=weights, resolution=resolution, changes=set or ()), out, **settings)
+        settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
+        done = compare_named(data, ways, names, seeds, Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision), out, **settings)
     show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
 
 
@@ -86,14 +89,14 @@ def plan(
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None, cache: Cache = None, device: Device = "auto",
-    json: Json = False,
+    precision: Precision = None, keep: Keep = "auto", json: Json = False,
 ) -> None:  # fmt: skip
     """Say what would be frozen, computed once and trained, and for about how long; runs nothing."""
     from regraft.cli import show
     from regraft.workflow import Wish, explain_named
 
-    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device}
-    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or ()), save, **settings)
+    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device, "keep": keep}
+    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings)
     show.as_json(told) if json else show.explanation(told)
 
 

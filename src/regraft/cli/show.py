@@ -90,13 +90,17 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
         cells += [f"{test['accuracy']:.4f}", _interval(test["ci95"])] if test else ["shut", ""]
         cells += [
             f"{row['train']['accuracy'] - row['val']['accuracy']:+.4f}",
-            f"{row['seconds']['extract']:.1f} s",
+            f"{row['seconds']['extract'] + row.get('shared_seconds', 0.0):.1f} s",
             f"{row['seconds']['train']:.1f} s",
         ]
         cells += [_short(row["parameters"]["trainable"]), _short(row["parameters"]["total"])]
         table.add_row(*cells)
     out.print(table)
-    out.print("→ selected on val   ≈ not told apart from it on test (McNemar, 5 %)   gap: train − val, both in eval mode   trained: parameters", style="dim")
+    out.print(
+        "→ selected on val   ≈ not told apart from it on test (McNemar, 5 %)   gap: train − val, both in eval mode   "
+        "extract: with its share of what was computed before   trained: parameters",
+        style="dim",
+    )
     for row in board["seeds"]:
         test = f", test {row['test_mean']:.4f} ± {row['test_spread']:.4f}" if "test_mean" in row else ""
         out.print(f"{row['backbone']} {row['technique']}: {row['seeds']} seeds, val {row['val_mean']:.4f} ± {row['val_spread']:.4f}{test}", markup=False)
@@ -127,8 +131,7 @@ def explanation(told: dict[str, Any]) -> None:
             if phase["kept"]:
                 saved = max(0.0, phase["seconds_without_cache"] - phase["seconds"])
                 out.print(f"  computed once and kept: {phase['cache_bytes'] / 1e6:,.1f} MB; saves about {saved:,.0f} s")
-            else:
-                out.print(f"  computed again every epoch: {phase['cache_bytes'] / 1e6:,.0f} MB do not fit on the cache's disk")
+            out.print(f"  {phase['decision']}", markup=False)
         else:
             out.print("  frozen: nothing")
         out.print(f"  trained: {phase['trained_parameters_of_backbone']:,} parameters of the backbone, and the head")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from regraft.data import Rows, Unreadable, content_hash
 
 _LARGEST = 178_956_970  # pixels; where Pillow itself refuses, beyond which a file is taken for an attack
 _WORKERS = 4
+_AT_ONCE = 64  # images of one piece of work
 _EXIF_ORIENTATION = 0x0112
 Result = TypeVar("Result")
 
@@ -36,6 +37,7 @@ class EncodedImages:
     names: Sequence[str]
     load: Callable[[int], bytes]
     rows: Rows
+    known: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # sizes read so far, shared by what is taken from it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,13 +46,16 @@ class EncodedImages:
         return np.array(self._each(np.arange(len(self)), content_hash), dtype=np.str_)
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
-        return np.array(self._each(rows, size), dtype=np.int64).reshape(-1, 2)
+        numbers = self.rows[rows]
+        new = rows[[int(number) not in self.known for number in numbers]]
+        self.known.update(zip(map(int, self.rows[new]), self._each(new, size), strict=True))
+        return np.array([self.known[int(number)] for number in numbers], dtype=np.int64).reshape(-1, 2)
 
     def read(self, rows: Rows) -> list[NDArray[np.uint8]]:
         return self._each(rows, decoded)
 
     def take(self, rows: Rows) -> EncodedImages:
-        return EncodedImages(self.names, self.load, self.rows[rows])
+        return EncodedImages(self.names, self.load, self.rows[rows], self.known)
 
     def _each(self, rows: Rows, work: Callable[[bytes], Result]) -> list[Result]:
         """Return `work` of the bytes of each row, in order; raises `Unreadable` with all that failed."""
@@ -64,8 +69,9 @@ class EncodedImages:
                 faults[row] = f"{self.names[number]} ({_why(error)})"
                 return None
 
+        pieces = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
         with ThreadPoolExecutor(_WORKERS) as pool:
-            done = list(pool.map(one, map(int, rows)))
+            done = [result for piece in pool.map(lambda piece: [one(int(row)) for row in piece], pieces) for result in piece]
         if faults:
             bad = sorted(faults)
             raise Unreadable(bad, [faults[row] for row in bad])
@@ -80,17 +86,23 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
     """
     with _opened(content) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return _rgb(upright)
+        if _may_be_rotated(image, content):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def size(content: bytes) -> tuple[int, int]:
     """Return height and width of an image file as it will be decoded, reading its header only."""
     with _opened(content) as image:
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
+        if _may_be_rotated(image, content) and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
             width, height = height, width
         return height, width
+
+
+def _may_be_rotated(image: Image.Image, content: bytes) -> bool:
+    """Whether Pillow has to be asked; of a PNG it would decode everything to find out."""
+    return image.format != "PNG" or b"eXIf" in content or b"exif" in content
 
 
 def _opened(content: bytes) -> Image.Image:
@@ -117,7 +129,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         clear = image.convert("RGBA")
         canvas = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         image = Image.alpha_composite(canvas, clear)
-    return np.array(image.convert("RGB"))  # a copy that may be written to, as torch wants it
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # a copy that may be written to, as torch wants it
 
 
 def _why(error: BaseException) -> str:

@@ -50,6 +50,20 @@ class Tuning(L.LightningModule):
         self.suffix, self.head, self.phase, self.seed, self.depth = suffix, head, phase, seed, depth
         self.register_buffer("weights", weights, persistent=False)
         self.without_gradient: list[str] | None = None
+        self._quick = _Quick(None, 0)
+
+    def use(self, quick: Callable[..., Tensor], size: int) -> None:
+        """Let training batches of exactly this many images run through a compiled form of `forward`."""
+        self._quick = _Quick(quick, size)
+
+    def ready(self) -> Tuning:
+        """Go into train mode, without those BatchNorm statistics that the plan keeps; returns itself."""
+        self.train()
+        if self.phase.batch_norm == "keep":
+            for module in self.suffix.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, *features: Tensor) -> Tensor:
         out: Tensor = self.head(self.suffix(*features))
@@ -57,15 +71,13 @@ class Tuning(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed * 100_003 + self.current_epoch)  # dropout and mixing: an epoch is the same after a resume
-        if self.phase.batch_norm == "keep":
-            for module in self.suffix.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        self.ready()
 
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
         features, targets = batch
         features, other, share = _mixed(features, self.phase)
-        logits = self(*features)
+        run = self._quick.run if self._quick.run is not None and len(targets) == self._quick.size else self
+        logits = run(*features)
         loss = self._loss(logits, targets)
         if share < 1:
             loss = share * loss + (1 - share) * self._loss(logits, targets[other])
@@ -101,8 +113,19 @@ class Tuning(L.LightningModule):
         return functional.cross_entropy(logits, targets, weight=weights, label_smoothing=self.phase.label_smoothing)
 
 
+class _Quick:
+    """A compiled form of a module; copies of the module, as EMA makes them, do without."""
+
+    def __init__(self, run: Callable[..., Tensor] | None, size: int) -> None:
+        self.run, self.size = run, size
+
+    def __deepcopy__(self, _: object) -> _Quick:
+        return _Quick(None, 0)
+
+
 def tune(
     module: Tuning, train: Batches, val: Batches, folder: Path, number: int, precision: str = "float32", watcher: Watcher = SILENT, resume: bool = False,
+    accumulate: int = 1,
 ) -> Tuned:  # fmt: skip
     """Fit suffix and head for one phase and leave them with the weights of the best epoch.
 
@@ -115,6 +138,7 @@ def tune(
         precision: "float32", or "bfloat16" for autocast.
         watcher: Hears how far it is.
         resume: Go on from `last.ckpt` where it belongs to this phase.
+        accumulate: Batches whose gradients make one step.
 
     Raises:
         KeyboardInterrupt: When the user stops it; `last.ckpt` then holds the last whole epoch.
@@ -143,7 +167,7 @@ def tune(
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, strategy=_Stay(device), max_epochs=phase.epochs, callbacks=callbacks,
             logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, plugins=[_WholeFiles()],
-            gradient_clip_val=phase.gradient_clip or None, precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+            gradient_clip_val=phase.gradient_clip or None, accumulate_grad_batches=accumulate, precision="bf16-mixed" if precision == "bfloat16" else "32-true",
         )  # fmt: skip
         try:
             trainer.fit(module, train, val, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)

@@ -7,7 +7,8 @@ from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish, explain, make
-from regraft.workflow.story import Settings, fit
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import fit
 
 __all__ = [
     "Comparison",

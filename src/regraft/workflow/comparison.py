@@ -14,10 +14,11 @@ from regraft.data import Dataset, Split
 from regraft.errors import UserError
 from regraft.plan import Plan
 from regraft.run import Run
-from regraft.workflow import planning
+from regraft.workflow import planning, sharing
 from regraft.workflow.opening import open_test
 from regraft.workflow.planning import Wish
-from regraft.workflow.story import Settings, fit, loaded, readable
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import fit, loaded, readable
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def compare(
         backbone.check_name(name)
     split = data.split(settings.split_seed, settings.train_images)
     rows = _rows(data, split, list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), seeds, wish, settings)
-    planned = [plan for _, plan in rows if isinstance(plan, Plan)]
-    if not planned:
+    plans = [plan for _, plan in rows if isinstance(plan, Plan)]
+    if not plans:
         raise next(fault for _, fault in rows if isinstance(fault, UserError))
     _prepare(out, settings)
-    data, _ = readable(data, loaded(planned[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
+    data, _ = readable(data, loaded(plans[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
+    sharing.compute_shared(data, plans, ("train", "val"), settings)
     done: list[Run] = []
     failed: list[dict[str, Any]] = []
     for number, (row, plan) in enumerate(rows, 1):
@@ -78,6 +80,7 @@ def compare(
                 raise plan
             done.append(fit(data, plan, out / row["name"], replace(settings, overwrite=False)))
     settings.watcher.say("Opening the test part for all rows at once.")
+    sharing.compute_shared(data, [one.plan for one in done if not one.test], ("test",), settings)
     opened: list[Run] = []
     for one in done:
         row = {"name": one.name, "backbone": one.plan.backbone, "technique": one.plan.technique, "seed": one.plan.seed}

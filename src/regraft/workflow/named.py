@@ -16,7 +16,8 @@ from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish
-from regraft.workflow.story import Settings, fit
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import fit
 
 
 def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any) -> Run:

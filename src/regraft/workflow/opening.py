@@ -11,7 +11,8 @@ from regraft.data import PARTS, Dataset, Unreadable
 from regraft.errors import UserError, listed
 from regraft.run import Run
 from regraft.workflow.parts import Part, logits
-from regraft.workflow.story import Settings, final_cut, readable
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import final_cut, readable
 
 
 def open_test(finished: Run, data: Dataset, settings: Settings | None = None) -> Run:
@@ -35,7 +36,7 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
             f"{data.name} splits into {split.digest}, but the run in {finished.path} was fitted on {finished.scores['split_digest']}. "
             "Expected the same images and split. Give the same data, --train-images and --split-seed."
         )
-    part = _readable_part(Part("test", data.take(split.test), settings.home, settings.watcher), model, settings)
+    part = _readable_part(Part("test", data.take(split.test), settings), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
     said = logits(part, model, prefix, suffix, top, finished.plan)
     openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
@@ -53,7 +54,7 @@ def _readable_part(part: Part, model: backbone.Backbone, settings: Settings) -> 
             raise
         settings.watcher.say(f"Going on without {len(error.rows):,} images that cannot be decoded: {listed(error.reasons)}.")
         rows = np.setdiff1d(np.arange(len(part.data)), error.rows)
-        return Part(part.name, part.data.take(rows), part.home, part.watcher)
+        return Part(part.name, part.data.take(rows), part.settings)
     return part
 
 
@@ -69,7 +70,7 @@ def score(finished: Run, data: Dataset, settings: Settings | None = None) -> eva
             f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. "
             "Expected the same classes in the same order."
         )
-    part = Part("all", data.take(np.arange(len(data))), settings.home, settings.watcher)
+    part = Part("all", data.take(np.arange(len(data))), settings)
     model, top = predict.restored(finished, machine.device(settings.device))
     prefix, suffix = backbone.cut(model, "head", finished.plan.stages_taken, finished.plan.flattens)
     return evaluate.scores(logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels)

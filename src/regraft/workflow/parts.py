@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from regraft.data import Dataset
 from regraft.plan import Phase, Plan
 from regraft.train import Batches
 from regraft.train.batches import Reader
-from regraft.watch import Watcher
+from regraft.workflow import keeping
+from regraft.workflow.settings import Settings
 
 
 @dataclass
@@ -26,8 +27,7 @@ class Part:
 
     name: str
     data: Dataset
-    home: Path
-    watcher: Watcher
+    settings: Settings
     used: dict[str, cache.Entry] = field(default_factory=dict)  # features, as they were first met
 
     @property
@@ -44,41 +44,50 @@ class Part:
         """Return the stored pixels for the model's resolution."""
         wanted = (model.resolution, model.rules.interpolation)
         if wanted not in self._pixels:
-            self._pixels[wanted] = cache.pixels(self.data, *wanted, self.home, self.watcher)
+            self._pixels[wanted] = cache.pixels(self.data, *wanted, self.settings.home, self.settings.watcher)
         return self._pixels[wanted]
 
     @cached_property
     def _pixels(self) -> dict[tuple[int, str], cache.Entry]:
         return {}
 
-    def kept(self, model: Backbone, prefix: Prefix, digest: str, plan: Plan, view: views.View = views.PLAIN) -> cache.Entry:
-        """Return the features that the frozen part gives, from the cache or into it."""
+    def look(self, model: Backbone, plan: Plan, view: views.View = views.PLAIN) -> cache.Look:
+        """Return the images as the model sees them."""
+        return cache.Look(self.pixels(model), self.identities, self.data.hashes, model.rules, model.resolution, view, plan.precision)
+
+    def kept(self, model: Backbone, prefixes: Sequence[tuple[Prefix, str]], plan: Plan, view: views.View = views.PLAIN) -> list[cache.Entry]:
+        """Return the features that each frozen part gives, from the cache or in one pass into it."""
         what = f"extract {self.name}" + (f", view {view.number + 1}" if view.augment != "none" else "")
-        entry = cache.activations(
-            prefix, digest, self.pixels(model), self.identities, map(str, self.data.hashes), model.rules, plan.resolution, view,
-            self.home, plan.precision, self.watcher, what,
-        )  # fmt: skip
-        self.used.setdefault(entry.name, entry)
-        return entry
+        settings = self.settings
+        entries = cache.together(prefixes, self.look(model, plan, view), settings.home, settings.watcher, what, settings.compile)
+        for entry in entries:
+            self.used.setdefault(entry.name, entry)
+        return entries
 
     def lacks(self, model: Backbone, prefix: Prefix, digest: str, plan: Plan, view: views.View = views.PLAIN) -> int:
         """Return the bytes that `kept` would have to write: none where there is nothing frozen, or the entry is there."""
         if prefix.is_empty:
             return 0
-        hashes = map(str, self.data.hashes)
-        name = cache.name_of(digest, self.pixels(model), self.identities, hashes, model.rules, plan.resolution, view, plan.precision)
-        return 0 if (self.home / name).is_dir() else cache.size_of(prefix, len(self.data))
+        name = cache.name_of(digest, self.look(model, plan, view))
+        there = any((self.settings.home / one).is_dir() for one in (name, f"{name}-32"))
+        return 0 if there else cache.size_of(prefix, len(self.data))
 
-    def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int) -> Reader:
-        """Return a reader that runs the frozen part anew for every batch; the epoch is the view."""
-        images, quick = self.pixels(model), backbone.folded(prefix)
+    def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int, looks: int = 0) -> Reader:
+        """Return a reader that runs the frozen part anew for every batch; every epoch is another view, or they take turns with `looks` views."""
+        quick = backbone.folded(prefix)
+        plain = self.look(model, plan)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
-            view = views.View(augment, seed, epoch) if augment != "none" else views.PLAIN
-            outs = cache.run(quick, images, rows, self.identities, model.rules, plan.resolution, view, plan.precision)
+            view = views.View(augment, seed, epoch % looks if looks else epoch) if augment != "none" else views.PLAIN
+            outs = cache.run(quick, device_of(model), replace(plain, view=view), rows)
             return tuple(out.float().clone() for out in outs)  # out of inference mode, so that autograd may keep them
 
         return read
+
+
+def device_of(model: Backbone) -> torch.device:
+    """Return where the network is."""
+    return next(model.model.parameters()).device
 
 
 def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
@@ -92,20 +101,22 @@ def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
 
 
 def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str, plan: Plan, phase: Phase) -> tuple[Reader, Reader]:
-    """Return how the two parts are read in a phase: from kept features where there is a frozen part and the disk has room."""
+    """Return how the two parts are read in a phase: from kept features where there is a frozen part and keeping them pays."""
     augmented = phase.augment != "none"
     looks = phase.views if augmented else 1
-    device = next(model.model.parameters()).device
+    settings = train.settings
     looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
-    needed = sum(train.lacks(model, prefix, digest, plan, view) for view in looked) + val.lacks(model, prefix, digest, plan)
-    if prefix.is_empty or not cache.fits(needed, train.home):
-        if not prefix.is_empty:
-            train.watcher.say(
-                f"Keeping the frozen part's output would take {needed / 1e6:,.0f} MB, more than {train.home} has; it is computed again every epoch."
-            )
+    if prefix.is_empty:
         return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(model, prefix, plan, "none", plan.seed)
-    entries = [train.kept(model, prefix, digest, plan, view) for view in looked]
-    return from_entries(entries, device), from_entries([val.kept(model, prefix, digest, plan)], device)
+    missing = sum(train.lacks(model, prefix, digest, plan, view) for view in looked) + val.lacks(model, prefix, digest, plan)
+    if missing or settings.keep == "never":
+        decision = keeping.decide(model, prefix, plan, phase, (len(train.data), len(val.data)), missing, settings)
+        settings.watcher.say(decision.why)
+        if not decision.kept:
+            return train.live(model, prefix, plan, phase.augment, plan.seed, looks), val.live(model, prefix, plan, "none", plan.seed)
+    named = [(prefix, digest)]
+    entries = [train.kept(model, named, plan, view)[0] for view in looked]
+    return from_entries(entries, device_of(model)), from_entries(val.kept(model, named, plan), device_of(model))
 
 
 @torch.inference_mode()
@@ -113,15 +124,15 @@ def logits(part: Part, model: Backbone, prefix: Prefix, suffix: Suffix, head: nn
     """Return what the finished network says of a part, `(n, classes)`, in eval mode and without augmentation."""
     suffix.eval()
     head.eval()
-    device = next(model.model.parameters()).device
-    digest = prefix.digest()
-    if keep and not prefix.is_empty and cache.fits(part.lacks(model, prefix, digest, plan), part.home):
-        read = from_entries([part.kept(model, prefix, digest, plan)], device)
+    digest, settings = prefix.digest(), part.settings
+    missing = part.lacks(model, prefix, digest, plan)
+    if keep and not prefix.is_empty and (not missing or (settings.keep != "never" and cache.fits(missing, settings.home))):
+        read = from_entries(part.kept(model, [(prefix, digest)], plan), device_of(model))
     else:
         read = part.live(model, prefix, plan, "none", plan.seed)
     found = []
     batches = Batches(read, part.labels, 250, seed=None)
     for number, (features, _) in enumerate(batches):
         found.append(head(suffix(*features)).float().cpu().numpy())
-        part.watcher.step(f"score {part.name}", number + 1, len(batches))
+        settings.watcher.step(f"score {part.name}", number + 1, len(batches))
     return np.concatenate(found)

@@ -15,7 +15,9 @@ from regraft import plan as plans
 from regraft.backbone import Backbone
 from regraft.data import Dataset, Split
 from regraft.plan import Plan
-from regraft.workflow.story import Settings, new_head, parameters
+from regraft.workflow import keeping
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import new_head, parameters
 
 _PROBE = 16  # images of the pass that is timed for the estimate
 _BACKWARD = 2.0  # a backward pass costs about two forward ones
@@ -32,10 +34,13 @@ class Wish:
     resolution: int | None = None
     seed: int | None = None
     changes: Sequence[str] = ()
+    precision: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return what was asked for, by the plan's own names."""
         asked = {"backbone": self.backbone, "weights": self.weights, "resolution": self.resolution, "seed": self.seed}
+        if self.precision not in (None, "auto"):
+            asked["precision"] = self.precision
         return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -61,16 +66,16 @@ def make(data: Dataset, split: Split, wish: Wish, device: str = "auto") -> Plan:
     if values.get("weights") == "random" and wish.plan is None:
         asked.pop("weights", None)  # from scratch is from scratch
     made = plans.changed({**values, **asked}, wish.changes, where)
-    made.check(backbone.load(made.backbone, "random").facts, data.classes)
+    made.check(backbone.facts(made.backbone), data.classes)
     return made
 
 
 def _of_technique(data: Dataset, split: Split, wish: Wish, device: str) -> dict[str, Any]:
-    facts = backbone.load(wish.backbone or backbone.EMBEDDED, "random").facts
+    facts = backbone.facts(wish.backbone or backbone.EMBEDDED)
     plan = techniques.make(wish.technique, facts, data.take(split.train).facts)
     where = machine.device(device)
     native = machine.has_bfloat16(where)
-    chosen = {"precision": "bfloat16" if native else "float32", "train_precision": "bfloat16" if native and where == "cuda" else "float32"}
+    chosen = {"precision": "bfloat16" if native else "float32", "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto"}
     return {**plan.model_dump(mode="json"), **chosen}
 
 
@@ -93,38 +98,37 @@ def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None =
 
 def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Settings) -> dict[str, Any]:
     phase = plan.phases[number]
+    model = model.at(plan.resolution_of(phase))
     prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
-    whole = prefix.is_empty
+    counts = (len(split.train), len(split.val))
     looks = phase.views if phase.augment != "none" else 1
-    images = len(split.train) * looks + len(split.val)
-    needed = 0 if whole else cache.size_of(prefix, len(split.train), looks) + cache.size_of(prefix, len(split.val))
-    forward, frozen = _seconds(model, prefix, suffix, plan)
-    kept = not whole and cache.fits(needed, settings.home)
-    once = images * frozen if kept else 0.0
-    again = 0.0 if kept or whole else images * frozen
     epochs = 1 if phase.optimizer == "lbfgs" else phase.epochs
     trained = sum(p.numel() for p in suffix.parameters())
-    work = epochs * (len(split.train) * forward * (1 + _BACKWARD) + len(split.val) * forward + again) if trained else 0.0
-    solve = len(phase.l2) * len(split.train) * prefix.shapes[0].numel() * 4e-8 if phase.optimizer == "lbfgs" else epochs * len(split.train) * 5e-5
+    needed, once, again, decision = 0, 0.0, 0.0, None
+    if not prefix.is_empty:
+        needed = cache.size_of(prefix, counts[0], looks) + cache.size_of(prefix, counts[1])
+        decision = keeping.decide(model, prefix, plan, phase, counts, needed, settings)
+        once, again = keeping.costs(prefix, plan, phase, counts, keeping.seconds(model, prefix, plan), keeping.pace(settings.home, needed))
+    forward = _forward(model, prefix, suffix, plan) if trained else 0.0
+    work = epochs * (counts[0] * forward * (1 + _BACKWARD) + counts[1] * forward)
+    solve = len(phase.l2) * counts[0] * prefix.shapes[0].numel() * 4e-8 if phase.optimizer == "lbfgs" else epochs * counts[0] * 5e-5
     return {
         "train": phase.train, "optimizer": phase.optimizer, "epochs": epochs, "frozen_parameters": sum(p.numel() for p in prefix.parameters()),
-        "trained_parameters_of_backbone": trained, "cache_bytes": needed, "kept": kept,
-        "seconds_without_cache": round(work + solve + (epochs * images * frozen if not whole else 0.0), 1), "seconds": round(once + work + solve, 1),
+        "trained_parameters_of_backbone": trained, "cache_bytes": needed, "kept": bool(decision and decision.kept),
+        "decision": decision.why if decision else "",
+        "seconds_without_cache": round(work + solve + again, 1), "seconds": round(work + solve + (once if decision and decision.kept else again), 1),
     }  # fmt: skip
 
 
-def _seconds(model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan) -> tuple[float, float]:
-    """Return the seconds for one image through the trained and through the frozen part."""
-    blank = torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8)
-    ids = torch.zeros(_PROBE, dtype=torch.int64)
-    times = []
+def _forward(model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan) -> float:
+    """Return the seconds for one image through the trained part, forwards."""
+    blank, ids = torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8), torch.zeros(_PROBE, dtype=torch.int64)
+    took = 0.0
     suffix.eval()
-    for _ in range(2):  # the first pass warms up
-        started = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
-            features = prefix(views.see(blank, ids, model.rules, plan.resolution))
-        half = time.perf_counter()
-        with torch.inference_mode():
-            suffix(*(feature.float() for feature in features))
-        times.append(((time.perf_counter() - half) / _PROBE, (half - started) / _PROBE))
-    return times[-1]
+    with torch.inference_mode():
+        features = prefix(views.see(blank, ids, model.rules, model.resolution))
+        for _ in range(2):  # the first pass warms up
+            started = time.perf_counter()
+            suffix(*features)
+            took = time.perf_counter() - started
+    return took / _PROBE

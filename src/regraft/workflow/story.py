@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft import backbone, cache, evaluate, machine, run
+from regraft import backbone, evaluate, machine, run
 from regraft.backbone import Backbone, Prefix, Suffix
 from regraft.data import Dataset, Split, Unreadable
 from regraft.errors import listed
 from regraft.plan import Phase, Plan
 from regraft.run import Run
 from regraft.train import Batches, head, solve
-from regraft.watch import SILENT, Watcher
-from regraft.workflow.parts import Part, logits, readers
+from regraft.watch import Watcher
+from regraft.workflow.parts import Part, device_of, logits, readers
+from regraft.workflow.settings import Settings
 
 _SOLVED_AT_ONCE = 500  # images read at a time for a solved head; they may come through the network
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run needs to know besides data and plan: where things are kept, and how it is begun."""
-
-    home: Path = field(default_factory=cache.home)
-    train_images: int | None = None
-    split_seed: int = 0
-    resume: bool = False
-    overwrite: bool = False
-    skip_bad: bool = False
-    device: str = "auto"
-    origin: str | None = None  # what the user called the images
-    watcher: Watcher = SILENT
 
 
 @dataclass
@@ -88,12 +74,13 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) 
         model = loaded(plan, settings)
         plan.check(model.facts, data.classes)
         for phase in plan.phases:
-            backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
+            backbone.cut(model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens)
         data, split = readable(data, model, ("train", "val"), settings)
     if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
         return run.load(out)
     watcher = run.Log(out / "log.txt", settings.watcher)
-    train, val = (Part(name, data.take(split[name]), settings.home, watcher) for name in ("train", "val"))
+    told = replace(settings, watcher=watcher)
+    train, val = (Part(name, data.take(split[name]), told) for name in ("train", "val"))
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
     work.carry_out()
     _write(work, data, split, settings)
@@ -119,7 +106,7 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
         reasons: list[str] = []
         for name in names:
             try:
-                Part(name, data.take(split[name]), settings.home, settings.watcher).pixels(model)
+                Part(name, data.take(split[name]), settings).pixels(model)
             except Unreadable as error:
                 bad += [int(split[name][row]) for row in error.rows]
                 reasons += error.reasons
@@ -166,6 +153,7 @@ class _Work:
     resume: bool
     history: list[dict[str, Any]] = field(default_factory=list)
     contract: list[dict[str, Any]] = field(default_factory=list)
+    paces: list[dict[str, Any]] = field(default_factory=list)
 
     def carry_out(self) -> None:
         """Do every phase that is not done yet."""
@@ -176,10 +164,11 @@ class _Work:
                 self._keep(number)
 
     def _phase(self, number: int, phase: Phase) -> None:
-        prefix, suffix = backbone.cut(self.model, phase.train, self.plan.stages_taken, self.plan.flattens)
+        model = self.model.at(self.plan.resolution_of(phase))
+        prefix, suffix = backbone.cut(model, phase.train, self.plan.stages_taken, self.plan.flattens)
         before = prefix.digest()
         with self.ledger.time("extract"):
-            read_train, read_val = readers(self.train, self.val, self.model, prefix, before, self.plan, phase)
+            read_train, read_val = readers(self.train, self.val, model, prefix, before, self.plan, phase)
         weights = head.class_weights(self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes)
         with self.ledger.time("train"):
             if phase.optimizer == "lbfgs":
@@ -209,24 +198,37 @@ class _Work:
         self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
         from regraft.train import tune
+        from regraft.workflow.pacing import paced
 
-        seed = self.plan.seed * 1009 + number
+        seed, folder, share = self.plan.seed * 1009 + number, self.out / "checkpoints", 1
         module = tune.Tuning(suffix, self.head, phase, seed, backbone.depth(self.model), weights)
-        batches = Batches(read_train, self.train.labels, phase.batch_size, seed)
+        module.to(device_of(self.model), memory_format=torch.channels_last)
         checks = Batches(read_val, self.val.labels, max(250, phase.batch_size), None)
-        module.to(next(self.model.model.parameters()).device, memory_format=torch.channels_last)
-        folder = self.out / "checkpoints"
-        done = tune.tune(module, batches, checks, folder, number, self.plan.train_precision, self.watcher, self.resume)
-        kept = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
-        value = kept.get(phase.monitor, float("nan"))
+        kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        resume = self.resume
+        while True:
+            batches = Batches(read_train, self.train.labels, max(1, phase.batch_size // share), seed)
+            try:
+                chosen = paced(module, batches, self.plan, folder / f"pace-{number}.json", self.train.settings)
+                done = tune.tune(module, batches, checks, folder, number, chosen.precision, self.watcher, resume, share)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not machine.is_out_of_memory(error) or batches.size < 4:
+                    raise
+                share, resume = share * 2, False
+                module.load_state_dict(kept)
+                module.zero_grad(set_to_none=True)
+                self.watcher.say(f"Memory is short; the phase starts again with batches of {phase.batch_size // share}, {share} of which make a step.")
+        self.paces.append({"phase": number, **chosen.plain()})
+        best = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
+        value = best.get(phase.monitor, float("nan"))
         self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f}).")
         return done.history, done.without_gradient
 
     def _keep(self, number: int) -> None:
         run.write_weights(self._file(number, "safetensors"), state(self.model, self.plan, self.head))
-        run.write_json(
-            self._file(number, "json"), {"history": self.history, "contract": self.contract, "seconds": self.ledger.seconds, "total": self.ledger.total}
-        )
+        noted = {"history": self.history, "contract": self.contract, "paces": self.paces}
+        run.write_json(self._file(number, "json"), {**noted, "seconds": self.ledger.seconds, "total": self.ledger.total})
 
     def _done_before(self, number: int) -> bool:
         if not self._file(number, "json").is_file():
@@ -237,7 +239,7 @@ class _Work:
         backbone.restore(self.model, {name.removeprefix("backbone."): value for name, value in kept.items() if name.startswith("backbone.")})
         self.head.load_state_dict({name.removeprefix("head."): value for name, value in kept.items() if name.startswith("head.")})
         noted = json.loads(self._file(number, "json").read_text())
-        self.history, self.contract = noted["history"], noted["contract"]
+        self.history, self.contract, self.paces = noted["history"], noted["contract"], noted["paces"]
         self.ledger.seconds = {key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()}
         self.ledger.before = noted["total"]
         self.watcher.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
@@ -263,12 +265,13 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_table(out / "history.csv", work.history)
     run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
     run.write_json(out / "freeze.json", work.contract)
-    for file in (out / "checkpoints").glob("phase-*"):
+    for file in (out / "checkpoints").glob("p*-*.*"):
         file.unlink()
     origin = {"data": settings.origin, "train_images": settings.train_images, "split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
         "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
     }  # fmt: skip

@@ -1,0 +1,63 @@
+"""What several rows of a comparison need of one network, computed in one pass through it before they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft import backbone, cache
+from regraft.backbone import Prefix
+from regraft.data import Dataset
+from regraft.plan import Plan
+from regraft.workflow.keeping import SURELY
+from regraft.workflow.parts import Part
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import loaded
+
+
+def compute_shared(data: Dataset, plans: Sequence[Plan], names: Sequence[str], settings: Settings) -> None:
+    """Fill the cache with the plain outputs of all frozen parts that at least two plans take from the same network.
+
+    What does not surely pay to be kept is left to each row's own decision.
+
+    Args:
+        data: The images.
+        plans: What the rows will do.
+        names: Parts of the split.
+        settings: Where entries are kept, and whether.
+    """
+    if settings.keep == "never":
+        return
+    split = data.split(settings.split_seed, settings.train_images)
+    for members in _by_network(plans):
+        if len(members) < 2:
+            continue
+        model = loaded(members[0], settings)
+        found = _prefixes(model, members)
+        for name in names:
+            part = Part(name, data.take(split[name]), settings)
+            missing = {digest: part.lacks(model, prefix, digest, members[0]) for digest, prefix in found.items()}
+            wanted = [(found[digest], digest) for digest, needed in missing.items() if 0 < needed <= SURELY]
+            if len(wanted) > 1 and cache.fits(sum(missing[digest] for _, digest in wanted), settings.home):
+                settings.watcher.say(f"Computing {len(wanted)} frozen parts of {members[0].backbone} in one pass over {name}.")
+                part.kept(model, wanted, members[0])
+
+
+def _by_network(plans: Sequence[Plan]) -> list[list[Plan]]:
+    """Return the plans grouped by the weights that their frozen parts have, and by how these see images."""
+    groups: dict[tuple[object, ...], list[Plan]] = {}
+    for plan in plans:
+        key = (plan.backbone, plan.weights, plan.resolution, plan.precision, plan.seed if plan.weights == "random" else None)
+        groups.setdefault(key, []).append(plan)
+    return list(groups.values())
+
+
+def _prefixes(model: backbone.Backbone, plans: Sequence[Plan]) -> dict[str, Prefix]:
+    """Return the frozen parts of the first phases by digest; later phases may stand on weights that are not trained yet."""
+    found = {}
+    for plan in plans:
+        first = plan.phases[0]
+        if first.augment == "none" and plan.resolution_of(first) == plan.resolution:
+            prefix, _ = backbone.cut(model, first.train, plan.stages_taken, plan.flattens)
+            if not prefix.is_empty:
+                found[prefix.digest()] = prefix
+    return found
