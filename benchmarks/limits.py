@@ -72,18 +72,19 @@ def ours(quick: backbone.Prefix, run: Any, resolution: int, precision: str) -> C
 def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[str, Any]:
     """Return the rates of one network and its multiply-adds an image."""
     source = backbone.load(name, "random", resolution)
-    quick = backbone.folded(backbone.cut(source, "head")[0])
+    prefix, _ = backbone.cut(source, "head")
+    quick, half = backbone.folded(prefix), backbone.halved(backbone.folded(prefix))
     ways = {"plain float32": plain(name, resolution, _BATCH)}
-    ways |= {f"regraft {precision}": ours(quick, quick, resolution, precision) for precision in ("float32", "bfloat16")}
+    ways |= {"regraft float32": ours(quick, quick, resolution, "float32"), "regraft bfloat16": ours(half, half, resolution, "bfloat16")}
     took = 0.0
     if compiling:
         images = torch.randn(_BATCH, 3, resolution, resolution).to(memory_format=torch.channels_last)
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            run = backbone.compiled(quick, images)
+            run = backbone.compiled(half, images)
         took = time.perf_counter() - started
         if run is not None:
-            ways["regraft bfloat16, compiled"] = ours(quick, run, resolution, "bfloat16")
+            ways["regraft bfloat16, compiled"] = ours(half, run, resolution, "bfloat16")
     rates = interleaved(ways, trials)
     alone = [float(line) for line in _child(name, resolution, trials).split()]
     rates["plain float32, memory not kept"] = spread(alone)

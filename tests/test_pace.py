@@ -85,6 +85,16 @@ def test_one_pass_fills_all_entries_that_are_missing_and_no_other(tmp_path: Path
     assert passes == [60, 60]
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "tf_efficientnet_lite0"])
+def test_weights_cast_once_say_what_weights_cast_every_time_say(name: str) -> None:
+    source = backbone.load(name, "random", None if name == "test_vit" else 32)
+    images = torch.randn(2, 3, source.resolution, source.resolution)
+    prefix, _ = backbone.cut(source, "head")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(backbone.folded(prefix)(images)[0], backbone.halved(backbone.folded(prefix))(images)[0])
+    assert all(parameter.dtype == torch.float32 for parameter in prefix.parameters())
+
+
 def test_one_entry_that_overflows_is_kept_wide_and_the_others_are_not(tmp_path: Path) -> None:
     source = backbone.load(TINY, "random", 32)
     with torch.no_grad():
@@ -125,16 +135,16 @@ def test_batches_are_halved_until_they_fit_into_memory(tmp_path: Path, monkeypat
 
 
 def test_compiling_is_tried_where_it_is_asked_for_or_repays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = backbone.load(TINY, "random", 32)
+    source = backbone.load("tf_efficientnet_lite0", "random", 32)
     prefix, _ = backbone.cut(source, "head")
-    seen = look(source, tmp_path)
     monkeypatch.setattr(machine, "batch_size", lambda *_: 20)
     tried: list[int] = []
     monkeypatch.setattr(backbone, "compiled", lambda prefix, images, watcher: tried.append(len(images)))
-    cases = [("auto", 1e18, 0), ("auto", 0.0, 1), ("off", 0.0, 0), ("on", 1e18, 1)]
+    cases = [("auto", 1e18, 0), ("auto", 1e18, 0), ("auto", 0.0, 1), ("auto", 0.0, 1), ("off", 0.0, 0), ("on", 1e18, 1)]
     for number, (wanted, pays, times) in enumerate(cases):
         monkeypatch.setattr(backbone, "PAYS_FROM", pays)
         tried.clear()
+        seen = look(source, tmp_path, ("float32", "bfloat16")[number % 2])
         cache.activations(prefix, prefix.digest(), seen, tmp_path / str(number), compiling=wanted)
         assert tried == [20] * times, (wanted, pays)
 
@@ -460,7 +470,7 @@ def test_precision_keep_and_compile_are_flags_and_their_mistakes_one_sentence(re
     assert "precision: expected 'float32' or 'bfloat16', did you mean 'float32'?, got 'float8'" in result.err.replace("\n", " ")
 
 
-def test_sizes_of_files_are_read_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_and_hashes_of_files_are_read_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from regraft import sources
     from regraft.sources import decode
 
@@ -472,3 +482,9 @@ def test_sizes_of_files_are_read_once(photos: Path, monkeypatch: pytest.MonkeyPa
     part = data.take(np.arange(5, 15))
     assert (part.images.sizes(np.arange(10))[:5] == first[5:]).all()
     assert len(read) == 15
+    hashed: list[int] = []
+    content_hash = decode.content_hash
+    monkeypatch.setattr(decode, "content_hash", lambda content: hashed.append(1) or content_hash(content))
+    assert (data.take(np.arange(20)).hashes == data.hashes[:20]).all()
+    assert (data.take(np.arange(5, 15)).hashes == data.hashes[5:15]).all()
+    assert len(hashed) == len(data)

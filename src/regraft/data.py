@@ -131,8 +131,8 @@ class Dataset:
         """Digest of pixels, keys, labels and class names; the order in which a source lists its rows does not matter."""
         state = hashlib.blake2b(digest_size=16)
         state.update("\x1f".join(self.classes).encode())
-        for key, label, pixels in zip(self.keys, self.labels, self.hashes, strict=True):
-            state.update(f"{key}\x1f{label}\x1f{pixels}\n".encode())
+        rows = zip(self.keys.tolist(), self.labels.tolist(), self.hashes.tolist(), strict=True)
+        state.update("".join([f"{key}\x1f{label}\x1f{pixels}\n" for key, label, pixels in rows]).encode())
         return state.hexdigest()
 
     @cached_property

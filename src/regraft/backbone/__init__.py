@@ -4,13 +4,13 @@ Refuses to know families: names, depth and weights are timm's, the cut is found 
 """
 
 from regraft.backbone.compiled import PAYS_FROM, compiled, has_compiler, multiply_adds
-from regraft.backbone.fold import folded
+from regraft.backbone.fold import folded, halved
 from regraft.backbone.halves import Prefix, Suffix
 from regraft.backbone.joint import joined
 from regraft.backbone.ladder import Place, cut, depth, earliest, ladder
 from regraft.backbone.source import EMBEDDED, Backbone, check_name, facts, load, names, restore
 
 __all__ = [
-    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "check_name", "compiled", "cut", "depth", "earliest", "facts", "folded", "has_compiler",
-    "joined", "ladder", "load", "multiply_adds", "names", "restore",
+    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "check_name", "compiled", "cut", "depth", "earliest", "facts", "folded", "halved",
+    "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Refuses to be relied on: without a compiler, or where the compiled code is slowe
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -21,6 +22,8 @@ from regraft.watch import SILENT, Watcher
 PAYS_FROM = 40e12
 _AGREES = 5e-2  # largest difference from the eager outputs, as a share of their norm: what bfloat16 allows
 _TRIES = 3
+
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a CUDA compiler where no GPU is
 
 
 def multiply_adds(prefix: Prefix, images: Tensor) -> float:

@@ -49,6 +49,14 @@ def folded(prefix: Prefix) -> Prefix:
     return made.to(memory_format=torch.channels_last)
 
 
+def halved(prefix: Prefix) -> Prefix:
+    """Return the frozen part with the weights of its convolutions and linear layers in bfloat16, as autocast would cast them for every batch."""
+    for module in prefix.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.to(torch.bfloat16)
+    return prefix
+
+
 def _statistics(body: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
     """Return mean, variance, epsilon, weight and bias where a node is a BatchNorm in eval mode, else None."""
     if node.op == "call_module":

@@ -119,6 +119,8 @@ def _wanted(name: str, prefix: Prefix, images: int, wide: bool) -> Wanted:
 def _chunks(prefixes: Sequence[Prefix], look: Look, watcher: Watcher, what: str, compiling: str) -> Iterable[list[Chunk]]:
     """Yield the outputs of each part, batch by batch; a batch that does not fit into memory is halved from then on."""
     quick = backbone.folded(backbone.joined(prefixes))
+    if look.precision == "bfloat16":
+        quick = backbone.halved(quick)
     ends = np.cumsum([len(prefix.shapes) for prefix in prefixes])
     starts = [0, *map(int, ends[:-1])]
     size = machine.batch_size(str(quick.device.type), look.resolution)
@@ -144,9 +146,9 @@ def _runner(quick: Prefix, look: Look, size: int, watcher: Watcher, compiling: s
     if compiling == "off" or len(look) < size:
         return quick
     seen = look.batch(np.arange(size), quick.device)
-    if compiling == "auto" and (quick.device.type != "cpu" or len(look) * backbone.multiply_adds(quick, seen[:1]) < backbone.PAYS_FROM):
-        return quick
     with torch.autocast(seen.device.type, torch.bfloat16, enabled=look.precision == "bfloat16"):
+        if compiling == "auto" and (quick.device.type != "cpu" or len(look) * backbone.multiply_adds(quick, seen[:1]) < backbone.PAYS_FROM):
+            return quick
         return backbone.compiled(quick, seen, watcher) or quick
 
 

@@ -37,25 +37,31 @@ class EncodedImages:
     names: Sequence[str]
     load: Callable[[int], bytes]
     rows: Rows
-    known: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # sizes read so far, shared by what is taken from it
+    # what was read once is known to all that is taken from it
+    known: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # sizes
+    hashed: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def hashes(self) -> NDArray[np.str_]:
-        return np.array(self._each(np.arange(len(self)), content_hash), dtype=np.str_)
+        return np.array(self._once(np.arange(len(self)), content_hash, self.hashed), dtype=np.str_)
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
-        numbers = self.rows[rows]
-        new = rows[[int(number) not in self.known for number in numbers]]
-        self.known.update(zip(map(int, self.rows[new]), self._each(new, size), strict=True))
-        return np.array([self.known[int(number)] for number in numbers], dtype=np.int64).reshape(-1, 2)
+        return np.array(self._once(rows, size, self.known), dtype=np.int64).reshape(-1, 2)
 
     def read(self, rows: Rows) -> list[NDArray[np.uint8]]:
         return self._each(rows, decoded)
 
     def take(self, rows: Rows) -> EncodedImages:
-        return EncodedImages(self.names, self.load, self.rows[rows], self.known)
+        return EncodedImages(self.names, self.load, self.rows[rows], self.known, self.hashed)
+
+    def _once(self, rows: Rows, work: Callable[[bytes], Result], known: dict[int, Result]) -> list[Result]:
+        """Return `work` of each row, done for those only whose answer is not known yet."""
+        numbers = list(map(int, self.rows[rows]))
+        new = rows[[number not in known for number in numbers]]
+        known.update(zip(map(int, self.rows[new]), self._each(new, work), strict=True))
+        return [known[number] for number in numbers]
 
     def _each(self, rows: Rows, work: Callable[[bytes], Result]) -> list[Result]:
         """Return `work` of the bytes of each row, in order; raises `Unreadable` with all that failed."""

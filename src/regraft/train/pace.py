@@ -5,6 +5,7 @@ Refuses to guess where it can measure, and to measure where the whole training i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from torch.nn import functional
 MEASURE_FROM = 30.0  # seconds of training by estimate from which on arithmetic is compared
 COMPILE_FROM = 120.0  # and from which on compiling (20 to 60 s) can repay
 _CLEARLY = 0.9  # share of the time below which another way is taken
+
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a CUDA compiler where no GPU is
 
 
 @dataclass(frozen=True)

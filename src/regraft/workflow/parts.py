@@ -75,6 +75,8 @@ class Part:
     def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int, looks: int = 0) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; every epoch is another view, or they take turns with `looks` views."""
         quick = backbone.folded(prefix)
+        if plan.precision == "bfloat16":
+            quick = backbone.halved(quick)
         plain = self.look(model, plan)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
