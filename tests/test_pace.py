@@ -293,6 +293,19 @@ def test_a_comparison_computes_its_frozen_parts_in_one_pass(regraft, photos: Pat
         assert row["seconds"]["extract"] + row["shared_seconds"] > 0
 
 
+def test_plans_that_train_the_head_only_share_one_network_and_the_others_do_not(photos: Path) -> None:
+    from regraft import techniques
+    from regraft.data import DataFacts
+    from regraft.workflow import sharing
+
+    shelf = sharing.Shelf(Settings())
+    facts, data = backbone.facts(TINY), DataFacts("toy", 120, ("a", "b"), (16, 16))
+    given = {way: shelf.of(techniques.make(way, facts, data).model_copy(update={"weights": "random"})) for way in techniques.TECHNIQUES}
+    shared = {way for way, network in given.items() if network is not None}
+    assert shared == {"linear-probe", "multi-layer-probe", "feature-extraction"}
+    assert len({id(given[way]) for way in shared}) == 1
+
+
 def known(**seconds: float) -> dict[str, float]:
     return {name.replace("_", " "): value for name, value in seconds.items()}
 

@@ -176,6 +176,12 @@ class Dataset:
         Raises:
             UserError: When a class has too few images for the parts, or `train_images` cannot be met.
         """
+        known: dict[tuple[int, int | None], Split] = self.__dict__.setdefault("_splits", {})  # a comparison asks for the same one many times
+        if (seed, train_images) not in known:
+            known[seed, train_images] = self._split(seed, train_images)
+        return known[seed, train_images]
+
+    def _split(self, seed: int, train_images: int | None) -> Split:
         part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
         names = self.keys if self.groups is None else self.groups
         unit = np.array([_unit(f"split:{seed}:{name}") for name in names])

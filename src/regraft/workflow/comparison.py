@@ -71,6 +71,7 @@ def compare(
     _prepare(out, settings)
     data, _ = readable(data, loaded(plans[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
     sharing.compute_shared(data, plans, ("train", "val"), settings)
+    shelf = sharing.Shelf(settings)
     done: list[Run] = []
     failed: list[dict[str, Any]] = []
     for number, (row, plan) in enumerate(rows, 1):
@@ -78,7 +79,7 @@ def compare(
         with _failing(row, failed, settings):
             if isinstance(plan, UserError):
                 raise plan
-            done.append(fit(data, plan, out / row["name"], replace(settings, overwrite=False)))
+            done.append(fit(data, plan, out / row["name"], replace(settings, overwrite=False), shelf.of(plan)))
     settings.watcher.say("Opening the test part for all rows at once.")
     sharing.compute_shared(data, [one.plan for one in done if not one.test], ("test",), settings)
     opened: list[Run] = []

@@ -14,6 +14,23 @@ from regraft.workflow.settings import Settings
 from regraft.workflow.story import loaded
 
 
+class Shelf:
+    """Networks as they came, for plans that train the head only: each is loaded once, and their digests prove that it stays as it came."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.networks: dict[tuple[object, ...], backbone.Backbone] = {}
+
+    def of(self, plan: Plan) -> backbone.Backbone | None:
+        """Return the network of a plan, or None where the plan would change it; only the last one used stays."""
+        if any(phase.train != "head" for phase in plan.phases):
+            return None
+        key = _network(plan)
+        if key not in self.networks:
+            self.networks = {key: loaded(plan, self.settings)}
+        return self.networks[key]
+
+
 def compute_shared(data: Dataset, plans: Sequence[Plan], names: Sequence[str], settings: Settings) -> None:
     """Fill the cache with the plain outputs of all frozen parts that at least two plans take from the same network.
 
@@ -46,9 +63,12 @@ def _by_network(plans: Sequence[Plan]) -> list[list[Plan]]:
     """Return the plans grouped by the weights that their frozen parts have, and by how these see images."""
     groups: dict[tuple[object, ...], list[Plan]] = {}
     for plan in plans:
-        key = (plan.backbone, plan.weights, plan.resolution, plan.precision, plan.seed if plan.weights == "random" else None)
-        groups.setdefault(key, []).append(plan)
+        groups.setdefault((*_network(plan), plan.precision), []).append(plan)
     return list(groups.values())
+
+
+def _network(plan: Plan) -> tuple[object, ...]:
+    return plan.backbone, plan.weights, plan.resolution, plan.seed if plan.weights == "random" else None
 
 
 def _prefixes(model: backbone.Backbone, plans: Sequence[Plan]) -> dict[str, Prefix]:

@@ -55,7 +55,7 @@ class Ledger:
         return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(self.total, 3)}
 
 
-def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) -> Run:
+def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, network: Backbone | None = None) -> Run:
     """Carry out a plan and leave a run folder; the test part stays shut.
 
     Args:
@@ -63,6 +63,7 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) 
         plan: What to do.
         out: The run's folder; must not exist or be empty, unless `settings` resume or overwrite.
         settings: Where things are kept, and how the run is begun.
+        network: The plan's network where it is at hand already, as it came; only for plans that train nothing of it.
 
     Raises:
         UserError: When plan, images and folder do not go together; nothing is written then.
@@ -71,7 +72,7 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None) 
     settings = settings or Settings()
     ledger = Ledger()
     with ledger.time("load"):
-        model = loaded(plan, settings)
+        model = network or loaded(plan, settings)
         plan.check(model.facts, data.classes)
         for phase in plan.phases:
             backbone.cut(model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens)
