@@ -465,3 +465,15 @@ def test_photographs_of_many_sizes_are_resized_without_a_warning(regraft, tmp_pa
     assert result.code == 0, result.err
     assert result.err == ""
     assert json.loads(result.out)["rows"][0]["test"]["accuracy"] == 1.0
+
+
+def test_statistics_move_in_a_real_run_only_where_the_plan_lets_them(photos: Path) -> None:
+    from regraft import backbone
+
+    before = backbone.load("test_resnet", "random", 32).model.state_dict()
+    for policy in ("keep", "adapt"):
+        changes = ["phases.0.epochs=1", f"phases.0.batch_norm={policy}"]
+        done = api.fit(str(photos), "fine-tune", "test_resnet", weights="random", resolution=32, out=policy, changes=changes)
+        moved = [not torch.equal(value, before[name.removeprefix("backbone.")]) for name, value in done.weights().items() if "running_mean" in name]
+        assert len(moved) > 5
+        assert set(moved) == {policy == "adapt"}

@@ -78,7 +78,7 @@ def gradual_unfreezing(model: ModelFacts, data: DataFacts) -> Plan:
 @technique
 def from_scratch(model: ModelFacts, data: DataFacts) -> Plan:
     """Train the same network from random weights; shows what the pretrained ones were worth."""
-    phase = _tuned(data, train="all", lr=1e-3, epochs=5).model_copy(update={"layer_decay": 1.0})
+    phase = _tuned(data, train="all", lr=1e-3, epochs=5).model_copy(update={"layer_decay": 1.0, "batch_norm": "adapt"})
     return _plan("from-scratch", model, data, phase, weights="random")
 
 
@@ -134,7 +134,7 @@ def _solved() -> Phase:
 def _tuned(data: DataFacts, train: str, lr: float, epochs: int) -> Phase:
     return Phase(
         train=train, optimizer="adamw", lr=lr, epochs=_epochs(data, epochs), batch_size=_batch(data, 64), weight_decay=0.01, layer_decay=0.8,
-        schedule="one-cycle", label_smoothing=0.1, monitor="val_accuracy",
+        schedule="one-cycle", label_smoothing=0.1, monitor="val_accuracy", batch_norm="keep",
     )  # fmt: skip
 
 
