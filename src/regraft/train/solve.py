@@ -48,7 +48,11 @@ def solve(
     features, labels = train
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     x, x_val = (features - mean) / std, (val[0] - mean) / std
-    gram = x.T @ x / len(x)
+    targets = _targets(labels, classes, weights, smoothing)
+    values, axes = _axes(x)
+    spanned = axes if len(x) < x.shape[1] else None  # the images span fewer directions than there are features: only those count
+    if spanned is not None:
+        x, x_val, axes = x @ spanned, x_val @ spanned, None
     weight = torch.zeros(classes, x.shape[1], device=x.device)
     bias = torch.zeros(classes, device=x.device)
 
@@ -62,7 +66,7 @@ def solve(
     history: list[dict[str, Any]] = []
     best: tuple[int, Tensor, Tensor] = (0, weight, bias)
     for number, l2 in enumerate(sorted(path, reverse=True)):
-        weight, bias = _minimise(x, labels, gram, (weight, bias), l2, weights, smoothing, _ROUGHLY)
+        weight, bias = _minimise(x, targets, (values, axes), (weight, bias), l2, _ROUGHLY)
         history.append(row(l2))
         if number == 0 or rank(history[-1]) > rank(history[best[0]]):
             best = (number, weight, bias)
@@ -70,48 +74,70 @@ def solve(
         if _worsens(history):
             break
     number, l2 = best[0], history[best[0]]["l2"]
-    weight, bias = _minimise(x, labels, gram, best[1:], l2, weights, smoothing, _FINELY)
+    weight, bias = _minimise(x, targets, (values, axes), best[1:], l2, _FINELY)
     history[number] = row(l2)
-    layer = nn.Linear(x.shape[1], classes)
+    layer = nn.Linear(features.shape[1], classes)
     with torch.no_grad():
+        weight = weight if spanned is None else weight @ spanned.T
         layer.weight.copy_(weight / std)
         layer.bias.copy_(bias - (weight * (mean / std)).sum(dim=1))
     return Solved(layer, l2, history)
 
 
+def _targets(labels: Tensor, classes: int, weights: Tensor | None, smoothing: float) -> Tensor:
+    """Return by how much each log-probability counts, `(n, classes)`, so that minus their sum is PyTorch's cross-entropy."""
+    weights = torch.ones(classes, device=labels.device) if weights is None else weights
+    exactly = functional.one_hot(labels, classes) * weights
+    return ((1 - smoothing) * exactly + smoothing / classes * weights) / exactly.sum()
+
+
+def _axes(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the eigenvalues of `xᵀx / n` and its eigenvectors `(d, r)`; those that matter, where there are fewer rows than columns."""
+    if len(x) >= x.shape[1]:
+        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        return values, vectors
+    values, vectors = torch.linalg.eigh(x @ x.T / len(x))
+    kept = values > values[-1] * 1e-6
+    return values[kept], x.T @ (vectors[:, kept] / (values[kept] * len(x)).sqrt())
+
+
 def _minimise(
-    x: Tensor, labels: Tensor, gram: Tensor, start: tuple[Tensor, Tensor], l2: float, weights: Tensor | None, smoothing: float, until: float
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, targets: Tensor, axes: tuple[Tensor, Tensor | None], start: tuple[Tensor, Tensor], l2: float, until: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return weight and bias at the minimum, by L-BFGS in coordinates in which the curvature is about the same in every direction.
 
-    The Hessian of the loss is close to `c · gram + l2`, with `c` the mean of p (1 - p) over images and classes: its Cholesky factor gives the
-    coordinates (preconditioning as in Nocedal and Wright, 2006, chapter 5). An eighth of the steps are needed that raw coordinates take.
+    The Hessian of the loss is close to `c · xᵀx / n + l2`, with `c` the mean of p (1 - p) over images and classes: along its axes the coordinates are
+    stretched by the root of that (preconditioning as in Nocedal and Wright, 2006, chapter 5). An eighth of the steps are needed that raw coordinates take.
+    Axes of None are the coordinates of `x` themselves.
     """
     weight, bias = start
-    with torch.no_grad():
-        chance = functional.linear(x, weight, bias).softmax(dim=1)
-        curvature = float((chance * (1 - chance)).mean())
-        factor = torch.linalg.cholesky(curvature * gram + l2 * torch.eye(len(gram), device=x.device))
-        inverse = torch.linalg.solve_triangular(factor, torch.eye(len(gram), device=x.device), upper=False)
-        moved, shift = (weight @ factor).requires_grad_(), (bias * curvature**0.5).requires_grad_()
+    values, vectors = axes
+    mass = targets.sum(dim=1, keepdim=True)
+    chance = functional.linear(x, weight, bias).softmax(dim=1)
+    curvature = float((chance * (1 - chance)).mean())
+    stretch = (curvature * values.clamp(min=0) + l2).sqrt()
+    moved, shift = (weight if vectors is None else weight @ vectors) * stretch, bias * curvature**0.5
     optimizer = torch.optim.LBFGS(
         [moved, shift], max_iter=_ITERATIONS, history_size=10, tolerance_grad=until, tolerance_change=until, line_search_fn="strong_wolfe"
     )
 
     def placed() -> tuple[Tensor, Tensor]:
-        return moved @ inverse, shift / curvature**0.5
+        along = moved / stretch
+        return along if vectors is None else along @ vectors.T, shift / curvature**0.5
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
         weight, bias = placed()
-        loss = functional.cross_entropy(functional.linear(x, weight, bias), labels, weight=weights, label_smoothing=smoothing)
-        loss = loss + l2 / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        chances = functional.log_softmax(functional.linear(x, weight, bias), dim=1)
+        loss = l2 / 2 * weight.square().sum() - (targets * chances).sum()
+        slope = chances.exp_().mul_(mass).sub_(targets)  # of the loss along the logits
+        along = slope.T @ x + l2 * weight
+        moved.grad = (along if vectors is None else along @ vectors) / stretch
+        shift.grad = slope.sum(dim=0) / curvature**0.5
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return placed()
+    return placed()
 
 
 def _worsens(history: list[dict[str, Any]]) -> bool:
