@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
@@ -282,3 +283,42 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() ->
         norms = [sum(isinstance(module, nn.BatchNorm2d) for module in half.modules()) for half in (prefix, quick)]
         fewer += norms[1] < norms[0]
     assert fewer >= 14
+
+
+def test_the_word_end_means_the_end_of_the_network_alone_or_among_places() -> None:
+    seen = 0
+    for name in ("test_resnet", "test_efficientnet", "test_vit"):
+        source = backbone.load(name, "random", 32 if "vit" not in name else None)
+        images = torch.randn(2, 3, source.resolution, source.resolution)
+        place = list(source.blocks)[1]
+        apart = [backbone.cut(source, "head", (one,))[0](images)[0] for one in (place, "end")]
+        together = backbone.cut(source, "head", (place, "end"))[0](images)[0]
+        assert torch.equal(torch.cat(apart, dim=1), together)
+        assert torch.equal(apart[1], backbone.cut(source, "head")[0](images)[0])
+        seen += 1
+    assert seen == 3
+
+
+def test_the_work_of_all_blocks_is_that_of_all_stages() -> None:
+    source = backbone.load("test_resnet", "random", 32)
+    blocks, stages = backbone.work(source, fine=True), backbone.work(source)
+    assert list(blocks) == list(source.blocks)
+    assert sum(blocks.values()) == sum(stages.values()) > 0
+    assert {place.name: place.multiply_adds for place in backbone.ladder(source)} == stages
+    assert sum(backbone.work(source.at(64)).values()) == pytest.approx(4 * sum(stages.values()), rel=0.05)
+
+
+def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> None:
+    weight, bias = backbone.classifier(backbone.EMBEDDED, "pretrained")  # type: ignore[misc]
+    assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))
+    whole = timm.create_model("test_resnet", num_classes=7)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    weight, bias = backbone.classifier("test_resnet", str(tmp_path / "whole.pth"))  # type: ignore[misc]
+    assert torch.equal(weight, whole.get_classifier().weight)  # type: ignore[union-attr]
+    source = backbone.load("test_resnet", str(tmp_path / "whole.pth"))
+    images = torch.randn(2, 3, source.resolution, source.resolution)
+    said = torch.nn.functional.linear(backbone.cut(source, "head")[0](images)[0], weight, bias)
+    assert torch.allclose(said, whole.eval()(images), atol=1e-5)  # it takes the features at the end of the network
+    torch.save({key: value for key, value in whole.state_dict().items() if not key.startswith("fc")}, tmp_path / "body.pth")
+    assert backbone.classifier("test_resnet", str(tmp_path / "body.pth")) is None
+    assert backbone.classifier("test_resnet", "random") is None

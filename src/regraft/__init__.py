@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from regraft.plan import Plan
     from regraft.predict import Classifier
     from regraft.run import Run
-    from regraft.workflow import Comparison
+    from regraft.workflow import Comparison, Probe
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "compare", "fit", "load"]
+__all__ = ["UserError", "compare", "fit", "load", "probe"]
 
 
 def fit(
@@ -54,13 +54,41 @@ def fit(
 
 def compare(
     data: str | Path | Dataset, techniques: Sequence[str] | None = None, backbones: Sequence[str] = ("tf_efficientnet_lite0",), *, seeds: int = 1,
-    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, changes: Sequence[str] = (), **settings: Any,
+    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, changes: Sequence[str] = (),
+    from_probe: str | Path | None = None, **settings: Any,
 ) -> Comparison:  # fmt: skip
-    """Return the comparison of several techniques and backbones on the same images; arguments as for `fit`."""
+    """Return the comparison of several techniques and backbones on the same images, or of the plans in a probe's folder; arguments as for `fit`."""
     from regraft import workflow
 
     wish = workflow.Wish(weights=weights, resolution=resolution, changes=changes)
-    return workflow.compare_named(data, techniques, backbones, seeds, wish, out, **settings)
+    return workflow.compare_named(data, techniques, backbones, seeds, wish, out, from_probe, **settings)
+
+
+def probe(
+    data: str | Path | Dataset, backbones: Sequence[str] = ("tf_efficientnet_lite0",), resolutions: Sequence[int] = (), *, budget: str | None = None,
+    runs: Sequence[Path] | None = None, out: str | Path | None = None, weights: str | None = None, **settings: Any,
+) -> Probe:  # fmt: skip
+    """Return where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained.
+
+    Args:
+        data: As for `fit`.
+        backbones: timm names.
+        resolutions: Sides in pixels; four around what suits the images when empty.
+        budget: Time for all of it, such as "90s" or "5m"; None takes every image everywhere.
+        runs: Folders of finished runs to check the scores against; `runs` and `compare` here when None.
+        out: Folder for tables, pictures and plans; `probe/<data>` with the next free number by default.
+        weights: "pretrained", "random", or a file.
+        **settings: As for `fit`.
+
+    Returns:
+        A probe with `told` (the table, the Pareto front, recommendations, learning curve, hit rates) and `plans` by budget, which `fit` takes.
+
+    Raises:
+        UserError: For a mistake of the caller, in one sentence.
+    """
+    from regraft import workflow
+
+    return workflow.probe_named(data, backbones, resolutions, budget, runs, workflow.Wish(weights=weights), out, **settings)
 
 
 def load(path: str | Path, device: str = "auto") -> Classifier:

@@ -198,7 +198,7 @@ class Dataset:
                 part[mine] = _fall(unit[mine], test, val)
         rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
         if train_images is not None:
-            rows["train"] = self._subset(rows["train"], train_images, seed)
+            rows["train"] = self.subset(rows["train"], train_images, seed)
         self._check_parts(rows)
         state = hashlib.blake2b(digest_size=16)
         for name in PARTS:
@@ -219,17 +219,21 @@ class Dataset:
             part[mine] = given[0]
         return np.flatnonzero(part == "") if set(np.unique(part)) & {"val", "test"} else open_rows
 
-    def _subset(self, train: Rows, wanted: int, seed: int) -> Rows:
-        """Return `wanted` of the `train` rows, each class in proportion (largest remainder), at least one of each."""
-        present = np.unique(self.labels[train])
-        if not len(present) <= wanted <= len(train):
+    def subset(self, rows: Rows, wanted: int, seed: int = 0) -> Rows:
+        """Return `wanted` of the rows, sorted, decided by each image's key: each class in proportion (largest remainder), at least one of each.
+
+        Raises:
+            UserError: When there are fewer rows than that, or more classes.
+        """
+        present = np.unique(self.labels[rows])
+        if not len(present) <= wanted <= len(rows):
             raise UserError(
-                f"--train-images {wanted:,} was given, but the train part has {len(train):,} images of {len(present)} classes. "
-                f"Give a number from {len(present)} to {len(train):,}."
+                f"--train-images {wanted:,} was given, but the train part has {len(rows):,} images of {len(present)} classes. "
+                f"Give a number from {len(present)} to {len(rows):,}."
             )
-        unit = np.array([_unit(f"subset:{seed}:{key}") for key in self.keys[train]])
-        of_class = {label: train[self.labels[train] == label] for label in present}
-        exact = {label: wanted * len(rows) / len(train) for label, rows in of_class.items()}
+        unit = np.array([_unit(f"subset:{seed}:{key}") for key in self.keys[rows]])
+        of_class = {label: rows[self.labels[rows] == label] for label in present}
+        exact = {label: wanted * len(mine) / len(rows) for label, mine in of_class.items()}
         quota = {label: max(1, int(share)) for label, share in exact.items()}
         by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
         while sum(quota.values()) != wanted:
@@ -241,8 +245,8 @@ class Dataset:
                 quota[label] -= 1
             by_rest.remove(label)
             by_rest.append(label)
-        place = {int(row): value for row, value in zip(train, unit, strict=True)}
-        kept = [row for label, rows in of_class.items() for row in sorted(map(int, rows), key=place.__getitem__)[: quota[label]]]
+        place = {int(row): value for row, value in zip(rows, unit, strict=True)}
+        kept = [row for label, mine in of_class.items() for row in sorted(map(int, mine), key=place.__getitem__)[: quota[label]]]
         return np.sort(np.array(kept, dtype=np.int64))
 
     def _check_parts(self, rows: dict[str, Rows]) -> None:

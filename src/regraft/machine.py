@@ -87,6 +87,15 @@ def peak_memory_mb() -> int:
     return int(peak / 1024 if sys.platform != "darwin" else peak / 2**20)
 
 
+def free_memory() -> float:
+    """Return the bytes of main memory that are free or can be made so; 4 GB where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4e9
+
+
 def environment() -> dict[str, Any]:
     """Return what a reader needs to repeat a run: versions, processor, threads."""
     import torch

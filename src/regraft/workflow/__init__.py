@@ -4,7 +4,8 @@ Refuses to read the test part except where it is opened on purpose, and records 
 """
 
 from regraft.workflow.comparison import Comparison, compare
-from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named
+from regraft.workflow.matrix import Probe, probe
+from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
@@ -12,6 +13,7 @@ from regraft.workflow.story import fit
 
 __all__ = [
     "Comparison",
+    "Probe",
     "Settings",
     "Wish",
     "compare",
@@ -24,5 +26,7 @@ __all__ = [
     "make",
     "open_test",
     "predict_named",
+    "probe",
+    "probe_named",
     "score",
 ]

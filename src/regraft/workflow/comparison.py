@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from regraft import backbone, report, run, techniques
@@ -40,7 +41,7 @@ class Comparison:
 
 def compare(
     data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
-    wish: Wish | None = None, settings: Settings | None = None,
+    wish: Wish | None = None, settings: Settings | None = None, plans: Mapping[str, Path] = MappingProxyType({}),
 ) -> Comparison:  # fmt: skip
     """Carry every backbone over to the images in every way, and say which did best.
 
@@ -54,6 +55,7 @@ def compare(
         seeds: Rows for the seeds 0 … seeds - 1; the split stays the same.
         wish: Resolution, weights and changes for every row.
         settings: Where things are kept, and how runs are begun.
+        plans: Plan files that are rows too, by what the rows are called; they keep their backbone, resolution and weights.
 
     Raises:
         UserError: When names are unknown, images unreadable, or the folder is taken.
@@ -64,13 +66,14 @@ def compare(
     for name in backbones:
         backbone.check_name(name)
     split = data.split(settings.split_seed, settings.train_images)
-    rows = _rows(data, split, list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), seeds, wish, settings)
-    plans = [plan for _, plan in rows if isinstance(plan, Plan)]
-    if not plans:
+    asked = _asked(list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), plans, wish)
+    rows = _rows(data, split, asked, seeds, settings)
+    made = [plan for _, plan in rows if isinstance(plan, Plan)]
+    if not made:
         raise next(fault for _, fault in rows if isinstance(fault, UserError))
     _prepare(out, settings)
-    data, _ = readable(data, loaded(plans[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
-    sharing.compute_shared(data, plans, ("train", "val"), settings)
+    data, _ = readable(data, loaded(made[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
+    sharing.compute_shared(data, made, ("train", "val"), settings)
     shelf = sharing.Shelf(settings)
     done: list[Run] = []
     failed: list[dict[str, Any]] = []
@@ -109,13 +112,7 @@ def _failing(row: dict[str, Any], failed: list[dict[str, Any]], settings: Settin
 
 
 def _prepare(out: Path, settings: Settings) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Expected a folder for the comparison. Give another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if settings.overwrite:
-            run.remove(out)
-        elif not settings.resume:
-            raise UserError(f"{out} is not empty. Expected a new or empty folder. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
+    run.vacate(out, "comparison", settings.resume, settings.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
         run.write_json(out / "comparison.json", {"finished": False})
@@ -123,23 +120,24 @@ def _prepare(out: Path, settings: Settings) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
 
 
-def _rows(
-    data: Dataset, split: Split, backbones: Sequence[str], ways: Sequence[str], seeds: int, wish: Wish, settings: Settings
-) -> list[tuple[dict[str, Any], Plan | UserError]]:  # fmt: skip
-    """Return what each row is called with its plan, or with the reason why there is none.
+def _asked(backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path], wish: Wish) -> list[tuple[str, Wish]]:
+    """Return what each row is called with what is asked of it; those of one backbone follow each other, so that what they share is read while it is warm."""
+    named = [("-".join([name] * (len(backbones) > 1) + [way]), replace(wish, technique=way, backbone=name)) for name in backbones for way in ways]
+    return named + [(name, replace(wish, technique=name, plan=path, backbone=None, resolution=None, weights=None)) for name, path in plans.items()]
 
-    Rows of one backbone follow each other, so that what they share is read while it is warm.
-    """
+
+def _rows(
+    data: Dataset, split: Split, asked: Sequence[tuple[str, Wish]], seeds: int, settings: Settings
+) -> list[tuple[dict[str, Any], Plan | UserError]]:  # fmt: skip
+    """Return what each row is called with its plan, or with the reason why there is none."""
     found: list[tuple[dict[str, Any], Plan | UserError]] = []
-    for name in backbones:
-        for way in ways:
-            for seed in range(seeds):
-                parts = [name if len(backbones) > 1 else "", way, f"seed{seed}" if seeds > 1 else ""]
-                called = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
-                row = {"name": called, "backbone": name, "technique": way, "seed": seed}
-                try:
-                    asked = replace(wish, technique=way, backbone=name, seed=seed)
-                    found.append((row, planning.make(data, split, asked, settings.device)))
-                except UserError as error:
-                    found.append((row, error))
+    for name, wish in asked:
+        for seed in range(seeds):
+            called = re.sub(r"[^\w.-]+", "-", f"{name}-seed{seed}" if seeds > 1 else name)
+            row = {"name": called, "backbone": wish.backbone, "technique": wish.technique, "seed": seed}
+            try:
+                plan = planning.make(data, split, replace(wish, seed=seed), settings.device)
+                found.append(({**row, "backbone": plan.backbone}, plan))
+            except UserError as error:
+                found.append((row, error))
     return found

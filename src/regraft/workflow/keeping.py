@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from regraft import cache, views
+from regraft import cache, machine, views
 from regraft.backbone import Backbone, Prefix, folded
 from regraft.plan import Phase, Plan
 from regraft.workflow.settings import Settings
@@ -109,7 +109,7 @@ def pace(folder: Path, needed: int) -> tuple[float, float]:
         file.flush()
         os.fsync(file.fileno())
         writing = _SAMPLE / (time.perf_counter() - started)
-        if needed > _free_memory() / 2 and hasattr(os, "posix_fadvise"):
+        if needed > machine.free_memory() / 2 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         rows = np.memmap(file.name, np.float16, "r").reshape(-1, 2000)
         order = np.random.default_rng(0).permutation(len(rows))
@@ -117,11 +117,3 @@ def pace(folder: Path, needed: int) -> tuple[float, float]:
         for start in range(0, len(order), 64):
             torch.from_numpy(rows[order[start : start + 64]]).float()
         return writing, _SAMPLE / (time.perf_counter() - started)
-
-
-def _free_memory() -> float:
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return float(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 4e9

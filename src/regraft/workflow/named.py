@@ -11,9 +11,11 @@ from regraft import cache, machine, predict, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
+from regraft.probing import halving
 from regraft.run import Run
 from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
+from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
@@ -30,12 +32,60 @@ def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = N
 
 def compare_named(
     data: str | Path | Dataset, ways: Sequence[str] | None, names: Sequence[str], seeds: int = 1, wish: Wish | None = None,
-    out: str | Path | None = None, **settings: Any,
+    out: str | Path | None = None, from_probe: str | Path | None = None, **settings: Any,
 ) -> Comparison:  # fmt: skip
-    """Return the comparison of techniques and backbones; see `regraft.compare`."""
+    """Return the comparison of techniques and backbones, of the plans that a probe recommended, or of both; see `regraft.compare`.
+
+    Raises:
+        UserError: When there is no probe in the folder.
+    """
     where = _settings(settings, data)
+    recommended = {} if from_probe is None else _recommended(Path(from_probe))
     images = sources.load(data, where.home)
-    return compare(images, folder(out, "compare", images.name, where.resume), names, ways or techniques.DEFAULT, seeds, wish or Wish(), where)
+    ways = ways or (() if recommended else techniques.DEFAULT)
+    return compare(images, folder(out, "compare", images.name, where.resume), names, ways, seeds, wish or Wish(), where, recommended)
+
+
+def probe_named(
+    data: str | Path | Dataset, names: Sequence[str], resolutions: Sequence[int] = (), budget: str | None = None, runs: Sequence[Path] | None = None,
+    wish: Wish | None = None, out: str | Path | None = None, **settings: Any,
+) -> Probe:  # fmt: skip
+    """Return the probe of backbones and resolutions; `runs` are folders of runs or of comparisons, by default `runs` and `compare` where they exist.
+
+    Raises:
+        UserError: For a folder that does not exist, a budget that is no time, a resolution that is none.
+    """
+    where = _settings(settings, data)
+    limit = None if budget is None else halving.seconds(budget)
+    for side in resolutions:
+        if not 8 <= side <= 4096:
+            raise UserError(f"--resolutions {side} was given. Expected sides in pixels from 8 to 4096. Write for example 64,96,128.")
+    for given in runs or ():
+        if not given.is_dir():
+            raise UserError(f"--runs {given} is no folder. Expected a run, a comparison, or a folder of them.")
+    images = sources.load(data, where.home)
+    there = _finished(runs if runs is not None else [Path("runs"), Path("compare")])
+    return probe(images, folder(out, "probe", images.name, False), names, resolutions, limit, there, wish or Wish(), where)
+
+
+def _finished(folders: Sequence[Path]) -> list[Run]:
+    """Return the finished runs in, or one level below, some folders."""
+    found = {
+        path.parent.resolve(): path.parent for one in folders for pattern in ("scores.json", "*/scores.json", "*/*/scores.json") for path in one.glob(pattern)
+    }
+    return [run.load(path) for path in found.values()]
+
+
+def _recommended(probed: Path) -> dict[str, Path]:
+    """Return the plan files of a probe by what their rows are called; plans that are the same but for the name are one row, called after all of them."""
+    found: dict[str, tuple[list[str], Path]] = {}
+    for path in (probed / f"plan-{budget}.toml" for budget in ("fastest", "balanced", "best")):
+        if path.is_file():
+            same = plans.read(path).model_copy(update={"technique": ""}).digest
+            found.setdefault(same, ([], path))[0].append(path.stem.removeprefix("plan-"))
+    if not found:
+        raise UserError(f"There is no probe in {probed}. Expected a folder that `regraft probe` wrote. Run `regraft probe DATA --out {probed}` first.")
+    return {f"probe-{'-'.join(budgets)}": path for budgets, path in found.values()}
 
 
 def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:

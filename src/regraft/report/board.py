@@ -1,6 +1,6 @@
-"""Finished runs side by side, on the same images or not at all: the leaderboard, its files and its pictures.
+"""The leaderboard: rows ranked on validation, what differs for real, and its files.
 
-Refuses to load torch, and to compare runs whose splits differ.
+Refuses to compare runs whose splits differ.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from regraft import evaluate, run
 from regraft.errors import UserError
+from regraft.report import pictures
 from regraft.run import Run
 
 
@@ -46,8 +47,8 @@ def write(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
     """Write `leaderboard.json`, `leaderboard.csv`, `curves.png` and `accuracy-against-seconds.png`."""
     run.write_table(folder / "leaderboard.csv", [flat(row) for row in board["rows"]])
     if runs:
-        curves(runs, folder / "curves.png")
-        cost(runs, folder / "accuracy-against-seconds.png")
+        pictures.curves(runs, folder / "curves.png")
+        pictures.cost(runs, folder / "accuracy-against-seconds.png")
     run.write_json(folder / "leaderboard.json", board)
 
 
@@ -65,44 +66,6 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
         "seconds_train": row["seconds"]["train"],
         "seconds_total": row["seconds"]["total"], "trainable": row["parameters"]["trainable"], "total": row["parameters"]["total"],
     }  # fmt: skip
-
-
-def curves(runs: Sequence[Run], path: Path) -> None:
-    """Draw loss and accuracy of train and val by epoch, every run on shared axes; solved heads are a point at epoch 1."""
-    plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    for number, one in enumerate(runs):
-        rows = one.history()
-        colour = f"C{number % 10}"
-        solved = "l2" in rows[0] and "lr" not in rows[-1]
-        epochs = [1] if solved else [row_number + 1 for row_number in range(len(rows))]
-        for axis, what in ((left, "loss"), (right, "accuracy")):
-            for part, style in (("train", "--"), ("val", "-")):
-                values = [one.scores[part][what]] if solved else [row.get(f"{part}_{what}") for row in rows]
-                label = one.name if part == "val" else None
-                look = {"marker": "o", "fillstyle": "full" if part == "val" else "none"} if solved else {}
-                axis.plot(epochs, values, style, color=colour, label=label, linewidth=1.4, markersize=5, **look)
-    left.set(xlabel="epoch", ylabel="loss", title="loss")
-    right.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
-    left.set_yscale("log")
-    right.legend(fontsize=8, title="solid val, dashed train while training", title_fontsize=8)
-    _save(figure, path)
-
-
-def cost(runs: Sequence[Run], path: Path) -> None:
-    """Draw accuracy (test where it is open, else val) with its 95 % interval against seconds of work."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.2))
-    for number, one in enumerate(runs):
-        part = "test" if one.test else "val"
-        scores = one.test["test"] if one.test else one.scores["val"]
-        low, high = scores["ci95"]
-        seconds = one.scores["seconds"]["total"] + one.scores.get("shared_seconds", 0.0)
-        axis.errorbar(seconds, scores["accuracy"], [[scores["accuracy"] - low], [high - scores["accuracy"]]], fmt="o", color=f"C{number % 10}", capsize=3)
-        axis.annotate(one.name, (seconds, scores["accuracy"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
-    axis.set(xlabel="seconds of work", ylabel=f"{part} accuracy, 95 % interval", xscale="log")
-    axis.margins(x=0.25)
-    _save(figure, path)
 
 
 def _row(one: Run, selected: Run) -> dict[str, Any]:
@@ -161,21 +124,3 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    for axis in figure.axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    _pyplot().close(figure)

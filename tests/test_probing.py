@@ -1,0 +1,437 @@
+"""The probe: which places are chosen, what is recommended, what a budget buys, and the verb end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import regraft as api
+from conftest import toy, write_folder
+from regraft import cache, probing, workflow
+from regraft import run as runs
+from regraft.plan import Phase
+from regraft.probing import cells, curve, greedy, halving
+from regraft.watch import Watcher
+from regraft.workflow import matrix
+
+SOLVED = Phase(train="head", optimizer="lbfgs", l2=(0.01, 0.1, 1.0))
+TINY = ("--backbones", "test_resnet", "--weights", "random", "-q")
+
+
+class Heard(Watcher):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def taken(place: str, x: np.ndarray, x_val: np.ndarray, work: int) -> cells.Taken:
+    return cells.Taken(place, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes)
+
+
+def cell(seed: int = 0, n: int = 200, classes: int = 4, widths: tuple[int, ...] = (3, 5, 8), source: bool = False) -> cells.Cell:
+    rng = np.random.default_rng(seed)
+    y, y_val = np.arange(n) % classes, np.arange(n // 2) % classes
+    made = []
+    for number, width in enumerate(widths):
+        centres = (number + 1) * 0.5 * rng.standard_normal((classes, width))
+        made.append(taken(f"b{number}", centres[y] + rng.standard_normal((n, width)), centres[y_val] + rng.standard_normal((n // 2, width)), 10 * (number + 1)))
+    head = (torch.randn(7, widths[-1], generator=torch.Generator().manual_seed(0)), torch.zeros(7)) if source else None
+    return cells.Cell("net", 32, tuple(made), (y, y_val), classes, head)
+
+
+def row(name: str, accuracy: float, work: int, n: int = 400, resolution: int = 32, kind: str = "single", **more: object) -> cells.Row:
+    right = np.arange(n) < round(accuracy * n)
+    given = {"knn": accuracy, "logme": accuracy, "h_score": accuracy, "leep": None} | more
+    return cells.Row("net", resolution, (name,), kind, 8, 100, accuracy, (0.0, 1.0), 1.0, 0.1, **given, multiply_adds=work, seconds=1.0, bytes=1, right=right)  # type: ignore[arg-type]
+
+
+# ── what places are worth
+
+
+def test_each_place_gets_every_score_and_deeper_ones_here_do_better() -> None:
+    seen = 0
+    for seed in range(5):
+        found = probing.singles(cell(seed, source=True), SOLVED)
+        assert [one.places for one in found] == [("b0",), ("b1",), ("b2",)]
+        assert found[0].accuracy < found[2].accuracy
+        assert found[0].logme < found[2].logme  # type: ignore[operator]
+        assert found[0].h_score < found[2].h_score  # type: ignore[operator]
+        assert [one.leep is None for one in found] == [True, True, False]  # the source head takes the end of the network
+        assert all(one.ci95[0] <= one.accuracy <= one.ci95[1] for one in found)
+        assert [one.multiply_adds for one in found] == [10, 20, 30]
+        seen += 1
+    assert seen == 5
+
+
+def test_as_many_neighbours_vote_as_the_smallest_class_has_images() -> None:
+    assert probing.neighbours_for(np.repeat(np.arange(3), 50)) == 20
+    assert probing.neighbours_for(np.array([0] * 50 + [1] * 3)) == 3
+
+
+def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None:
+    chosen_right = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        bits = rng.integers(0, 2, (400, 2))
+        first = torch.from_numpy(bits[:, :1] * 3.0 + rng.standard_normal((400, 1))).float()
+        second = torch.from_numpy(bits[:, 1:] * 3.0 + rng.standard_normal((400, 1))).float()
+        noise = torch.from_numpy(rng.standard_normal((400, 1))).float()
+        found = greedy.chosen([noise, first, first.clone(), second], torch.from_numpy(bits[:, 0] * 2 + bits[:, 1]), 4)
+        assert len(set(found) & {1, 2}) >= 1
+        assert 3 in found
+        chosen_right += len(set(found) & {1, 2}) == 1  # a copy of what is there already rarely helps, and then by rounding
+    assert chosen_right >= 10
+
+
+def test_side_by_side_beats_each_place_alone_where_they_complete_each_other() -> None:
+    joined = probing.side_by_side(cell(3, widths=(6, 6, 6)), SOLVED, 8192)
+    assert {one.kind for one in joined} <= {"greedy", "all"}
+    assert joined[-1].multiply_adds == 30
+    assert max(one.accuracy for one in joined) >= max(one.accuracy for one in probing.singles(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
+    assert probing.side_by_side(cell(0, widths=(4,)), SOLVED, 8192) == []
+
+
+def test_more_features_than_fit_are_thinned_evenly_from_the_end_and_that_is_said() -> None:
+    many = cell(0, widths=(4,) * 9)
+    heard = Heard()
+    joined = probing.side_by_side(many, SOLVED, 12, heard)
+    assert [one.places for one in joined if one.kind == "all"] in ([], [("b2", "b5", "b8")])
+    assert all(set(one.places) <= {"b2", "b5", "b8"} for one in joined)
+    assert heard.said == ["net at 32 px has 36 features; every 3. place goes side by side, so that they fit."]
+
+
+# ── what follows from the rows
+
+accuracies = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=12)
+
+
+@given(accuracies)
+def test_nothing_on_the_front_is_beaten_and_everything_else_is(pairs: list[tuple[int, int]]) -> None:
+    rows = [row(f"p{number}", accuracy / 40, work) for number, (accuracy, work) in enumerate(pairs)]
+    front = probing.front(rows)
+    for one in rows:
+        beaten = any(other.accuracy > one.accuracy and other.multiply_adds <= one.multiply_adds for other in rows)
+        if one in front:
+            assert not beaten
+        else:
+            assert any(other.accuracy >= one.accuracy and other.multiply_adds <= one.multiply_adds for other in front)
+    assert [one.multiply_adds for one in front] == sorted({one.multiply_adds for one in front})
+
+
+@given(accuracies)
+def test_the_recommendations_keep_what_they_say(pairs: list[tuple[int, int]]) -> None:
+    rows = [row(f"p{number}", accuracy / 40, work) for number, (accuracy, work) in enumerate(pairs)]
+    fastest, balanced, best = probing.recommended(rows, 0.1)
+    assert [one.budget for one in (fastest, balanced, best)] == ["fastest", "balanced", "best"]
+    assert best.row.accuracy == max(one.accuracy for one in rows)
+    bar = min(best.row.accuracy, 0.1 + 0.9 * (best.row.accuracy - 0.1))
+    assert fastest.row.accuracy >= bar
+    assert all(one.accuracy < bar for one in rows if one.multiply_adds < fastest.row.multiply_adds)
+    assert balanced.row.multiply_adds <= best.row.multiply_adds
+
+
+def test_balanced_is_the_cheapest_that_chance_may_explain() -> None:
+    rows = [row("cheap", 0.60, 1), row("alike", 0.79, 5), row("best", 0.80, 9)]  # of 400 images: 80 fewer right, and 4 fewer
+    assert [one.row.places[0] for one in probing.recommended(rows, 0.1)] == ["alike", "alike", "best"]
+    assert "1.8 times less work" in probing.recommended(rows, 0.1)[1].why
+
+
+# ── budgets
+
+
+@pytest.mark.parametrize(("written", "meant"), [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1.5h", 5400), (" 2m ", 120)])
+def test_budgets_are_times(written: str, meant: float) -> None:
+    assert halving.seconds(written) == meant
+
+
+@pytest.mark.parametrize("written", ["", "fast", "-5s", "0", "5x", "s"])
+def test_what_is_no_time_is_refused_in_a_sentence(written: str) -> None:
+    with pytest.raises(api.UserError, match=r"is no time. Expected seconds, or a number with s, m or h"):
+        halving.seconds(written)
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=16), st.floats(1.0, 600.0), st.integers(50, 5000))
+def test_halving_stays_within_its_budget_where_costs_are_as_they_were_said(costs: list[float], budget: float, most: int) -> None:
+    named = dict(enumerate(costs))
+    least = 20
+    going = halving.affordable(named, budget, least)
+    spent, rounds = 0.0, 0
+    while going:
+        count = halving.images([named[one] for one in going], budget - spent, len(going), most)
+        assert count >= least or rounds
+        spent += count * sum(named[one] for one in going)
+        rounds += 1
+        if len(going) == 1 or count == most:
+            break
+        better = halving.kept({one: -one for one in going})
+        assert len(better) == math.ceil(len(going) / 2)
+        assert better[0] == min(going)
+        going = better
+    assert spent <= budget + 1e-6
+    assert rounds <= halving.rounds(len(costs))
+
+
+def test_what_the_budget_cannot_afford_is_the_dearest() -> None:
+    costs = {"a": 0.001, "b": 0.01, "c": 1.0}
+    assert halving.affordable(costs, 10, 100) == ["a", "b"]
+    assert halving.affordable(costs, 0.05, 100) == []
+    assert halving.affordable(costs, 1000, 100) == ["a", "b", "c"]
+
+
+# ── learning curve and hit rate
+
+
+def test_a_power_law_is_continued_to_the_digit() -> None:
+    for exponent in (0.1, 0.3, 0.5):
+        points = [{"images": n, "accuracy": 1 - 0.9 * n**-exponent, "spread": 0.0 if n < 1600 else None, "repeats": 3} for n in (200, 400, 800, 1600)]
+        told = curve.forecast(points, 3200, 10**9)
+        assert told is not None
+        assert told["accuracy"] == pytest.approx(1 - 0.9 * 3200**-exponent, abs=1e-6)
+        assert told["gain"] == pytest.approx(told["accuracy"] - points[-1]["accuracy"])
+    assert curve.forecast(points[:1], 400, 100) is None
+
+
+def test_a_noisier_curve_has_a_wider_forecast() -> None:
+    widths = []
+    for spread in (0.001, 0.01, 0.05):
+        points = [{"images": n, "accuracy": 1 - 2 * n**-0.3, "spread": spread, "repeats": 3} for n in (200, 400, 800, 1600)]
+        low, high = curve.forecast(points, 3200, 1000)["ci95"]  # type: ignore[index]
+        widths.append(high - low)
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1] / 5
+
+
+def test_the_curve_grows_and_ends_at_all_images() -> None:
+    data, one = toy(240), cell(0, 240, widths=(6,))
+    x, x_val = one.features(["b0"])
+    y, y_val = (torch.from_numpy(labels) for labels in one.labels)
+    told = probing.learning_curve((x, y), (x_val, y_val), 4, SOLVED, (0.9, 0.1), lambda size, number: data.subset(np.arange(240), size, number))
+    assert [point["images"] for point in told["points"]] == [15, 30, 60, 120, 240]
+    assert told["points"][0]["accuracy"] < told["points"][-1]["accuracy"]
+    assert [point["repeats"] for point in told["points"]] == [3, 3, 3, 3, 1]
+    assert told["forecast"]["images"] == 480
+
+
+def finished(resolution: int, accuracy: float, technique: str = "fine-tune", train: str = "all", until: tuple[str, ...] = ()) -> SimpleNamespace:
+    plan = SimpleNamespace(backbone="net", resolution=resolution, stages_taken=until, technique=technique, phases=[SimpleNamespace(train=train)])
+    return SimpleNamespace(plan=plan, scores={"val": {"accuracy": accuracy}})
+
+
+def test_the_hit_rate_is_the_order_in_which_fine_tuning_came_out() -> None:
+    rows = [row("end", accuracy, 1, resolution=side) for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7), (128, 0.8))]
+    same = [finished(side, accuracy) for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))]
+    told = {one["score"]: one for one in probing.hit_rate(rows, same)}  # type: ignore[arg-type]
+    assert set(told) == {"accuracy", "knn", "logme", "h_score"}  # no head, no LEEP
+    assert told["accuracy"]["kendall"] == told["accuracy"]["spearman"] == pytest.approx(1.0)
+    assert told["accuracy"]["runs"] == 4
+    against = [finished(side, 1 - accuracy) for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))]
+    assert probing.hit_rate(rows, against)[0]["kendall"] == pytest.approx(-1.0)  # type: ignore[arg-type]
+
+
+def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
+    rows = [row("end", accuracy, 1, resolution=side) for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7))]
+    assert probing.hit_rate(rows, [finished(32, 0.7), finished(64, 0.8)]) == []  # type: ignore[list-item]
+    assert probing.hit_rate(rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)]) == []  # type: ignore[misc]
+    assert probing.hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)]) == []  # type: ignore[misc]
+    seeds = [finished(side, side / 200 + shift) for side in (32, 64, 96) for shift in (0.0, 0.3)]
+    assert probing.hit_rate(rows, seeds)[0]["runs"] == 3  # type: ignore[arg-type]
+
+
+# ── the verb
+
+
+def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promise(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    result = regraft("probe", photos, *TINY, "--resolutions", "16,32", "--out", "p", "--json")
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert {path.name for path in Path("p").iterdir()} == {
+        "probe.json", "places.csv", "accuracy-by-depth.png", "accuracy-against-cost.png", "learning-curve.png",
+        "plan-fastest.toml", "plan-balanced.toml", "plan-best.toml",
+    }  # fmt: skip
+    for path in Path("p").glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.size[0] > 500
+    assert {one["resolution"] for one in told["places"]} == {16, 32}
+    names = [one["name"] for one in told["places"]]
+    assert len(names) == len(set(names) | {name for name in names if "places" in name})
+    promised = 0
+    for choice in told["recommendations"]:
+        fitted = regraft("fit", photos, "--plan", f"p/plan-{choice['budget']}.toml", "-q", "--out", f"fitted-{choice['budget']}", "--json")
+        scores = json.loads(fitted.out)
+        assert scores["val"]["accuracy"] == choice["accuracy"]
+        assert scores["val"]["ci95"] == choice["ci95"]
+        assert scores["split_digest"] == told["split_digest"]
+        assert scores["technique"] == f"probe-{choice['budget']}"
+        promised += 1
+    assert promised == 3
+    compared = json.loads(regraft("compare", photos, "--from-probe", "p", "-q", "--out", "c", "--json").out)
+    assert {name for one in compared["rows"] for name in one["name"].removeprefix("probe-").split("-")} == {"fastest", "balanced", "best"}
+    assert max(one["val"]["accuracy"] for one in compared["rows"]) == told["recommendations"][-1]["accuracy"]
+    shown = regraft("probe", photos, *TINY, "--resolutions", "16,32")
+    assert "the test part is shut" in shown.out
+    assert told["verdict"] in shown.out
+    assert Path("probe/photos/probe.json").is_file()
+
+
+def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regraft import sources
+
+    dataset = sources.load(photos, Path("home"))
+    split, read, passes = dataset.split(), [], []
+    kind, together = type(dataset.images), cache.features._chunks
+    original = kind.read
+
+    def spy(self, rows):  # type: ignore[no-untyped-def]
+        read.extend(str(self.names[self.rows[row]]) for row in rows)
+        return original(self, rows)
+
+    def counted(*given):  # type: ignore[no-untyped-def]
+        passes.append(len(given[0]))
+        return together(*given)
+
+    monkeypatch.setattr(kind, "read", spy)
+    monkeypatch.setattr(cache.features, "_chunks", counted)
+    first = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="p")
+    assert not set(read) & {str(dataset.images.names[dataset.images.rows[row]]) for row in split.test}  # type: ignore[attr-defined]
+    places = len(first.told["places"]) // 2
+    assert len(passes) == 4  # two resolutions, train and val
+    assert min(passes) == max(passes) >= places - 2
+    again = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="q")
+    assert len(passes) == 4
+    assert again.told["places"] == first.told["places"]
+    api.fit(dataset, "linear-probe", "test_resnet", weights="random", resolution=32, out="r")
+    assert len(passes) == 4  # what the probe kept is what a linear probe takes
+
+
+def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    for side in (16, 24, 32):
+        words = (
+            "--technique",
+            "fine-tune",
+            "--backbone",
+            "test_resnet",
+            "--weights",
+            "random",
+            "--set",
+            "phases.0.epochs=3",
+            "--set",
+            f"phases.0.lr={side / 1e4}",
+        )
+        assert regraft("fit", photos, *words, "--resolution", side, "-q", "--out", f"runs/at-{side}").code == 0
+    other = write_folder(Path("other"), toy(90, seed=5))
+    assert (
+        regraft(
+            "fit",
+            other,
+            "--technique",
+            "fine-tune",
+            "--backbone",
+            "test_resnet",
+            "--weights",
+            "random",
+            "--set",
+            "phases.0.epochs=1",
+            "-q",
+            "--out",
+            "runs/other",
+        ).code
+        == 0
+    )
+    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
+    assert told["runs"] == 3  # the one on other images is left out
+    reached = {runs.load(path).scores["val"]["accuracy"] for path in Path("runs").glob("at-*")}
+    if len(reached) > 1:
+        assert {one["technique"] for one in told["hit_rate"]} == {"fine-tune"}
+        assert all(-1 <= one["kendall"] <= 1 and one["runs"] == 3 for one in told["hit_rate"])
+
+
+def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_FEWEST", 12)
+    monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
+    dataset = workflow.named.sources.load(photos, Path("home"))
+    seen: list[tuple[tuple[str, int], int]] = []
+    judge = matrix._Work._judge
+
+    def counted(self, key, train, val):  # type: ignore[no-untyped-def]
+        seen.append((key, len(train)))
+        judge(self, key, train, val)
+
+    monkeypatch.setattr(matrix._Work, "_judge", counted)
+    monkeypatch.setattr(halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most))
+    done = api.probe(dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p")
+    assert [count for _, count in seen] == [20] * 4 + [40] * 2 + [len(dataset.split().train)]
+    assert len(done.told["dropped"]) == 3
+    assert all("its best place had" in one["why"] for one in done.told["dropped"])
+    assert {row["images"] for row in done.told["places"]} == {20, 40, len(dataset.split().train)}
+    last = {row["resolution"] for row in done.told["places"] if row["images"] > 40}
+    assert {one["resolution"] for one in done.told["recommendations"]} == last
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--budget", "0.01s"), "The smallest useful run is test_resnet at 16 px with"),
+        (("--budget", "soon"), "--budget 'soon' is no time"),
+        (("--resolutions", "big"), "--resolutions big was given. Expected sides in pixels"),
+        (("--resolutions", "4"), "--resolutions 4 was given. Expected sides in pixels from 8 to 4096"),
+        (("--backbones", "resnet5"), "No backbone is called 'resnet5'"),
+        (("--runs", "nowhere"), "--runs nowhere is no folder"),
+        (("--out", "taken"), "taken is not empty. Expected a new or empty folder. Pass --overwrite to replace it"),
+        (("--out", "file.txt"), "file.txt is a file. Expected a folder for the probe"),
+        (("--train-images", "1"), "--train-images 1 was given"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_sentence_and_exit_2(regraft, photos: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    Path("file.txt").write_text("")
+    Path("taken").mkdir()
+    Path("taken/mine.txt").write_text("precious")
+    given = {"--backbones": "test_resnet", "--weights": "random", "--resolutions": "16", "--out": "p", **dict([words])}
+    result = regraft("probe", photos, *[word for pair in given.items() for word in pair], "-q")
+    assert result.code == 2
+    assert says in result.err
+    assert "Traceback" not in result.err
+    assert Path("taken/mine.txt").read_text() == "precious"
+    assert not Path("p").exists()
+
+
+def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regraft import backbone
+
+    real = backbone.load
+
+    def load(name: str, *given: object) -> object:
+        if name == "test_vit":
+            raise api.UserError("VisionTransformer cannot be traced by torch.fx (no).")
+        return real(name, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "load", load)
+    done = api.probe(str(photos), ["test_vit", "test_resnet"], [32], weights="random", out="p")
+    assert {row["backbone"] for row in done.told["places"]} == {"test_resnet"}
+    assert done.told["skipped"] == [{"name": "test_vit 32 px", "error": "VisionTransformer cannot be traced by torch.fx (no)."}]
+    with pytest.raises(api.UserError, match="Nothing can be probed. test_vit 32 px: VisionTransformer cannot be traced"):
+        api.probe(str(photos), ["test_vit"], [32], weights="random", out="q")
+    assert not Path("q").exists()
+
+
+def test_a_comparison_from_a_folder_without_a_probe_is_refused(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    result = regraft("compare", photos, "--from-probe", "nowhere", "-q")
+    assert result.code == 2
+    assert "There is no probe in nowhere. Expected a folder that `regraft probe` wrote." in result.err
+
+
+def test_networks_of_every_kind_can_be_probed(photos: Path) -> None:
+    names = ["test_vit", "test_efficientnet", "test_convnext"]
+    done = api.probe(str(photos), names, [32], weights="random", out="p", train_images=40)
+    assert {row["backbone"] for row in done.told["places"]} | {one["name"].split()[0] for one in done.told["skipped"]} == set(names)
+    assert len({row["backbone"] for row in done.told["places"]}) >= 2
