@@ -85,18 +85,14 @@ def matrix(cifar: str, home: Path, images: tuple[int, int]) -> dict[str, Any]:
     return {"seconds": seconds, "again": again, "memory_mb": memory, "told": told}
 
 
-def _part(cifar: str, home: Path, count: int) -> Part:
-    data = sources.load(cifar, home)
-    return Part("train", data.take(data.subset(data.split().train, count)), Settings(home=home))
-
-
 def passes(cifar: str, home: Path, trials: int) -> dict[str, Any]:
     """One pass that takes all places beside one that takes the last only: 5,000 images at each resolution."""
-    part, found = _part(cifar, home, 5000), {}
+    data, found = sources.load(cifar, home), {}
+    part = Part("train", data.take(data.subset(data.split().train, 5000)), Settings(home=home))
     print("\n| px | last place only, s | all places, s | times |\n|---|---|---|---|")
     for side in RESOLUTIONS:
         model = backbone.load(backbone.EMBEDDED, resolution=side)
-        plan = make(part.data, part.data.split(), Wish(resolution=side))
+        plan = make(data, data.split(), Wish(resolution=side))
         look = part.look(model, plan)
         places = [*list(model.blocks)[:-1], "end"]
         frozen = {"last": [backbone.cut(model, "head")[0]], "all": [backbone.cut(model, "head", (place,))[0] for place in places]}
@@ -124,9 +120,9 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
     settings, parts = Settings(home=home), []
     model = backbone.load(backbone.EMBEDDED, resolution=96)
     prefix, _ = backbone.cut(model, "head")
+    plan = make(data, data.split(), Wish(resolution=96))
     for name, rows in (("train", pool if count >= len(pool) else data.subset(pool, count)), ("val", data.subset(data.split().test, 5000))):
         part = Part(name, data.take(rows), settings)
-        plan = make(part.data, part.data.split(), Wish(resolution=96))
         parts.append((np.asarray(part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0], np.float32), part.labels))
     (x, y), (x_val, y_val) = parts
     tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]

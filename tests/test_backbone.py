@@ -322,3 +322,16 @@ def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> 
     torch.save({key: value for key, value in whole.state_dict().items() if not key.startswith("fc")}, tmp_path / "body.pth")
     assert backbone.classifier("test_resnet", str(tmp_path / "body.pth")) is None
     assert backbone.classifier("test_resnet", "random") is None
+
+
+def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
+    for name, last, tail in (("tf_efficientnet_lite0", "blocks.6", "conv_head"), ("test_vit", "blocks.5", "norm")):
+        source = backbone.load(name, "random")
+        assert list(source.blocks)[-2:] == [last, tail]
+        assert list(source.stages)[-1] == last  # a stage keeps its tail: training it trains the tail too
+        images = torch.randn(1, 3, source.resolution, source.resolution)
+        block, end = (backbone.cut(source, "head", (place,))[0](images)[0] for place in (last, tail))
+        assert block.shape != end.shape or not torch.equal(block, end)
+        assert sum(p.numel() for p in backbone.cut(source, last)[1].parameters()) == sum(
+            p.numel() for key, p in source.model.named_parameters() if key.startswith((last + ".", "conv_head", "bn2", "norm.", "fc_norm"))
+        )

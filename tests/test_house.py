@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "regraft"
 ROOMS = sorted(PACKAGE.rglob("*.py"))
-NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "transferability", "workflow", "cli"}  # fmt: skip
+NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "workflow", "cli"}  # fmt: skip
 
 
 def test_imports_run_downwards_only() -> None:
@@ -65,7 +65,7 @@ def loads(words: str, module: str = "torch") -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
-@pytest.mark.parametrize("words", ["--help", "techniques", "sources --json", "fit --help", "compare --help", "probe --help"])
+@pytest.mark.parametrize("words", ["--help", "techniques", "sources --json", "fit --help", "compare --help", "probe --help", "recipes", "recipes run --help"])
 def test_what_needs_no_network_loads_no_torch(words: str) -> None:
     assert not loads(words)
 
@@ -103,7 +103,7 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
             assert (ROOT / link).exists(), link
     from regraft.cli import app
 
-    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback} | {"backbones", "cache"}
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback} | {"backbones", "cache", "recipes"}
     used = set(re.findall(r"^regraft (\w+)", "\n".join(blocks), flags=re.M))
     assert used <= verbs
     assert len(used) >= 5

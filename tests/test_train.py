@@ -190,3 +190,37 @@ def test_the_network_stays_on_its_device_when_training_ends(tmp_path: Path, monk
 
     monkeypatch.setattr(Tuning, "cpu", moved)
     short(tmp_path)
+
+
+def test_where_single_precision_does_not_converge_double_does_and_the_solution_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = torch.linalg.eigh, []
+
+    def stubborn(matrix: torch.Tensor) -> object:
+        asked.append(matrix.dtype)
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+        return real(matrix)
+
+    for n, d in ((90, 20), (40, 60)):  # more images than features, and fewer
+        x, y = torch.randn(n, d, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 3
+        usual = solve.solve((x, y), (x, y), 3, (0.1,)).layer
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.linalg, "eigh", stubborn)
+            found = solve.solve((x, y), (x, y), 3, (0.1,)).layer
+        assert torch.allclose(usual.weight, found.weight, atol=2e-3)
+    assert asked == [torch.float32, torch.float64] * 2
+
+
+def test_fewer_images_than_features_are_solved_within_what_they_span() -> None:
+    seen = 0
+    for n, d in ((30, 80), (50, 51), (60, 200)):
+        rng = np.random.default_rng(n)
+        y = np.arange(n) % 3
+        x = (rng.standard_normal((n, d)) + 0.5 * rng.standard_normal((3, d))[y]).astype(np.float32)
+        layer = solve.solve((torch.from_numpy(x), torch.from_numpy(y)), (torch.from_numpy(x), torch.from_numpy(y)), 3, (0.1,)).layer
+        std = x.std(axis=0, ddof=1)
+        theirs = LogisticRegression(C=1 / (n * 0.1), max_iter=5000, tol=1e-8).fit((x - x.mean(axis=0)) / std, y)
+        ours = layer(torch.from_numpy(x)).softmax(dim=1).detach().numpy()
+        assert np.abs(ours - theirs.predict_proba((x - x.mean(axis=0)) / std)).max() < 1e-2
+        seen += 1
+    assert seen == 3

@@ -161,7 +161,7 @@ class Dataset:
             taken.__dict__["hashes"] = self.hashes[rows]
         return taken
 
-    def split(self, seed: int = 0, train_images: int | None = None) -> Split:
+    def split(self, seed: int = 0, train_images: int | None = None, val_images: int | None = None) -> Split:
         """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
 
         A part that the source names is kept. Where it names no test part, a fifth of the images is set aside; where
@@ -172,16 +172,18 @@ class Dataset:
         Args:
             seed: Another seed, another split.
             train_images: Keep a stratified subset of this many training images; val and test stay whole.
+            val_images: The same for validation images.
 
         Raises:
-            UserError: When a class has too few images for the parts, or `train_images` cannot be met.
+            UserError: When a class has too few images for the parts, or so many images cannot be kept.
         """
-        known: dict[tuple[int, int | None], Split] = self.__dict__.setdefault("_splits", {})  # a comparison asks for the same one many times
-        if (seed, train_images) not in known:
-            known[seed, train_images] = self._split(seed, train_images)
-        return known[seed, train_images]
+        known: dict[tuple[int | None, ...], Split] = self.__dict__.setdefault("_splits", {})  # a comparison asks for the same one many times
+        asked = (seed, train_images, val_images)
+        if asked not in known:
+            known[asked] = self._split(*asked)
+        return known[asked]
 
-    def _split(self, seed: int, train_images: int | None) -> Split:
+    def _split(self, seed: int, train_images: int | None, val_images: int | None) -> Split:
         part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
         names = self.keys if self.groups is None else self.groups
         unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
@@ -197,8 +199,9 @@ class Dataset:
                 mine = open_rows[self.labels[open_rows] == label]
                 part[mine] = _fall(unit[mine], test, val)
         rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
-        if train_images is not None:
-            rows["train"] = self.subset(rows["train"], train_images, seed)
+        for name, wanted in (("train", train_images), ("val", val_images)):
+            if wanted is not None:
+                rows[name] = self.subset(rows[name], wanted, seed, name)
         self._check_parts(rows)
         state = hashlib.blake2b(digest_size=16)
         for name in PARTS:
@@ -219,7 +222,7 @@ class Dataset:
             part[mine] = given[0]
         return np.flatnonzero(part == "") if set(np.unique(part)) & {"val", "test"} else open_rows
 
-    def subset(self, rows: Rows, wanted: int, seed: int = 0) -> Rows:
+    def subset(self, rows: Rows, wanted: int, seed: int = 0, part: str = "train") -> Rows:
         """Return `wanted` of the rows, sorted, decided by each image's key: each class in proportion (largest remainder), at least one of each.
 
         Raises:
@@ -228,7 +231,7 @@ class Dataset:
         present = np.unique(self.labels[rows])
         if not len(present) <= wanted <= len(rows):
             raise UserError(
-                f"--train-images {wanted:,} was given, but the train part has {len(rows):,} images of {len(present)} classes. "
+                f"--{part}-images {wanted:,} was given, but the {part} part has {len(rows):,} images of {len(present)} classes. "
                 f"Give a number from {len(present)} to {len(rows):,}."
             )
         unit = np.array([_unit(f"subset:{seed}:{key}") for key in self.keys[rows]])

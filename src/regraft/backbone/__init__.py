@@ -7,11 +7,11 @@ from regraft.backbone.compiled import PAYS_FROM, compiled, has_compiler, multipl
 from regraft.backbone.fold import folded, halved
 from regraft.backbone.halves import Prefix, Suffix
 from regraft.backbone.joint import joined
-from regraft.backbone.ladder import Place, cut, depth, earliest, ladder, work
+from regraft.backbone.ladder import Place, alike, cut, depth, earliest, ladder, work
 from regraft.backbone.source import Backbone, check_name, facts, load, names, restore
 from regraft.backbone.weights import EMBEDDED, classifier
 
 __all__ = [
-    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "check_name", "classifier", "compiled", "cut", "depth", "earliest", "facts", "folded",
-    "halved", "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore", "work",
+    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "alike", "check_name", "classifier", "compiled", "cut", "depth", "earliest", "facts",
+    "folded", "halved", "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore", "work",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,7 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
 
 def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:
     """Return the names of the first and the last node of a stage or module."""
-    named = {**source.blocks, **source.stages} if named is None else named
+    named = {**source.stages, **source.blocks} if named is None else named  # a last block is itself; the stage of that name has the tail too
     modules = (*named.get(place, ()), place)
     mine = [name for name, path in source.trace.path.items() if any(path == module or path.startswith(module + ".") for module in modules)]
     alive = [name for name in mine if name in source.values]
@@ -158,6 +159,37 @@ def earliest(source: Backbone, trains: Sequence[str]) -> str:
         return -1 if train == "all" else len(names) if train == "head" else names.index(span(source, train)[0])
 
     return min(trains, key=start)
+
+
+def alike(own: Backbone, place: str, other: Backbone, first: bool) -> str:
+    """Return the stage of another backbone at which images have shrunk as much as at a place of the first one.
+
+    Where nothing shrinks, as in a transformer, it is the last stage; to end with the last stage is called "end".
+
+    Args:
+        own: The backbone that has the place.
+        place: A stage or module of it.
+        other: The backbone to find a stage in.
+        first: The first such stage, to train from; else the last one, to end with.
+    """
+    wanted = _stride(own, place)
+    strides = {stage: _stride(other, stage) for stage in other.stages}
+    last = list(other.stages)[-1]
+    if wanted is None or None in strides.values():
+        return last if first else "end"
+    nearest = min(strides.values(), key=lambda stride: abs(math.log(stride / wanted)) if stride else math.inf)
+    same = [stage for stage, stride in strides.items() if stride == nearest]
+    return same[0] if first else "end" if same[-1] == last else same[-1]
+
+
+def _stride(source: Backbone, place: str) -> int | None:
+    """Return how many pixels of the image one cell of the map that a place gives stands for; None where it gives no map."""
+    node = span(source, place)[1]
+    shape = source.values[node]
+    if len(shape) != 4:
+        return None
+    side = int(shape[1] if layout(source, node) == "map-last" else shape[2])
+    return round(source.resolution / side)
 
 
 def depth(source: Backbone) -> Callable[[str], int]:

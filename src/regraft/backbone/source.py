@@ -135,7 +135,17 @@ def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
     for group, modules in members.items():
         others = [module for other, theirs in members.items() if other != group for module in theirs]
         found[_called(modules, others)] = tuple(modules)
-    return found
+    return found if coarse else _tail_apart(found)
+
+
+def _tail_apart(blocks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return the blocks with the last one apart from what timm counts to it but lies behind it: a last convolution, a last norm."""
+    *_, (name, modules) = blocks.items()
+    own = tuple(module for module in modules if module == name or module.startswith(name + "."))
+    tail = [module for module in modules if module not in own]
+    if not own or not tail:
+        return blocks
+    return {**blocks, name: own, _called(tail, [module for theirs in blocks.values() for module in theirs if module not in tail]): tuple(tail)}
 
 
 def _groups(model: Any, owners: list[str], coarse: bool) -> dict[str, Any]:

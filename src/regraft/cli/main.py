@@ -8,6 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from regraft.cli.options import (
+    Backbone,
+    Cache,
+    Compile,
+    Data,
+    Device,
+    Json,
+    Keep,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Resolution,
+    Resume,
+    Seed,
+    Set,
+    SkipBad,
+    SplitSeed,
+    TrainImages,
+    ValImages,
+    Weights,
+)  # fmt: skip
+from regraft.cli.recipes import app as recipes_app
 from regraft.errors import UserError
 
 _INTERRUPTED = 130  # how typer reports Ctrl-C
@@ -21,33 +44,15 @@ backbones_app = typer.Typer(help="List backbones, or show where one can be cut."
 cache_app = typer.Typer(help="List, measure or clear what was computed once and kept.", no_args_is_help=True)
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
-
-Data = Annotated[str, typer.Argument(help="A name, folder, zip, tar, CSV, Parquet, .npz, hf:name or module:function; see `regraft sources`.")]
-Backbone = Annotated[str | None, typer.Option("--backbone", help="Any timm name; `regraft backbones` lists them. [default: tf_efficientnet_lite0]")]
-Weights = Annotated[str | None, typer.Option(help="'pretrained', 'random', or a safetensors or state-dict file.")]
-Resolution = Annotated[int | None, typer.Option(help="Side in pixels; by default what suits images and backbone.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and dropout. [default: 0]")]
-SplitSeed = Annotated[int, typer.Option(help="Seed of the split into train, val and test.")]
-TrainImages = Annotated[int | None, typer.Option(help="Use a stratified subset of this many training images.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change the plan: KEY=VALUE, e.g. phases.0.lr=3e-4. Repeatable.")]
-Out = Annotated[Path | None, typer.Option(help="Folder to write to; new or empty.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be decoded.")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="Cache folder; REGRAFT_CACHE or the platform's by default.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str | None, typer.Option(help="Arithmetic of the frozen part: auto, bfloat16 or float32. [default: auto]")]
-Keep = Annotated[str, typer.Option(help="Keep the frozen part's output: auto (by measured cost), always, never.")]
-Compile = Annotated[str, typer.Option("--compile", help="Compile networks: auto (where it repays), on, off.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+app.add_typer(recipes_app, name="recipes")
 
 
 @app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
 def fit(
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
+    train_images: TrainImages = None, val_images: ValImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
     precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -56,7 +61,14 @@ def fit(
     from regraft.workflow import Wish, fit_named
 
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
+        settings: dict[str, Any] = {
+            "home": cache,
+            "train_images": train_images,
+            "val_images": val_images,
+            "split_seed": split_seed,
+            "resume": resume,
+            "overwrite": overwrite,
+        }
         settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
         done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings)
     show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
@@ -68,7 +80,8 @@ def compare(
     backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
     from_probe: Annotated[Path | None, typer.Option(help="Compare the plans in this folder of `regraft probe`; with --techniques, those as well.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0,
+    train_images: TrainImages = None, val_images: ValImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
     precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -78,7 +91,14 @@ def compare(
 
     ways, names = _listed(techniques) if techniques else None, _listed(backbones)
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "resume": resume, "overwrite": overwrite}
+        settings: dict[str, Any] = {
+            "home": cache,
+            "train_images": train_images,
+            "val_images": val_images,
+            "split_seed": split_seed,
+            "resume": resume,
+            "overwrite": overwrite,
+        }
         settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
         wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
         done = compare_named(data, ways, names, seeds, wish, out, from_probe, **settings)
@@ -89,7 +109,8 @@ def compare(
 def plan(
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None,
+    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
+    train_images: TrainImages = None, val_images: ValImages = None,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None, cache: Cache = None, device: Device = "auto",
     precision: Precision = None, keep: Keep = "auto", json: Json = False,
 ) -> None:  # fmt: skip
@@ -97,7 +118,7 @@ def plan(
     from regraft.cli import show
     from regraft.workflow import Wish, explain_named
 
-    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "device": device, "keep": keep}
+    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "device": device, "keep": keep}
     told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings)
     show.as_json(told) if json else show.explanation(told)
 
@@ -108,9 +129,9 @@ def probe(
     resolutions: Annotated[str | None, typer.Option(help="Comma-separated sides in pixels; by default four around what suits the images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s or 5m: few images first, more for what promises most.")] = None,
     runs: Annotated[list[Path] | None, typer.Option(help="Folders of finished runs to check the scores against. Repeatable. [default: runs, compare]")] = None,
-    weights: Weights = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, out: Out = None, overwrite: Overwrite = False,
-    skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, compiling: Compile = "auto",
-    json: Json = False, quiet: Quiet = False,
+    weights: Weights = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, val_images: ValImages = None, out: Out = None,
+    overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None,
+    compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Say where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained."""
     from regraft.cli import show
@@ -118,7 +139,7 @@ def probe(
 
     sides = _sides(resolutions or "")
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "split_seed": split_seed, "overwrite": overwrite}
+        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "overwrite": overwrite}
         settings |= {"skip_bad": skip_bad, "device": device, "compile": compiling, "watcher": watcher}
         done = probe_named(data, _listed(backbones), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings)
     show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))

@@ -200,6 +200,84 @@ def ladder(name: str, resolution: int, weights: str, rungs: Sequence[dict[str, A
     out.print("bytes are those of one image in the cache, float16", style="dim")
 
 
+def recipes(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the recipes with where they come from."""
+    table = Table("recipe", "technique", "backbone", "reported val", "source", box=None, pad_edge=False)
+    for row in rows:
+        reported = row["reported"].get("val_accuracy")
+        table.add_row(row["name"], row["technique"], row["backbone"], "" if reported is None else f"{reported:.4f}", row["source"])
+    out.print(table)
+    out.print("\nregraft recipes show NAME   regraft recipes run NAME DATA   regraft recipes compare NAME... DATA", markup=False)
+
+
+def recipe(told: dict[str, Any]) -> None:
+    """Print a recipe: its words, plan, layers and parameters, and what was reported."""
+    out.print(f"{told['name']}: {told['about']}\nfrom {told['source']}; {told['technique']}", markup=False)
+    if told["assumed"]:
+        out.print(f"assumed: {told['assumed']}", markup=False)
+    plan, counts = told["plan"], told["parameters"]
+    out.print(
+        f"\n{plan['backbone']} at {plan['resolution']} px, features at {plan['until'] or 'the end'}, head: {plan['head'] or 'class layer only'}", markup=False
+    )
+    for phase in plan["phases"]:
+        how = (
+            "solved"
+            if phase["optimizer"] == "lbfgs"
+            else f"{phase['optimizer']} at {phase['lr']:g}, {phase['epochs']} epochs of batches of {phase['batch_size']}"
+        )
+        out.print(f"train {phase['train']}: {how}", markup=False)
+    table = Table("layer", "kind", "output", "parameters", "statistics", "", box=None, pad_edge=False)
+    for row in told["layers"]:
+        shape = " × ".join(map(str, row["shape"])) if row["shape"] else ""
+        table.add_row(
+            row["name"],
+            row["kind"],
+            shape,
+            f"{row['parameters']:,}",
+            f"{row['statistics'] or '':,}" if row["statistics"] else "",
+            ("frozen" if row["frozen"] else "trained") if row["parameters"] else "",
+        )
+    out.print()
+    out.print(table)
+    out.print(
+        f"\n{counts['total']:,} parameters, {counts['trainable']:,} trained, {counts['frozen']:,} frozen; {counts['statistics']:,} moving statistics besides"
+    )
+    reported = told["reported"].get("parameters", {})
+    if reported:
+        out.print("reported: " + ", ".join(f"{count:,} {what}" for what, count in reported.items()), markup=False)
+    if told["counted"]:
+        counted = told["counted"]
+        total = counts["total"] + counts["statistics"] + counted["biases_total"]
+        out.print(f"{counted['why']} {counts['total']:,} + {counts['statistics']:,} + {counted['biases_total']:,} = {total:,}", markup=False)
+    for what, value in told["reported"].items():
+        if what != "parameters":
+            out.print(f"reported {what.replace('_', ' ')}: {value}", markup=False)
+
+
+def beside(told: Sequence[dict[str, Any]]) -> None:
+    """Print what was reported beside what was measured."""
+    table = Table("recipe", "", "train acc", "train loss", "val acc", "val loss", "gap", "minutes", "trained", "of", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for one in told:
+        for who, found in (("reported", one["reported"]), ("measured", one["measured"])):
+            counts = found.get("parameters", {})
+            gap = found.get("gap", found["train_accuracy"] - found["val_accuracy"] if {"train_accuracy", "val_accuracy"} <= found.keys() else None)
+            values = [found.get(name) for name in ("train_accuracy", "train_loss", "val_accuracy", "val_loss")]
+            cells = ["–" if value is None else f"{value:.4f}" for value in values] + ["–" if gap is None else f"{gap:+.4f}"]
+            cells += ["–" if found.get("minutes") is None else f"{found['minutes']:.1f}"]
+            cells += [f"{counts[name]:,}" if name in counts else "–" for name in ("trainable", "total")]
+            table.add_row(one["name"] if who == "reported" else "", who, *cells)
+    out.print(table)
+    out.print("reported: of CIFAR-10, training figures while training, mostly judged on the test set   measured: train and val in eval mode", style="dim")
+    for one in told:
+        found = one["measured"]
+        if found["parameters"]["frozen"]:
+            often = f"{found['frozen_seconds']:.1f} s once; in each of {found['epochs']} epochs about {found['frozen_every_epoch_seconds']:,.0f} s in all"
+            out.print(f"{one['name']}: the frozen part took {often}", markup=False)
+        out.print(f"{one['name']}: {found['images']['train']:,} training and {found['images']['val']:,} validation images, {one['path']}", markup=False)
+
+
 def pairs(rows: dict[str, str], head: str = "") -> None:
     """Print names with what they mean."""
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -94,11 +94,19 @@ def _targets(labels: Tensor, classes: int, weights: Tensor | None, smoothing: fl
 def _axes(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the eigenvalues of `xᵀx / n` and its eigenvectors `(d, r)`; those that matter, where there are fewer rows than columns."""
     if len(x) >= x.shape[1]:
-        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
-        return values, vectors
-    values, vectors = torch.linalg.eigh(x @ x.T / len(x))
+        return _eigen(x.T @ x / len(x))
+    values, vectors = _eigen(x @ x.T / len(x))
     kept = values > values[-1] * 1e-6
     return values[kept], x.T @ (vectors[:, kept] / (values[kept] * len(x)).sqrt())
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, the smallest first, and eigenvectors; in double precision where single precision does not converge."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
+    return values, vectors
 
 
 def _minimise(

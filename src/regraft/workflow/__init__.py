@@ -4,6 +4,7 @@ Refuses to read the test part except where it is opened on purpose, and records 
 """
 
 from regraft.workflow.comparison import Comparison, compare
+from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
 from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
 from regraft.workflow.opening import open_test, score
@@ -18,6 +19,7 @@ __all__ = [
     "Wish",
     "compare",
     "compare_named",
+    "compare_recipes",
     "evaluate_named",
     "explain",
     "explain_named",
@@ -28,5 +30,7 @@ __all__ = [
     "predict_named",
     "probe",
     "probe_named",
+    "run_recipe",
     "score",
+    "show_recipe",
 ]

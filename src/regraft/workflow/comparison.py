@@ -41,7 +41,7 @@ class Comparison:
 
 def compare(
     data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
-    wish: Wish | None = None, settings: Settings | None = None, plans: Mapping[str, Path] = MappingProxyType({}),
+    wish: Wish | None = None, settings: Settings | None = None, plans: Mapping[str, Path | Plan] = MappingProxyType({}),
 ) -> Comparison:  # fmt: skip
     """Carry every backbone over to the images in every way, and say which did best.
 
@@ -55,7 +55,7 @@ def compare(
         seeds: Rows for the seeds 0 … seeds - 1; the split stays the same.
         wish: Resolution, weights and changes for every row.
         settings: Where things are kept, and how runs are begun.
-        plans: Plan files that are rows too, by what the rows are called; they keep their backbone, resolution and weights.
+        plans: Plans, or their files, that are rows too, by what the rows are called; they keep their backbone, resolution and weights.
 
     Raises:
         UserError: When names are unknown, images unreadable, or the folder is taken.
@@ -65,7 +65,7 @@ def compare(
         techniques.find(way)
     for name in backbones:
         backbone.check_name(name)
-    split = data.split(settings.split_seed, settings.train_images)
+    split = settings.split(data)
     asked = _asked(list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), plans, wish)
     rows = _rows(data, split, asked, seeds, settings)
     made = [plan for _, plan in rows if isinstance(plan, Plan)]
@@ -120,7 +120,7 @@ def _prepare(out: Path, settings: Settings) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
 
 
-def _asked(backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path], wish: Wish) -> list[tuple[str, Wish]]:
+def _asked(backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path | Plan], wish: Wish) -> list[tuple[str, Wish]]:
     """Return what each row is called with what is asked of it; those of one backbone follow each other, so that what they share is read while it is warm."""
     named = [("-".join([name] * (len(backbones) > 1) + [way]), replace(wish, technique=way, backbone=name)) for name in backbones for way in ways]
     return named + [(name, replace(wish, technique=name, plan=path, backbone=None, resolution=None, weights=None)) for name, path in plans.items()]

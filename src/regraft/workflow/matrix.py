@@ -91,7 +91,7 @@ class _Work:
         self.judged: dict[Key, list[Row]] = {}  # the rows of the last round that a cell was in
         self.cells: dict[Key, Cell] = {}
         self._network: tuple[Key, Backbone] | None = None
-        split = data.split(settings.split_seed, settings.train_images)
+        split = settings.split(data)
         self.plans: dict[Key, Plan] = {}
         for name in backbones:
             for resolution in resolutions or self._around(name, split):

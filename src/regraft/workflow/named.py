@@ -24,9 +24,9 @@ from regraft.workflow.story import fit
 
 def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any) -> Run:
     """Return the finished run of a technique or a plan; see `regraft.fit`."""
-    where = _settings(settings, data)
+    where = asked(settings, data)
     images = sources.load(data, where.home)
-    plan = planning.make(images, images.split(where.split_seed, where.train_images), wish, where.device)
+    plan = planning.make(images, where.split(images), wish, where.device)
     return fit(images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where)
 
 
@@ -39,7 +39,7 @@ def compare_named(
     Raises:
         UserError: When there is no probe in the folder.
     """
-    where = _settings(settings, data)
+    where = asked(settings, data)
     recommended = {} if from_probe is None else _recommended(Path(from_probe))
     images = sources.load(data, where.home)
     ways = ways or (() if recommended else techniques.DEFAULT)
@@ -55,7 +55,7 @@ def probe_named(
     Raises:
         UserError: For a folder that does not exist, a budget that is no time, a resolution that is none.
     """
-    where = _settings(settings, data)
+    where = asked(settings, data)
     limit = None if budget is None else halving.seconds(budget)
     for side in resolutions:
         if not 8 <= side <= 4096:
@@ -101,7 +101,8 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
     return last if resume and last is not None else path
 
 
-def _settings(given: dict[str, Any], data: object = None) -> Settings:
+def asked(given: dict[str, Any], data: object = None) -> Settings:
+    """Return the settings that a user's words mean, with the allocator told to keep its memory."""
     machine.keep_memory()
     origin = None if data is None or isinstance(data, Dataset) else str(data)
     if origin is not None and Path(origin).exists():
@@ -115,11 +116,11 @@ def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = No
     Raises:
         UserError: When the file exists already, or names, plan and images do not go together.
     """
-    where = _settings(settings)
+    where = asked(settings)
     if save is not None and save.exists():
         raise UserError(f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it.")
     images = sources.load(data, where.home)
-    split = images.split(where.split_seed, where.train_images)
+    split = where.split(images)
     plan = planning.make(images, split, wish, where.device)
     told = planning.explain(images, split, plan, where)
     if save is not None:
@@ -134,7 +135,7 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
         UserError: When the run or the part does not exist, or the images are others than those of the run.
     """
     finished = run.load(path)
-    where = _settings(settings)
+    where = asked(settings)
     if split == "all":
         if data is None:
             raise UserError("--split all scores a run on other images, but no DATA was given. Name the images after the run folder.")
@@ -148,7 +149,8 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
     if given is None:
         raise UserError(f"The run in {path} does not know where its images came from. Expected DATA after the run folder. Name the same images.")
     images = sources.load(given, where.home)
-    where = replace(where, train_images=origin["train_images"], split_seed=origin["split_seed"], skip_bad=origin["skip_bad"])
+    kept = ("train_images", "val_images", "split_seed", "skip_bad")
+    where = replace(where, **{name: origin[name] for name in kept if name in origin})
     opened = open_test(finished, images, where)
     return {**opened.scores, "test": (opened.test or {})["test"], "opened": (opened.test or {})["opened"]}
 

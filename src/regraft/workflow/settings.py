@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from regraft import cache
+from regraft.data import Dataset, Split
 from regraft.errors import UserError
 from regraft.watch import SILENT, Watcher
 
@@ -20,6 +21,7 @@ class Settings:
     Args:
         home: The cache folder.
         train_images: Use a stratified subset of this many training images.
+        val_images: The same for validation images.
         split_seed: Of the split.
         resume: Go on with what is in the run's folder.
         overwrite: Replace it.
@@ -36,6 +38,7 @@ class Settings:
 
     home: Path = field(default_factory=cache.home)
     train_images: int | None = None
+    val_images: int | None = None
     split_seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -45,6 +48,10 @@ class Settings:
     compile: str = "auto"
     origin: str | None = None
     watcher: Watcher = SILENT
+
+    def split(self, data: Dataset) -> Split:
+        """Return the split of some images that these settings ask for."""
+        return data.split(self.split_seed, self.train_images, self.val_images)
 
     def __post_init__(self) -> None:
         for name, given, known in (("keep", self.keep, KEEP), ("compile", self.compile, COMPILE)):

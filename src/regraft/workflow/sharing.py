@@ -44,7 +44,7 @@ def compute_shared(data: Dataset, plans: Sequence[Plan], names: Sequence[str], s
     """
     if settings.keep == "never":
         return
-    split = data.split(settings.split_seed, settings.train_images)
+    split = settings.split(data)
     for members in _by_network(plans):
         if len(members) < 2:
             continue

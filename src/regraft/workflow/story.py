@@ -102,7 +102,7 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
         Unreadable: When images cannot be decoded and `settings.skip_bad` is off.
     """
     while True:
-        split = data.split(settings.split_seed, settings.train_images)
+        split = settings.split(data)
         bad: list[int] = []
         reasons: list[str] = []
         for name in names:
@@ -268,7 +268,8 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_json(out / "freeze.json", work.contract)
     for file in (out / "checkpoints").glob("p*-*.*"):
         file.unlink()
-    origin = {"data": settings.origin, "train_images": settings.train_images, "split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
+    origin = {"data": settings.origin, "train_images": settings.train_images, "val_images": settings.val_images}
+    origin |= {"split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
         "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),

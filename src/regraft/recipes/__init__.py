@@ -1,0 +1,50 @@
+"""The source experiments as plans, with where they come from and what their authors reported.
+
+Refuses to run anything: a recipe is data, plan files in `plans/` and one table of provenance.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from regraft import plan as plans
+from regraft.errors import unknown
+from regraft.plan import Plan
+
+_FOLDER = importlib.resources.files("regraft.recipes")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A plan by name, with its source, the technique in the field's words, what was assumed where the source says nothing, and what was reported."""
+
+    name: str
+    source: str
+    technique: str
+    about: str
+    assumed: str = ""
+    reported: dict[str, Any] = field(default_factory=dict)
+    counted: dict[str, Any] = field(default_factory=dict)  # how the reported parameter counts differ from PyTorch's
+
+    @property
+    def plan(self) -> Plan:
+        """What it does."""
+        return plans.parse(tomllib.loads((_FOLDER / "plans" / f"{self.name}.toml").read_text(encoding="utf-8")), f"The recipe {self.name}")
+
+
+@cache
+def every() -> dict[str, Recipe]:
+    """Return all recipes by name, in the order of the write-ups."""
+    told = tomllib.loads((_FOLDER / "reported.toml").read_text(encoding="utf-8"))
+    return {name: Recipe(name, **values) for name, values in told.items()}
+
+
+def find(name: str) -> Recipe:
+    """Return a recipe; raises `UserError` for an unknown name, with near ones."""
+    if name not in every():
+        raise unknown("recipe", name, every(), "`regraft recipes` lists them.")
+    return every()[name]

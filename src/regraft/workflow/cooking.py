@@ -1,0 +1,155 @@
+"""Recipes run on anybody's images: their plans for this backbone and these weights, and what was reported beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regraft import backbone, recipes, sources  # fmt: skip
+from regraft import plan as plans
+from regraft.backbone import Backbone
+from regraft.data import Dataset
+from regraft.errors import UserError
+from regraft.plan import Plan
+from regraft.recipes import Recipe
+from regraft.run import Run
+from regraft.workflow import planning
+from regraft.workflow.comparison import Comparison, compare
+from regraft.workflow.named import asked, folder
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import fit, new_head, parameters
+from regraft.workflow.summary import layers
+
+CIFAR_CLASSES = 10
+
+
+def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = None) -> dict[str, Any]:
+    """Return a recipe's plan, provenance and reported figures, its layers one by one, and its parameters as counted here and as reported.
+
+    Args:
+        name: Of the recipe.
+        classes: Number of classes.
+        wish: Another backbone, resolution, weights or changes.
+
+    Raises:
+        UserError: For an unknown recipe, or one that does not fit the backbone.
+    """
+    recipe, plan = recipes.find(name), recipe_plan(recipes.find(name), wish or Wish())
+    plan.check(backbone.facts(plan.backbone), ())
+    model = backbone.load(plan.backbone, "random", plan.resolution, plan.seed)
+    listed = layers(model, plan, classes)
+    counts = parameters(model, plan, new_head(model, plan, classes))
+    counts["statistics"] = sum(row["statistics"] for row in listed)
+    return {**_told(recipe), "plan": plan.model_dump(mode="json"), "classes": classes, "layers": listed, "parameters": counts}
+
+
+def run_recipe(
+    name: str, data: str | Path | Dataset, wish: Wish | None = None, epochs: int | None = None, out: str | Path | None = None, **settings: Any
+) -> tuple[Run, dict[str, Any]]:  # fmt: skip
+    """Return the finished run of a recipe, and its figures beside those that were reported; the test part stays shut.
+
+    Args:
+        name: Of the recipe.
+        data: The images.
+        wish: Another backbone, resolution, weights or changes.
+        epochs: At most so many in every phase.
+        out: The run's folder.
+        **settings: Fields of `Settings`; with `train_images` and no `val_images`, no more validation images are used than training images.
+
+    Raises:
+        UserError: For an unknown recipe, or one that does not fit backbone, weights or images.
+    """
+    recipe = recipes.find(name)
+    where, images = _ready(data, settings)
+    plan = planning.make(images, where.split(images), Wish(plan=recipe_plan(recipe, wish or Wish(), epochs)), where.device)
+    done = fit(images, plan, folder(out, "runs", f"{images.name}-{name}", where.resume), where)
+    return done, beside(recipe, done)
+
+
+def compare_recipes(
+    names: Sequence[str], data: str | Path | Dataset, wish: Wish | None = None, epochs: int | None = None, out: str | Path | None = None, **settings: Any
+) -> tuple[Comparison, list[dict[str, Any]]]:  # fmt: skip
+    """Return the comparison of several recipes, and for each its figures beside those that were reported; arguments as for `run_recipe`.
+
+    The test part is opened once, at the end, for all of them.
+    """
+    chosen = [recipes.find(name) for name in dict.fromkeys(names)]
+    where, images = _ready(data, settings)
+    plans = {recipe.name: recipe_plan(recipe, wish or Wish(), epochs) for recipe in chosen}
+    done = compare(images, folder(out, "compare", f"{images.name}-recipes", where.resume), (), (), settings=where, plans=plans)
+    return done, [beside(recipes.find(one.name), one) for one in done.runs]
+
+
+def recipe_plan(recipe: Recipe, wish: Wish, epochs: int | None = None) -> Plan:
+    """Return a recipe's plan after what a user asks for.
+
+    Raises:
+        UserError: When it cuts at a stage that the backbone asked for lacks; offers the one at which images have shrunk as much.
+    """
+    own = recipe.plan
+    given = own.model_dump(mode="json")
+    fields = wish.fields()
+    if own.weights == "random":
+        fields.pop("weights", None)  # from scratch is from scratch
+    changed = plans.changed({**given, **fields}, wish.changes)
+    if changed.backbone != own.backbone:
+        _check_places(recipe, own, changed)
+    if epochs is None:
+        return changed
+    fewer = [phase if phase.optimizer == "lbfgs" else phase.model_copy(update={"epochs": min(epochs, phase.epochs)}) for phase in changed.phases]
+    return changed.model_copy(update={"phases": tuple(fewer)})
+
+
+def beside(recipe: Recipe, done: Run) -> dict[str, Any]:
+    """Return what a recipe's authors reported beside what a run of it measured.
+
+    Returns:
+        The recipe's words, and `measured`: accuracy and loss of train (in eval mode, without augmentation) and val, `gap`, `minutes`, `parameters`,
+        `frozen_seconds` (computing the frozen part once) and `frozen_every_epoch_seconds` (about what every epoch would have cost in all).
+    """
+    scores = done.scores
+    once = scores["seconds"]["extract"] + scores.get("shared_seconds", 0.0)
+    tuned = [phase for phase in done.plan.phases if phase.optimizer != "lbfgs"]
+    looks = max((phase.views for phase in tuned if phase.augment != "none"), default=1)
+    epochs = sum("epoch" in row for row in done.history())
+    measured = {f"{part}_{what}": scores[part][what] for part in ("train", "val") for what in ("loss", "accuracy")}
+    measured |= {"gap": scores["train"]["accuracy"] - scores["val"]["accuracy"], "minutes": round(scores["seconds"]["total"] / 60, 2)}
+    measured |= {"parameters": scores["parameters"], "images": {part: scores[part]["n"] for part in ("train", "val")}, "epochs": epochs}
+    measured |= {"frozen_seconds": round(once, 1), "frozen_every_epoch_seconds": round(once / looks * max(1, epochs), 1)}
+    return {**_told(recipe), "backbone": done.plan.backbone, "measured": measured, "path": str(done.path)}
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in ("name", "source", "technique", "about", "assumed", "reported", "counted")}
+
+
+def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settings, Dataset]:
+    where = asked(settings, data)
+    images = sources.load(data, where.home)
+    if where.train_images is not None and where.val_images is None:
+        whole = len(where.split(images).val)
+        where = asked({**settings, "val_images": min(whole, where.train_images)}, data)
+        if where.val_images is not None and where.val_images < whole:
+            where.watcher.say(f"Judging on {where.val_images:,} of {whole:,} validation images, as few as there are to train on; --val-images takes more.")
+    return where, images
+
+
+def _check_places(recipe: Recipe, own: Plan, plan: Plan) -> None:
+    known = backbone.facts(plan.backbone).places
+    lacking = {f"phases.{number}.train": phase.train for number, phase in enumerate(plan.phases) if phase.train not in (*plans.WORDS, *known)}
+    if plan.until and plan.until not in (*plans.WORDS, *known):
+        lacking["until"] = str(plan.until)
+    if not lacking:
+        return
+    mine, theirs = (_blank(name, plan.resolution) for name in (own.backbone, plan.backbone))
+    ways = " ".join(f"--set {key}={backbone.alike(mine, place, theirs, key != 'until')}" for key, place in lacking.items())
+    raise UserError(
+        f"The recipe {recipe.name} cuts {own.backbone} at {' and '.join(lacking.values())}, and {plan.backbone} has no such stage; "
+        f"its stages are {', '.join(theirs.stages)}. Where its images have shrunk as much, it is cut with {ways}. Add that, or name another stage."
+    )
+
+
+def _blank(name: str, resolution: int) -> Backbone:
+    return backbone.load(name, "random", None if backbone.facts(name).fixed_resolution else resolution)
