@@ -12,7 +12,7 @@ from torch.nn import functional
 from regraft.watch import SILENT, Watcher
 
 _PATIENCE = 2
-_ROUGHLY, _FINELY = 1e-5, 1e-8  # change of the loss at which solving ends: along the path, and for the chosen value
+_ROUGHLY, _FINELY = 1e-5, 1e-9  # change of the loss at which solving ends: along the path, and for the chosen value
 _ITERATIONS = 150  # at most, for each L2 value, from the solution of the one before
 
 
@@ -104,7 +104,7 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues, the smallest first, and eigenvectors; in double precision where single precision does not converge."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # LinAlgError, which torch does not export
         values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
     return values, vectors
 
@@ -137,7 +137,8 @@ def _minimise(
     def closure() -> Tensor:
         weight, bias = placed()
         chances = functional.log_softmax(functional.linear(x, weight, bias), dim=1)
-        loss = l2 / 2 * weight.square().sum() - (targets * chances).sum()
+        fine = torch.float64  # or the line search is blind near the end
+        loss = l2 / 2 * weight.square().sum(dtype=fine) - (targets * chances).sum(dtype=fine)
         slope = chances.exp_().mul_(mass).sub_(targets)  # of the loss along the logits
         along = slope.T @ x + l2 * weight
         moved.grad = (along if vectors is None else along @ vectors) / stretch
