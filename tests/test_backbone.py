@@ -335,3 +335,9 @@ def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
         assert sum(p.numel() for p in backbone.cut(source, last)[1].parameters()) == sum(
             p.numel() for key, p in source.model.named_parameters() if key.startswith((last + ".", "conv_head", "bn2", "norm.", "fc_norm"))
         )
+
+
+def test_a_flattened_head_takes_the_last_map_with_the_tail_before_it() -> None:
+    source = backbone.load("tf_efficientnet_lite0", "random", 96)
+    assert backbone.cut(source, "head", flatten=True)[0].shapes[0].numel() == 1280 * 3 * 3
+    assert backbone.cut(source, "head")[0].shapes[0].numel() == 1280

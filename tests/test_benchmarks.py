@@ -18,7 +18,18 @@ def run(script: str, *words: str) -> str:
 
 def test_every_script_says_what_it_prints() -> None:
     scripts = sorted(path.name for path in HERE.glob("*.py") if path.name not in ("measure.py", "frozen_plans.py"))
-    assert set(scripts) == {"ablation.py", "everything.py", "gpu.py", "growth.py", "hit_rate.py", "limits.py", "peers.py", "probe.py", "targets.py"}
+    assert set(scripts) == {
+        "ablation.py",
+        "everything.py",
+        "gpu.py",
+        "growth.py",
+        "hit_rate.py",
+        "limits.py",
+        "peers.py",
+        "probe.py",
+        "recipes.py",
+        "targets.py",
+    }
     for script in scripts:
         assert "usage:" in run(script, "--help"), script
 

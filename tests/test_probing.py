@@ -79,6 +79,13 @@ def test_as_many_neighbours_vote_as_the_smallest_class_has_images() -> None:
     assert probing.neighbours_for(np.array([0] * 50 + [1] * 3)) == 3
 
 
+def test_fewer_neighbours_than_usual_are_said(photos: Path) -> None:
+    heard = Heard()
+    done = api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p", train_images=30, watcher=heard)
+    assert done.told["neighbours"] == 10
+    assert "The smallest class has 10 training images, so 10 neighbours vote and not 20." in heard.said
+
+
 def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None:
     chosen_right = 0
     for seed in range(12):
@@ -263,8 +270,8 @@ def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promis
         with Image.open(path) as picture:
             assert picture.size[0] > 500
     assert {one["resolution"] for one in told["places"]} == {16, 32}
-    names = [one["name"] for one in told["places"]]
-    assert len(names) == len(set(names) | {name for name in names if "places" in name})
+    alone = [one["name"] for one in told["places"] if one["kind"] == "single"]
+    assert len(alone) == len(set(alone)) == 2 * 5
     promised = 0
     for choice in told["recommendations"]:
         fitted = regraft("fit", photos, "--plan", f"p/plan-{choice['budget']}.toml", "-q", "--out", f"fitted-{choice['budget']}", "--json")
@@ -348,12 +355,31 @@ def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path)
         ).code
         == 0
     )
+    (runs.listing(Path("runs"))[0] / "predictions.npz").rename("kept.npz")
     told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
-    assert told["runs"] == 3  # the one on other images is left out
-    reached = {runs.load(path).scores["val"]["accuracy"] for path in Path("runs").glob("at-*")}
-    if len(reached) > 1:
-        assert {one["technique"] for one in told["hit_rate"]} == {"fine-tune"}
-        assert all(-1 <= one["kendall"] <= 1 and one["runs"] == 3 for one in told["hit_rate"])
+    assert told["runs"] == 2  # neither the one on other images, nor one without its predictions
+    Path("kept.npz").rename(runs.listing(Path("runs"))[0] / "predictions.npz")
+    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
+    assert told["runs"] == 3
+    for path, accuracy in zip(sorted(Path("runs").glob("at-*")), (0.5, 0.6, 0.7), strict=True):  # twelve images give no order to rely on
+        scores = json.loads((path / "scores.json").read_text())
+        (path / "scores.json").write_text(json.dumps({**scores, "val": {**scores["val"], "accuracy": accuracy}}))
+    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
+    assert {one["technique"] for one in told["hit_rate"]} == {"fine-tune"}
+    assert all(-1 <= one["kendall"] <= 1 and one["runs"] == 3 for one in told["hit_rate"])
+    for plan in Path("runs").glob("at-*/plan.toml"):  # the same runs as if from other weights
+        plan.write_text(plan.read_text().replace('weights = "random"', 'weights = "mine.pth"'))
+    assert json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)["runs"] == 0
+
+
+def test_a_broken_run_that_nobody_named_is_left_out_and_a_named_one_is_an_error(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    Path("runs/broken").mkdir(parents=True)
+    Path("runs/broken/plan.toml").write_text("backbone = 3")
+    Path("runs/broken/scores.json").write_text("{")
+    assert json.loads(regraft("probe", photos, *TINY, "--resolutions", "16", "--json").out)["runs"] == 0
+    named = regraft("probe", photos, *TINY, "--resolutions", "16", "--runs", "runs", "--out", "p")
+    assert named.code == 2
+    assert "The run in" in named.err
 
 
 def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,12 +396,35 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, m
     monkeypatch.setattr(matrix._Work, "_judge", counted)
     monkeypatch.setattr(halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most))
     done = api.probe(dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p")
-    assert [count for _, count in seen] == [20] * 4 + [40] * 2 + [len(dataset.split().train)]
+    assert [count for _, count in seen] == [12] + [20] * 4 + [40] * 2 + [len(dataset.split().train)]  # what judging costs is learnt first
+    assert seen[0][0][1] == 16
     assert len(done.told["dropped"]) == 3
     assert all("its best place had" in one["why"] for one in done.told["dropped"])
     assert {row["images"] for row in done.told["places"]} == {20, 40, len(dataset.split().train)}
     last = {row["resolution"] for row in done.told["places"] if row["images"] > 40}
     assert {one["resolution"] for one in done.told["recommendations"]} == last
+    assert {row["kind"] for row in done.told["places"] if row["images"] > 40} > {"single"}
+    assert done.told["learning_curve"]["forecast"]
+
+
+def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_FEWEST", 12)
+    monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
+    within = matrix._Work.within
+
+    def late(self, budget, began):  # type: ignore[no-untyped-def]
+        cells = within(self, budget, began)
+        self.deadline = 0.0
+        return cells
+
+    monkeypatch.setattr(matrix._Work, "within", late)
+    heard = Heard()
+    done = api.probe(str(photos), ["test_resnet"], [16, 24], weights="random", budget="10m", out="p", watcher=heard)
+    assert {row["kind"] for row in done.told["places"]} == {"single"}
+    assert done.told["learning_curve"]["forecast"] is None
+    assert any("The budget is used up: places side by side" in text for text in heard.said)
+    assert "The budget is used up: there is no learning curve." in heard.said
+    assert set(done.plans) == {"fastest", "balanced", "best"}
 
 
 @pytest.mark.parametrize(
@@ -385,6 +434,8 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, m
         (("--budget", "soon"), "--budget 'soon' is no time"),
         (("--resolutions", "big"), "--resolutions big was given. Expected sides in pixels"),
         (("--resolutions", "4"), "--resolutions 4 was given. Expected sides in pixels from 8 to 4096"),
+        (("--backbones", ""), "--backbones '' names nothing. Expected names separated by commas"),
+        (("--resolutions", " , "), "names nothing"),
         (("--backbones", "resnet5"), "No backbone is called 'resnet5'"),
         (("--runs", "nowhere"), "--runs nowhere is no folder"),
         (("--out", "taken"), "taken is not empty. Expected a new or empty folder. Pass --overwrite to replace it"),
@@ -419,9 +470,30 @@ def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(p
     done = api.probe(str(photos), ["test_vit", "test_resnet"], [32], weights="random", out="p")
     assert {row["backbone"] for row in done.told["places"]} == {"test_resnet"}
     assert done.told["skipped"] == [{"name": "test_vit 32 px", "error": "VisionTransformer cannot be traced by torch.fx (no)."}]
+    monkeypatch.setattr(backbone, "facts", lambda name: load(name, "random").facts)  # type: ignore[attr-defined]
+    usual = api.probe(str(photos), ["test_vit", "test_resnet"], weights="random", out="u")
+    assert [one["name"] for one in usual.told["skipped"]] == ["test_vit"]
     with pytest.raises(api.UserError, match="Nothing can be probed. test_vit 32 px: VisionTransformer cannot be traced"):
         api.probe(str(photos), ["test_vit"], [32], weights="random", out="q")
     assert not Path("q").exists()
+
+
+def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_cannot_be_had_costs_leep_only(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regraft import backbone
+
+    api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p")
+    with pytest.raises(api.UserError, match="is too short"):
+        api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p", budget="0.01s", overwrite=True)
+    assert Path("p/probe.json").is_file()
+
+    def offline(*_: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(backbone, "classifier", offline)
+    heard = Heard()
+    done = api.probe(str(photos), ["test_resnet"], [16, 24], weights="random", out="p", overwrite=True, watcher=heard)
+    assert [text for text in heard.said if "LEEP" in text] == ["Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."]
+    assert all(row["leep"] is None for row in done.told["places"])
 
 
 def test_a_comparison_from_a_folder_without_a_probe_is_refused(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]

@@ -80,14 +80,19 @@ def test_recipes_are_listed_with_what_was_reported_and_shown_layer_by_layer(regr
 
 
 def test_a_recipe_runs_on_anybodys_images_and_shows_reported_beside_measured(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    result = regraft("recipes", "run", "densenet121-transfer", photos, *TINY, "--out", "r", "--json")
+    result = regraft("recipes", "run", "densenet121-transfer", photos, *TINY[:-2], "3", "-q", "--out", "r", "--json")
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert told["reported"]["val_accuracy"] == 0.9272
-    assert told["measured"]["epochs"] == 1
+    assert told["measured"]["epochs"] == 3
     assert told["measured"]["gap"] == pytest.approx(told["measured"]["train_accuracy"] - told["measured"]["val_accuracy"])
     assert told["scores"]["technique"] == "densenet121-transfer"
-    assert told["measured"]["frozen_every_epoch_seconds"] == pytest.approx(told["measured"]["frozen_seconds"], abs=0.06)
+    assert told["measured"]["frozen_every_epoch_seconds"] == pytest.approx(3 * told["measured"]["frozen_seconds"], abs=0.2)
+    never = json.loads(regraft("recipes", "run", "densenet121-transfer", photos, *TINY, "--keep", "never", "--cache", "fresh", "--out", "n", "--json").out)
+    assert never["measured"]["frozen_seconds"] is None
+    from regraft import machine
+
+    assert (told["scores"]["paces"][0]["precision"] == "bfloat16") <= machine.has_bfloat16()
     assert not Path("r/test.json").exists()
     shown = regraft("recipes", "run", "densenet121-transfer", photos, *TINY)
     for word in ("reported", "measured", "0.9272", "the frozen part took"):
@@ -95,11 +100,12 @@ def test_a_recipe_runs_on_anybodys_images_and_shows_reported_beside_measured(reg
 
 
 def test_recipes_are_compared_on_shared_axes_with_the_test_part_opened_once(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ("densenet121-plain", "densenet121-optimised", photos, *TINY, "--train-images", "30", "--out", "c")
+    words = ("densenet121-plain", "densenet121-optimised", photos, *TINY, "--train-images", "30", "--seed", "5", "--out", "c")
     result = regraft("recipes", "compare", *words, "--json")
     assert result.code == 0, result.err
     told = json.loads(result.out)
-    assert [one["name"] for one in told["recipes"]] == [row["name"] for row in told["rows"]] or len(told["recipes"]) == len(told["rows"]) == 2
+    assert {one["name"] for one in told["recipes"]} == {row["name"] for row in told["rows"]}
+    assert {row["seed"] for row in told["rows"]} == {5}
     assert {one["name"]: one["reported"]["val_accuracy"] for one in told["recipes"]} == {"densenet121-plain": 0.8659, "densenet121-optimised": 0.9535}
     assert all(len(row["opened"]) == 1 for row in told["rows"])
     assert Path("c/curves.png").is_file()
@@ -133,6 +139,28 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
     assert backbone.alike(source, "features.16", lite, False) == "blocks.2"  # an eighth of the side
     assert backbone.alike(source, "features.30", lite, False) == "end"
     assert backbone.alike(backbone.load("resnet50", "random", 96), "layer4", lite, True) == "blocks.5"
+
+
+def test_places_that_a_user_names_are_his_and_a_comparison_moves_the_recipes_own(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    lite = Wish(backbone="tf_efficientnet_lite0")
+    asked = cooking.recipe_plan(recipes.find("vgg16-frozen"), Wish(backbone="tf_efficientnet_lite0", changes=['until=["blocks.2", "blocks.4"]']))
+    assert asked.until == ("blocks.2", "blocks.4")
+    typo = cooking.recipe_plan(recipes.find("resnet50-last-stage"), Wish(backbone="tf_efficientnet_lite0", changes=["phases.0.train=blocks.9"]))
+    with pytest.raises(api.UserError, match="tf_efficientnet_lite0 has no stage 'blocks.9'"):
+        typo.check(backbone.facts("tf_efficientnet_lite0"), [])
+    with pytest.raises(api.UserError, match=r"--set until=blocks.2"):
+        cooking.recipe_plan(recipes.find("vgg16-three-blocks"), lite)
+    told = json.loads(regraft("recipes", "compare", "vgg16-three-blocks", "vgg16-frozen", photos, *TINY, "--out", "c", "--json").out)
+    assert len(told["rows"]) == 2
+    assert not [row for row in told["rows"] if "error" in row]
+    until = {name: (Path("c") / name / "plan.toml").read_text().split("until = ")[1].split("\n")[0] for name in ("vgg16-three-blocks", "vgg16-frozen")}
+    assert until["vgg16-frozen"] == '"end"' != until["vgg16-three-blocks"]
+
+
+def test_how_counts_differ_is_told_of_the_reported_network_only(regraft) -> None:  # type: ignore[no-untyped-def]
+    assert "26,560" in regraft("recipes", "show", "resnet50-last-stage").out
+    for change in (("--classes", 5), ("--set", "phases.0.train=layer3"), ("--resolution", 96)):
+        assert "26,560" not in regraft("recipes", "show", "resnet50-last-stage", *change).out
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def ladder(source: Backbone, fine: bool = False) -> list[Place]:
     """
     named = source.blocks if fine else source.stages
     values, works = source.values, work(source, fine)
-    spans = [span(source, stage, named) for stage in named]
+    spans = [span(source, stage) for stage in named]
     rungs = []
     for number, (stage, modules) in enumerate(named.items()):
         last = spans[number][1]
@@ -73,7 +73,7 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
     if until:
         taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
     else:
-        taken = [span(source, list(source.stages)[-1])[1] if flatten else _end(source)]
+        taken = [span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)]  # the stage with its tail
     layouts = ["flat" if flatten else layout(source, name) for name in taken]
     first = None
     if train == "all":

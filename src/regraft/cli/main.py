@@ -78,7 +78,7 @@ def fit(
 def compare(
     data: Data, techniques: Annotated[str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")] = None,
     backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
-    from_probe: Annotated[Path | None, typer.Option(help="Compare the plans in this folder of `regraft probe`; with --techniques, those as well.")] = None,
+    from_probe: Annotated[Path | None, typer.Option(help="Compare the plans of a folder of `regraft probe`; with --techniques, those too.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0,
     train_images: TrainImages = None, val_images: ValImages = None,
@@ -89,7 +89,7 @@ def compare(
     from regraft.cli import show
     from regraft.workflow import Wish, compare_named
 
-    ways, names = _listed(techniques) if techniques else None, _listed(backbones)
+    ways, names = _listed(techniques, "--techniques") if techniques is not None else None, _listed(backbones, "--backbones")
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {
             "home": cache,
@@ -137,11 +137,11 @@ def probe(
     from regraft.cli import show
     from regraft.workflow import Wish, probe_named
 
-    sides = _sides(resolutions or "")
+    sides = _sides(resolutions) if resolutions is not None else []
     with show.progress(quiet) as watcher:
         settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "overwrite": overwrite}
         settings |= {"skip_bad": skip_bad, "device": device, "compile": compiling, "watcher": watcher}
-        done = probe_named(data, _listed(backbones), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings)
+        done = probe_named(data, _listed(backbones, "--backbones"), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings)
     show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))
 
 
@@ -302,12 +302,15 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _listed(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
+def _listed(words: str, flag: str) -> list[str]:
+    found = [word.strip() for word in words.split(",") if word.strip()]
+    if not found:
+        raise UserError(f"{flag} {words!r} names nothing. Expected names separated by commas. Leave it out to take what is usual.")
+    return found
 
 
 def _sides(words: str) -> list[int]:
     try:
-        return [int(word) for word in _listed(words)]
+        return [int(word) for word in _listed(words, "--resolutions")]
     except ValueError:
         raise UserError(f"--resolutions {words} was given. Expected sides in pixels, separated by commas. Write for example 64,96,128.") from None

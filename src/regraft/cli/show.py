@@ -113,7 +113,7 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
 
 
 def probe(told: dict[str, Any], path: str) -> None:
-    """Print what a probe found: the cells, the Pareto front, the recommendation, the learning curve, and how far the scores are to be trusted."""
+    """Print what a probe found: the cells, the recommendation, the learning curve, and how far the scores are to be trusted."""
     images, places = told["images"], told["places"]
     out.print(f"{told['data']}: {images['train']:,} training images, judged on {images['val']:,} of val; the test part is shut", markup=False)
     table = Table(box=None, pad_edge=False)
@@ -129,13 +129,15 @@ def probe(told: dict[str, Any], path: str) -> None:
             joined.get("greedy", ""), joined.get("all", ""), f"{alone[-1]['seconds']:.1f} s",
         )  # fmt: skip
     out.print(table)
-    out.print("a few, all: places side by side   end: the network's end alone   pass: seconds of one pass over train and val", style="dim")
+    out.print(f"k-NN: {told['neighbours']} vote   a few, all: places side by side   end: the network's end alone   pass: one over train and val", style="dim")
     out.print()
     for row in told["recommendations"]:
         low, high = row["ci95"]
         where = row["places"][0] if len(row["places"]) == 1 else f"{len(row['places'])} places"
         out.print(f"{row['budget']:9} {row['backbone']} at {row['resolution']} px, {where}: val {row['accuracy']:.4f} ({low:.3f}–{high:.3f})", markup=False)
         out.print(f"          {row['why']}", markup=False, style="dim")
+    for one in (*told["skipped"], *told["dropped"]):
+        out.print(f"left out: {one['name']}: {one.get('error') or one['why']}", markup=False, style="dim")
     forecast = told["learning_curve"]["forecast"]
     if forecast:
         low, high = forecast["ci95"]
@@ -149,7 +151,8 @@ def probe(told: dict[str, Any], path: str) -> None:
     out.print()
     out.print(told["verdict"], markup=False)
     out.print(f"written to {path}: probe.json, places.csv, three pictures, and plan-fastest.toml, plan-balanced.toml, plan-best.toml for", markup=False)
-    out.print(f"  regraft fit DATA --plan {path}/plan-best.toml   or   regraft compare DATA --from-probe {path}", markup=False)
+    asked = "".join(f" --{name.replace('_', '-')} {value}" for name, value in told["asked"].items() if value)
+    out.print(f"  regraft fit DATA --plan {path}/plan-best.toml{asked}   or   regraft compare DATA --from-probe {path}{asked}", markup=False)
 
 
 def explanation(told: dict[str, Any]) -> None:
@@ -272,7 +275,9 @@ def beside(told: Sequence[dict[str, Any]]) -> None:
     out.print("reported: of CIFAR-10, training figures while training, mostly judged on the test set   measured: train and val in eval mode", style="dim")
     for one in told:
         found = one["measured"]
-        if found["parameters"]["frozen"]:
+        if found["parameters"]["frozen"] and found["frozen_seconds"] is None:
+            out.print(f"{one['name']}: the frozen part was not kept, so it was computed again every epoch", markup=False)
+        elif found["parameters"]["frozen"]:
             often = f"{found['frozen_seconds']:.1f} s once; in each of {found['epochs']} epochs about {found['frozen_every_epoch_seconds']:,.0f} s in all"
             out.print(f"{one['name']}: the frozen part took {often}", markup=False)
         out.print(f"{one['name']}: {found['images']['train']:,} training and {found['images']['val']:,} validation images, {one['path']}", markup=False)

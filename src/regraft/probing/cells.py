@@ -20,7 +20,7 @@ from regraft.probing import greedy
 from regraft.train.solve import solve
 from regraft.watch import SILENT, Watcher
 
-_NEIGHBOURS = 20
+NEIGHBOURS = 20  # that vote, where every class has as many
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _free_scores(cell: Cell, place: str, x: NDArray[np.float32], x_val: NDArray[
 
 def neighbours_for(labels: NDArray[np.int64]) -> int:
     """Return how many neighbours vote: 20, or as many as the smallest class has images."""
-    return min(_NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
+    return min(NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
 
 
 def _thinned(cell: Cell, most: int, watcher: Watcher) -> list[str]:

@@ -104,7 +104,7 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues, the smallest first, and eigenvectors; in double precision where single precision does not converge."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except RuntimeError:  # LinAlgError, which torch does not export
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
     return values, vectors
 

@@ -135,9 +135,10 @@ def _rows(
         for seed in range(seeds):
             called = re.sub(r"[^\w.-]+", "-", f"{name}-seed{seed}" if seeds > 1 else name)
             row = {"name": called, "backbone": wish.backbone, "technique": wish.technique, "seed": seed}
+            own = wish.plan is not None and seeds == 1  # a plan keeps its seed
             try:
-                plan = planning.make(data, split, replace(wish, seed=seed), settings.device)
-                found.append(({**row, "backbone": plan.backbone}, plan))
+                plan = planning.make(data, split, wish if own else replace(wish, seed=seed), settings.device)
+                found.append(({**row, "backbone": plan.backbone, "seed": plan.seed}, plan))
             except UserError as error:
                 found.append((row, error))
     return found

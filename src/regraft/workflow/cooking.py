@@ -14,6 +14,7 @@ from regraft.errors import UserError
 from regraft.plan import Plan
 from regraft.recipes import Recipe
 from regraft.run import Run
+from regraft.watch import Watcher
 from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.named import asked, folder
@@ -23,6 +24,7 @@ from regraft.workflow.story import fit, new_head, parameters
 from regraft.workflow.summary import layers
 
 CIFAR_CLASSES = 10
+_ARITHMETIC = {"precision", "train_precision"}
 
 
 def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = None) -> dict[str, Any]:
@@ -42,7 +44,10 @@ def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = Non
     listed = layers(model, plan, classes)
     counts = parameters(model, plan, new_head(model, plan, classes))
     counts["statistics"] = sum(row["statistics"] for row in listed)
-    return {**_told(recipe), "plan": plan.model_dump(mode="json"), "classes": classes, "layers": listed, "parameters": counts}
+    told = _told(recipe)
+    if classes != CIFAR_CLASSES or {**plan.model_dump(), **recipe.plan.model_dump(include=_ARITHMETIC)} != recipe.plan.model_dump():
+        told["counted"] = {}  # how counts differ is told of the very network that was reported
+    return {**told, "plan": plan.model_dump(mode="json"), "classes": classes, "layers": listed, "parameters": counts}
 
 
 def run_recipe(
@@ -63,7 +68,7 @@ def run_recipe(
     """
     recipe = recipes.find(name)
     where, images = _ready(data, settings)
-    plan = planning.make(images, where.split(images), Wish(plan=recipe_plan(recipe, wish or Wish(), epochs)), where.device)
+    plan = planning.make(images, where.split(images), Wish(plan=recipe_plan(recipe, wish or Wish(), epochs, where.device)), where.device)
     done = fit(images, plan, folder(out, "runs", f"{images.name}-{name}", where.resume), where)
     return done, beside(recipe, done)
 
@@ -77,25 +82,31 @@ def compare_recipes(
     """
     chosen = [recipes.find(name) for name in dict.fromkeys(names)]
     where, images = _ready(data, settings)
-    plans = {recipe.name: recipe_plan(recipe, wish or Wish(), epochs) for recipe in chosen}
+    plans = {recipe.name: recipe_plan(recipe, wish or Wish(), epochs, where.device, where.watcher) for recipe in chosen}
     done = compare(images, folder(out, "compare", f"{images.name}-recipes", where.resume), (), (), settings=where, plans=plans)
     return done, [beside(recipes.find(one.name), one) for one in done.runs]
 
 
-def recipe_plan(recipe: Recipe, wish: Wish, epochs: int | None = None) -> Plan:
-    """Return a recipe's plan after what a user asks for.
+def recipe_plan(recipe: Recipe, wish: Wish, epochs: int | None = None, device: str = "auto", watcher: Watcher | None = None) -> Plan:
+    """Return a recipe's plan after what a user asks for, in the arithmetic that suits the machine.
+
+    Args:
+        recipe: The recipe.
+        wish: What a user asks for.
+        epochs: At most so many in every phase.
+        device: "auto", "cpu" or "cuda".
+        watcher: Hears of places that were moved to another backbone; without one they are refused.
 
     Raises:
         UserError: When it cuts at a stage that the backbone asked for lacks; offers the one at which images have shrunk as much.
     """
     own = recipe.plan
-    given = own.model_dump(mode="json")
     fields = wish.fields()
     if own.weights == "random":
         fields.pop("weights", None)  # from scratch is from scratch
-    changed = plans.changed({**given, **fields}, wish.changes)
+    changed = plans.changed({**own.model_dump(mode="json"), **planning.arithmetic(device), **fields}, wish.changes)
     if changed.backbone != own.backbone:
-        _check_places(recipe, own, changed)
+        changed = _placed(recipe, own, changed, watcher)
     if epochs is None:
         return changed
     fewer = [phase if phase.optimizer == "lbfgs" else phase.model_copy(update={"epochs": min(epochs, phase.epochs)}) for phase in changed.phases]
@@ -107,7 +118,8 @@ def beside(recipe: Recipe, done: Run) -> dict[str, Any]:
 
     Returns:
         The recipe's words, and `measured`: accuracy and loss of train (in eval mode, without augmentation) and val, `gap`, `minutes`, `parameters`,
-        `frozen_seconds` (computing the frozen part once) and `frozen_every_epoch_seconds` (about what every epoch would have cost in all).
+        `frozen_seconds` (computing the frozen part once; its share, where a comparison computed several in one pass) and
+        `frozen_every_epoch_seconds` (about what every epoch would have cost in all), both None where nothing frozen was kept.
     """
     scores = done.scores
     once = scores["seconds"]["extract"] + scores.get("shared_seconds", 0.0)
@@ -115,9 +127,12 @@ def beside(recipe: Recipe, done: Run) -> dict[str, Any]:
     looks = max((phase.views for phase in tuned if phase.augment != "none"), default=1)
     epochs = sum("epoch" in row for row in done.history())
     measured = {f"{part}_{what}": scores[part][what] for part in ("train", "val") for what in ("loss", "accuracy")}
-    measured |= {"gap": scores["train"]["accuracy"] - scores["val"]["accuracy"], "minutes": round(scores["seconds"]["total"] / 60, 2)}
+    minutes = (scores["seconds"]["total"] + scores.get("shared_seconds", 0.0)) / 60
+    measured |= {"gap": scores["train"]["accuracy"] - scores["val"]["accuracy"], "minutes": round(minutes, 2)}
     measured |= {"parameters": scores["parameters"], "images": {part: scores[part]["n"] for part in ("train", "val")}, "epochs": epochs}
-    measured |= {"frozen_seconds": round(once, 1), "frozen_every_epoch_seconds": round(once / looks * max(1, epochs), 1)}
+    kept = bool(scores["cache"]["bytes"])  # else it was computed again every epoch, and nobody knows what that took
+    measured["frozen_seconds"] = round(once, 1) if kept else None
+    measured["frozen_every_epoch_seconds"] = round(once / looks * max(1, epochs), 1) if kept else None
     return {**_told(recipe), "backbone": done.plan.backbone, "measured": measured, "path": str(done.path)}
 
 
@@ -128,23 +143,29 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settings, Dataset]:
     where = asked(settings, data)
     images = sources.load(data, where.home)
-    if where.train_images is not None and where.val_images is None:
-        whole = len(where.split(images).val)
-        where = asked({**settings, "val_images": min(whole, where.train_images)}, data)
-        if where.val_images is not None and where.val_images < whole:
-            where.watcher.say(f"Judging on {where.val_images:,} of {whole:,} validation images, as few as there are to train on; --val-images takes more.")
+    whole = len(where.split(images).val)
+    if where.train_images is not None and where.val_images is None and where.train_images < whole:
+        where = asked({**settings, "val_images": where.train_images}, data)
+        where.watcher.say(f"Judging on {where.val_images:,} of {whole:,} validation images, as few as there are to train on; --val-images takes more.")
     return where, images
 
 
-def _check_places(recipe: Recipe, own: Plan, plan: Plan) -> None:
-    known = backbone.facts(plan.backbone).places
-    lacking = {f"phases.{number}.train": phase.train for number, phase in enumerate(plan.phases) if phase.train not in (*plans.WORDS, *known)}
-    if plan.until and plan.until not in (*plans.WORDS, *known):
+def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> Plan:
+    """Return the plan with the recipe's own places moved to where images have shrunk as much in another backbone; refuses where nobody is told."""
+    known = (*plans.WORDS, *backbone.facts(plan.backbone).places)
+    same = zip(own.phases, plan.phases, strict=False)
+    lacking = {f"phases.{number}.train": new.train for number, (old, new) in enumerate(same) if new.train == old.train and new.train not in known}
+    if plan.until and plan.until == own.until and plan.until not in known:
         lacking["until"] = str(plan.until)
     if not lacking:
-        return
+        return plan
     mine, theirs = (_blank(name, plan.resolution) for name in (own.backbone, plan.backbone))
-    ways = " ".join(f"--set {key}={backbone.alike(mine, place, theirs, key != 'until')}" for key, place in lacking.items())
+    alike = {key: backbone.alike(mine, place, theirs, key != "until") for key, place in lacking.items()}
+    if watcher is not None:
+        there = " and ".join(f"{lacking[key]} to {place}" for key, place in alike.items())
+        watcher.say(f"{recipe.name}: {there}, where the images of {plan.backbone} have shrunk as much as those of {own.backbone}.")
+        return plans.changed(plan.model_dump(mode="json"), [f"{key}={place}" for key, place in alike.items()])
+    ways = " ".join(f"--set {key}={place}" for key, place in alike.items())
     raise UserError(
         f"The recipe {recipe.name} cuts {own.backbone} at {' and '.join(lacking.values())}, and {plan.backbone} has no such stage; "
         f"its stages are {', '.join(theirs.stages)}. Where its images have shrunk as much, it is cut with {ways}. Add that, or name another stage."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from regraft import backbone, machine, probing, run
 from regraft import plan as plans
@@ -70,13 +72,13 @@ def probe(
     settings, wish = settings or Settings(), wish or Wish()
     for name in backbones:
         backbone.check_name(name)
-    run.vacate(out, "probe", None, settings.overwrite)
+    _check_folder(out, settings.overwrite)
     work = _Work(data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings)
     cells = work.every() if budget is None else work.within(budget, began)
-    told, choices = work.conclude(cells, [one for one in runs if _same_images(one, work.data, work.rows[1])])
+    told, choices = work.conclude(cells, [one for one in runs if _comparable(one, work)])
     made = {choice.budget: work.plan_of(choice) for choice in choices}
     told["seconds"] = round(time.perf_counter() - began, 1)
-    _write(out, told, work.judged, [row for cell in cells for row in work.judged[cell]], choices, made)
+    _write(out, told, work.judged, [row for cell in cells for row in work.judged[cell]], choices, made, settings.overwrite)
     return Probe(out, told, made)
 
 
@@ -91,6 +93,8 @@ class _Work:
         self.judged: dict[Key, list[Row]] = {}  # the rows of the last round that a cell was in
         self.cells: dict[Key, Cell] = {}
         self._network: tuple[Key, Backbone] | None = None
+        self._sources: dict[str, tuple[Tensor, Tensor] | None] = {}  # class layers that came with the weights
+        self.deadline = float("inf")
         split = settings.split(data)
         self.plans: dict[Key, Plan] = {}
         for name in backbones:
@@ -101,13 +105,20 @@ class _Work:
         largest = max(self.plans, key=lambda key: key[1])
         self.data, split = readable(data, self._at(largest), ("train", "val"), settings)
         self.rows = (split.train, split.val)
+        voting = probing.neighbours_for(self.data.labels[split.train])
+        if voting < probing.NEIGHBOURS:
+            self.watcher.say(f"The smallest class has {voting} training images, so {voting} neighbours vote and not {probing.NEIGHBOURS}.")
         self.split_digest = split.digest
 
     # ── which cells there are
 
     def _around(self, name: str, split: Split) -> list[int]:
-        """Return the resolutions to try where none were given."""
-        suits = planning.make(self.data, split, replace(self.wish, backbone=name), self.settings.device).resolution
+        """Return the resolutions to try where none were given; none for a backbone that is skipped."""
+        try:
+            suits = planning.make(self.data, split, replace(self.wish, backbone=name), self.settings.device).resolution
+        except UserError as error:
+            self._skip(name, error)
+            return []
         if backbone.facts(name).fixed_resolution:
             return [suits]
         middle = min(range(len(RESOLUTIONS)), key=lambda rung: abs(RESOLUTIONS[rung] - suits))
@@ -120,8 +131,11 @@ class _Work:
             self._at(key).values  # noqa: B018  what flows through it tells whether it takes images of this size
         except UserError as error:
             self.plans.pop(key, None)
-            self.skipped.append({"name": f"{key[0]} {key[1]} px", "error": str(error)})
-            self.watcher.say(f"Skipping {key[0]} at {key[1]} px: {error}")
+            self._skip(f"{key[0]} {key[1]} px", error)
+
+    def _skip(self, name: str, error: UserError) -> None:
+        self.skipped.append({"name": name, "error": str(error)})
+        self.watcher.say(f"Skipping {name}: {error}")
 
     def _at(self, key: Key) -> Backbone:
         """Return the network of a cell; the one used last stays loaded."""
@@ -142,14 +156,21 @@ class _Work:
         """Judge cells on more and more images, half of them dropped each time, until the budget is used; returns those of the last round."""
         train, val = self.rows
         least = min(len(train), max(_FEWEST, _FEWEST_A_CLASS * len(self.data.classes)))
+        self.deadline = began + budget
         costs = {key: keeping.seconds(self._at(key), self._cut(key, "end"), self.plans[key]) * (1 + min(1.0, len(val) / len(train))) for key in self.plans}
 
         def left() -> float:
             return budget * _FOR_ROUNDS - (time.perf_counter() - began)
 
-        cells = halving.affordable(costs, left(), least)
+        cheapest = min(costs, key=costs.__getitem__)
+        if costs[cheapest] * least < left():  # judging costs more than looking, and is learnt on the cheapest cell
+            started = time.perf_counter()
+            self._judge(cheapest, *self._few(least))
+            judging = max(0.0, (time.perf_counter() - started) / least - costs[cheapest])
+            costs = {key: cost + judging for key, cost in costs.items()}
+        cells = [key for key in self.plans if key in halving.affordable(costs, left(), least)]
         if not cells:
-            raise _too_short(budget, time.perf_counter() - began, min(costs, key=costs.__getitem__), min(costs.values()) * least, least)
+            raise _too_short(budget, time.perf_counter() - began, cheapest, costs[cheapest] * least, least)
         self._drop([key for key in costs if key not in cells], "the budget has no room for it, even with the fewest images")
         seen = 0
         while True:
@@ -157,10 +178,9 @@ class _Work:
             if count <= seen:
                 return cells
             seen = count = max(count, least)
-            chosen = self.data.subset(train, count, self.settings.split_seed), self.data.subset(val, min(count, len(val)), self.settings.split_seed)
             for key in cells:
                 started = time.perf_counter()
-                self._judge(key, *chosen)
+                self._judge(key, *(self._few(count) if count < len(train) else self.rows))
                 costs[key] = (time.perf_counter() - started) / count
             if count == len(train) or len(cells) == 1:
                 return cells
@@ -170,7 +190,13 @@ class _Work:
             for key in cells:
                 if key not in kept:
                     self._drop([key], why.format(reached[key]))
-            cells = kept
+            cells = [key for key in cells if key in kept]  # in their old order: one network after the other
+
+    def _few(self, count: int) -> tuple[Rows, Rows]:
+        """Return so many rows of train, and at most as many of val."""
+        train, val = self.rows
+        seed = self.settings.split_seed
+        return self.data.subset(train, count, seed), self.data.subset(val, max(min(count, len(val)), len(np.unique(self.data.labels[val]))), seed)
 
     def _drop(self, keys: Sequence[Key], why: str) -> None:
         for key in keys:
@@ -197,9 +223,19 @@ class _Work:
             Taken(place, mine.arrays[0], theirs.arrays[0], int(done), spent * float(done) / max(1, int(works[-1])), mine.bytes + theirs.bytes)
             for place, done, mine, theirs in zip(places, works, *entries, strict=True)
         )
-        source = backbone.classifier(plan.backbone, plan.weights)
-        self.cells[key] = Cell(key[0], key[1], taken, (parts[0].labels, parts[1].labels), len(self.data.classes), source)
+        labels = (parts[0].labels, parts[1].labels)
+        self.cells[key] = Cell(key[0], key[1], taken, labels, len(self.data.classes), self._source(plan))
         self.judged[key] = probing.singles(self.cells[key], self._phase(key), self.watcher)
+
+    def _source(self, plan: Plan) -> tuple[Tensor, Tensor] | None:
+        """Return the class layer that a backbone's weights came with, asked for once; one score needs it, so that it cannot be had is no error."""
+        if plan.backbone not in self._sources:
+            try:
+                self._sources[plan.backbone] = backbone.classifier(plan.backbone, plan.weights)
+            except Exception as error:
+                self._sources[plan.backbone] = None
+                self.watcher.say(f"Doing without LEEP: the class layer of {plan.backbone} cannot be had ({type(error).__name__}).")
+        return self._sources[plan.backbone]
 
     def _phase(self, key: Key) -> Phase:
         return self.plans[key].phases[0]
@@ -208,7 +244,11 @@ class _Work:
 
     def conclude(self, cells: Sequence[Key], runs: Sequence[Run]) -> tuple[dict[str, Any], list[Choice]]:
         """Return what the probe says as plain data, and its choices among the cells of the last round."""
-        for key in cells:
+        best_first = sorted(cells, key=lambda key: -max(row.accuracy for row in self.judged[key]))
+        for number, key in enumerate(best_first):
+            if time.perf_counter() > self.deadline:
+                self.watcher.say(f"The budget is used up: places side by side are not tried in {len(cells) - number} of {len(cells)} cells.")
+                break
             self.judged[key] += probing.side_by_side(self.cells[key], self._phase(key), self._most(key), self.watcher)
         last = [row for key in cells for row in self.judged[key]]
         everything = [row for rows in self.judged.values() for row in rows]
@@ -216,11 +256,12 @@ class _Work:
         choices = probing.recommended(last, float(counts.max() / counts.sum()))
         best = choices[-1].row
         return {
-            "data": self.data.name, "classes": len(self.data.classes), "images": {"train": len(self.rows[0]), "val": len(self.rows[1])},
+            "data": self.data.name, "classes": len(self.data.classes), "images": {"train": best.images, "val": len(best.right)},
+            "asked": {name: getattr(self.settings, name) for name in ("train_images", "val_images", "split_seed")},
             "split_digest": self.split_digest, "places": [row.plain() for row in everything], "front": [row.name for row in probing.front(last)],
             "recommendations": [
                 {"budget": one.budget, "why": one.why, "plan": f"plan-{one.budget}.toml", **one.row.plain()} for one in choices
-            ], "learning_curve": {"of": best.name, **self._curve(best)}, "hit_rate": probing.hit_rate(everything, runs), "runs": len(runs),
+            ], "learning_curve": {"of": best.name, **self._curve(best)}, "hit_rate": probing.hit_rate(last, runs), "runs": len(runs),
             "neighbours": probing.neighbours_for(self.cells[cells[0]].labels[0]), "skipped": self.skipped, "dropped": self.dropped,
             "verdict": _verdict(choices),
         }, choices  # fmt: skip
@@ -239,6 +280,9 @@ class _Work:
         y, y_val = (torch.from_numpy(part) for part in cell.labels)
         seen = self.data.take(self.data.subset(self.rows[0], row.images, self.settings.split_seed))
         every, whole = np.arange(len(seen)), (row.accuracy, row.l2)
+        if time.perf_counter() > self.deadline:
+            self.watcher.say("The budget is used up: there is no learning curve.")
+            return {"points": [{"images": row.images, "accuracy": row.accuracy, "spread": None, "repeats": 1}], "forecast": None}
         return probing.learning_curve((x, y), (x_val, y_val), cell.classes, phase, whole, lambda size, number: seen.subset(every, size, number))
 
     def plan_of(self, choice: Choice) -> Plan:
@@ -248,9 +292,15 @@ class _Work:
         return plans.parse({**self.plans[row.backbone, row.resolution].model_dump(mode="json"), "until": until, "technique": f"probe-{choice.budget}"})
 
 
-def _same_images(one: Run, data: Dataset, val: Rows) -> bool:
-    """Whether a run was judged on these very validation images."""
-    return set(one.predictions("val")["keys"].tolist()) == set(data.keys[val].tolist())
+def _comparable(one: Run, work: _Work) -> bool:
+    """Whether a run began with the weights that the probe looks at, and was judged on these very validation images."""
+    try:
+        judged = one.predictions("val")
+    except (OSError, ValueError, KeyError):
+        return False
+    mine = dict(zip(work.data.keys[work.rows[1]].tolist(), work.data.labels[work.rows[1]].tolist(), strict=True))
+    same = dict(zip(judged["keys"].tolist(), judged["targets"].tolist(), strict=True)) == mine
+    return same and one.plan.weights == (work.wish.weights or "pretrained")
 
 
 def _too_short(budget: float, spent: float, cell: Key, seconds: float, least: int) -> UserError:
@@ -271,8 +321,20 @@ def _verdict(choices: Sequence[Choice]) -> str:
     return f"{text}; {alike.name} cannot be told apart from it at {alike.accuracy:.1%}, with {times:.1f} times less work." if times >= 1.05 else f"{text}."
 
 
-def _write(out: Path, told: dict[str, Any], judged: dict[Key, list[Row]], last: list[Row], choices: Sequence[Choice], made: dict[str, Plan]) -> None:
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Raise `UserError` before any work where the folder is taken, or cannot be made; nothing is removed yet."""
+    if not overwrite:
+        run.vacate(out, "probe", None, False)
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{out} cannot be written: {there} allows no writing. Give a folder that can with --out.")
+
+
+def _write(
+    out: Path, told: dict[str, Any], judged: dict[Key, list[Row]], last: list[Row], choices: Sequence[Choice], made: dict[str, Plan], overwrite: bool
+) -> None:  # fmt: skip
     """Write tables, pictures and plans; `probe.json` comes last."""
+    run.vacate(out, "probe", None, overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
         run.write_table(out / "places.csv", [{**row, "places": " ".join(row["places"])} for row in told["places"]])

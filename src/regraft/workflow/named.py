@@ -64,16 +64,23 @@ def probe_named(
         if not given.is_dir():
             raise UserError(f"--runs {given} is no folder. Expected a run, a comparison, or a folder of them.")
     images = sources.load(data, where.home)
-    there = _finished(runs if runs is not None else [Path("runs"), Path("compare")])
+    there = _finished(runs, where)
     return probe(images, folder(out, "probe", images.name, False), names, resolutions, limit, there, wish or Wish(), where)
 
 
-def _finished(folders: Sequence[Path]) -> list[Run]:
-    """Return the finished runs in, or one level below, some folders."""
-    found = {
-        path.parent.resolve(): path.parent for one in folders for pattern in ("scores.json", "*/scores.json", "*/*/scores.json") for path in one.glob(pattern)
-    }
-    return [run.load(path) for path in found.values()]
+def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
+    """Return the finished runs in, or up to two levels below, some folders; of those that nobody named, what cannot be read is left out."""
+    folders = given if given is not None else [Path("runs"), Path("compare")]
+    below = ("scores.json", "*/scores.json", "*/*/scores.json")
+    found = []
+    for path in sorted({path.parent.resolve() for one in folders for pattern in below for path in one.glob(pattern)}):
+        try:
+            found.append(run.load(path))
+        except UserError as error:
+            if given is not None:
+                raise
+            settings.watcher.say(f"Leaving out a run: {error}")
+    return found
 
 
 def _recommended(probed: Path) -> dict[str, Path]:

@@ -59,7 +59,7 @@ def make(data: Dataset, split: Split, wish: Wish, device: str = "auto") -> Plan:
     if isinstance(wish.plan, Plan):
         values, where = wish.plan.model_dump(mode="json"), "The plan"
     elif wish.plan is not None:
-        values, where = plans.values(Path(wish.plan)), str(wish.plan)
+        values, where = {**arithmetic(device), **plans.values(Path(wish.plan))}, str(wish.plan)
     else:
         values, where = _of_technique(data, split, wish, device), "The plan"
     asked = wish.fields()
@@ -73,10 +73,14 @@ def make(data: Dataset, split: Split, wish: Wish, device: str = "auto") -> Plan:
 def _of_technique(data: Dataset, split: Split, wish: Wish, device: str) -> dict[str, Any]:
     facts = backbone.facts(wish.backbone or backbone.EMBEDDED)
     plan = techniques.make(wish.technique, facts, data.take(split.train).facts)
+    return {**plan.model_dump(mode="json"), **arithmetic(device)}
+
+
+def arithmetic(device: str = "auto") -> dict[str, str]:
+    """Return the fields of a plan that say in what arithmetic its two parts run, as suits the machine."""
     where = machine.device(device)
     native = machine.has_bfloat16(where)
-    chosen = {"precision": "bfloat16" if native else "float32", "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto"}
-    return {**plan.model_dump(mode="json"), **chosen}
+    return {"precision": "bfloat16" if native else "float32", "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto"}
 
 
 def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
