@@ -61,6 +61,19 @@ def shared_data() -> Path:
     return SHARED
 
 
+def reading(dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Return the files of a folder's images in the order of its rows, and a list to which every file that is decoded from now on is added."""
+    kind, read = type(dataset.images), list[str]()
+    original = kind.read
+
+    def spy(self, rows):  # type: ignore[no-untyped-def]
+        read.extend(str(self.names[self.rows[row]]) for row in rows)
+        return original(self, rows)
+
+    monkeypatch.setattr(kind, "read", spy)
+    return [str(dataset.images.names[row]) for row in dataset.images.rows], read  # type: ignore[attr-defined]
+
+
 class Result:
     """What a command did."""
 

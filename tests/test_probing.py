@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import regraft as api
-from conftest import toy, write_folder
+from conftest import reading, toy, write_folder
 from regraft import cache, probing, workflow
 from regraft import run as runs
 from regraft.plan import Phase
@@ -295,22 +295,17 @@ def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(photos:
     from regraft import sources
 
     dataset = sources.load(photos, Path("home"))
-    split, read, passes = dataset.split(), [], []
-    kind, together = type(dataset.images), cache.features._chunks
-    original = kind.read
-
-    def spy(self, rows):  # type: ignore[no-untyped-def]
-        read.extend(str(self.names[self.rows[row]]) for row in rows)
-        return original(self, rows)
+    names, read = reading(dataset, monkeypatch)
+    passes, together = list[int](), cache.features._chunks
 
     def counted(*given):  # type: ignore[no-untyped-def]
         passes.append(len(given[0]))
         return together(*given)
 
-    monkeypatch.setattr(kind, "read", spy)
     monkeypatch.setattr(cache.features, "_chunks", counted)
     first = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="p")
-    assert not set(read) & {str(dataset.images.names[dataset.images.rows[row]]) for row in split.test}  # type: ignore[attr-defined]
+    assert read
+    assert not set(read) & {names[row] for row in dataset.split().test}
     places = len(first.told["places"]) // 2
     assert len(passes) == 4  # two resolutions, train and val
     assert min(passes) == max(passes) >= places - 2

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import regraft as api
-from conftest import toy, write_folder
+from conftest import reading, toy, write_folder
 from regraft import run as runs
 from regraft import workflow
 
@@ -145,16 +145,8 @@ def test_fit_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPa
     from regraft import sources
 
     dataset = sources.load(photos, Path("home"))
-    shut = {str(dataset.images.names[dataset.images.rows[row]]) for row in dataset.split().test}  # type: ignore[attr-defined]
-    read: list[str] = []
-    kind = type(dataset.images)
-    original = kind.read
-
-    def spy(self, rows):  # type: ignore[no-untyped-def]
-        read.extend(str(self.names[self.rows[row]]) for row in rows)
-        return original(self, rows)
-
-    monkeypatch.setattr(kind, "read", spy)
+    names, read = reading(dataset, monkeypatch)
+    shut = {names[row] for row in dataset.split().test}
     done = api.fit(dataset, "fine-tune-top", "test_resnet", weights="random", resolution=32, out="out", changes=["phases.0.epochs=1"])
     assert len(read) == len(dataset.split().train) + len(dataset.split().val)
     assert not set(read) & shut

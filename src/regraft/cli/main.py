@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ from regraft.cli.options import (
     TrainImages,
     ValImages,
     Weights,
+    settings,
 )  # fmt: skip
 from regraft.cli.recipes import app as recipes_app
 from regraft.errors import UserError
@@ -49,6 +50,7 @@ app.add_typer(recipes_app, name="recipes")
 
 @app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
 def fit(
+    context: typer.Context,
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
@@ -61,21 +63,13 @@ def fit(
     from regraft.workflow import Wish, fit_named
 
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {
-            "home": cache,
-            "train_images": train_images,
-            "val_images": val_images,
-            "split_seed": split_seed,
-            "resume": resume,
-            "overwrite": overwrite,
-        }
-        settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
-        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings)
+        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings(context), watcher=watcher)
     show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
 
 
 @app.command(epilog="Example:  regraft compare photos/ --techniques linear-probe,fine-tune --seeds 3")
 def compare(
+    context: typer.Context,
     data: Data, techniques: Annotated[str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")] = None,
     backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
     from_probe: Annotated[Path | None, typer.Option(help="Compare the plans of a folder of `regraft probe`; with --techniques, those too.")] = None,
@@ -91,22 +85,14 @@ def compare(
 
     ways, names = _listed(techniques, "--techniques") if techniques is not None else None, _listed(backbones, "--backbones")
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {
-            "home": cache,
-            "train_images": train_images,
-            "val_images": val_images,
-            "split_seed": split_seed,
-            "resume": resume,
-            "overwrite": overwrite,
-        }
-        settings |= {"skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
         wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
-        done = compare_named(data, ways, names, seeds, wish, out, from_probe, **settings)
+        done = compare_named(data, ways, names, seeds, wish, out, from_probe, **settings(context), watcher=watcher)
     show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
 
 
 @app.command(epilog="Example:  regraft plan photos/ --technique fine-tune-top --save plan.toml")
 def plan(
+    context: typer.Context,
     data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
     plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
     weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
@@ -118,13 +104,13 @@ def plan(
     from regraft.cli import show
     from regraft.workflow import Wish, explain_named
 
-    settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "device": device, "keep": keep}
-    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings)
+    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings(context))
     show.as_json(told) if json else show.explanation(told)
 
 
 @app.command(epilog="Example:  regraft probe photos/ --resolutions 64,96,128 --budget 5m")
 def probe(
+    context: typer.Context,
     data: Data, backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
     resolutions: Annotated[str | None, typer.Option(help="Comma-separated sides in pixels; by default four around what suits the images.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s or 5m: few images first, more for what promises most.")] = None,
@@ -139,9 +125,9 @@ def probe(
 
     sides = _sides(resolutions) if resolutions is not None else []
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "overwrite": overwrite}
-        settings |= {"skip_bad": skip_bad, "device": device, "compile": compiling, "watcher": watcher}
-        done = probe_named(data, _listed(backbones, "--backbones"), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings)
+        done = probe_named(
+            data, _listed(backbones, "--backbones"), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings(context), watcher=watcher
+        )
     show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,3 +27,13 @@ Keep = Annotated[str, typer.Option(help="Keep the frozen part's output: auto (by
 Compile = Annotated[str, typer.Option("--compile", help="Compile networks: auto (where it repays), on, off.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+_SETTINGS = {
+    "cache": "home", "train_images": "train_images", "val_images": "val_images", "split_seed": "split_seed", "resume": "resume",
+    "overwrite": "overwrite", "skip_bad": "skip_bad", "device": "device", "keep": "keep", "compiling": "compile",
+}  # fmt: skip
+
+
+def settings(context: typer.Context) -> dict[str, Any]:
+    """Return the fields of `workflow.Settings` that a verb was given, by their own names."""
+    return {field: context.params[flag] for flag, field in _SETTINGS.items() if flag in context.params}

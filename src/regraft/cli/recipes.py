@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,6 +27,7 @@ from regraft.cli.options import (
     TrainImages,
     ValImages,
     Weights,
+    settings,
 )  # fmt: skip
 from regraft.errors import UserError
 
@@ -71,6 +72,7 @@ def shown(
 
 @app.command("run", epilog="Example:  regraft recipes run resnet50-last-stage cifar10 --train-images 500 --epochs 1 --weights random")
 def ran(
+    context: typer.Context,
     name: Name, data: Data, epochs: Epochs = None, backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, set: Set = None,
     seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, val_images: ValImages = None, out: Out = None,
     resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
@@ -81,15 +83,14 @@ def ran(
     from regraft.workflow import Wish, run_recipe
 
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "resume": resume}
-        settings |= {"overwrite": overwrite, "skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
         wish = Wish(backbone=backbone, weights=weights, resolution=resolution, seed=seed, changes=set or (), precision=precision)
-        done, told = run_recipe(name, data, wish, epochs, out, **settings)
+        done, told = run_recipe(name, data, wish, epochs, out, **settings(context), watcher=watcher)
     show.as_json({**told, "scores": done.scores}) if json else show.beside([told])
 
 
 @app.command("compare", epilog="Example:  regraft recipes compare vgg16-frozen vgg16-three-blocks cifar10 --train-images 500 --weights random")
 def compared(
+    context: typer.Context,
     words: Annotated[list[str], typer.Argument(metavar="NAME... DATA", help="Recipes, and the images last.")], epochs: Epochs = None,
     backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
     train_images: TrainImages = None, val_images: ValImages = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False,
@@ -106,10 +107,8 @@ def compared(
             f"Only {data!r} was given. Expected one or more recipes, and the images last. Write for example: vgg16-frozen vgg16-three-blocks {data}."
         )
     with show.progress(quiet) as watcher:
-        settings: dict[str, Any] = {"home": cache, "train_images": train_images, "val_images": val_images, "split_seed": split_seed, "resume": resume}
-        settings |= {"overwrite": overwrite, "skip_bad": skip_bad, "device": device, "keep": keep, "compile": compiling, "watcher": watcher}
         wish = Wish(backbone=backbone, weights=weights, resolution=resolution, seed=seed, changes=set or (), precision=precision)
-        done, told = compare_recipes(names, data, wish, epochs, out, **settings)
+        done, told = compare_recipes(names, data, wish, epochs, out, **settings(context), watcher=watcher)
     if json:
         show.as_json({**done.board, "recipes": told})
         return
