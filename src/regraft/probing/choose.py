@@ -43,8 +43,11 @@ def recommended(rows: Sequence[Row], guessing: float) -> list[Choice]:
     bar = min(best.accuracy, guessing + _SHARE * (best.accuracy - guessing))  # the best may do worse than guessing
     quick = next(row for row in cheapest if row.accuracy >= bar)
     times = best.multiply_adds / max(1, alike.multiply_adds)
+    why = f"the cheapest that cannot be told apart from the best on {n:,} images (McNemar, 5 %); {times:.1f} times less work"
+    if alike is best:
+        why = f"the best itself: everything cheaper is worse by more than chance on {n:,} images (McNemar, 5 %)"
     return [
         Choice("fastest", quick, f"the cheapest that keeps nine tenths of what the best gains over guessing ({bar:.3f} or more)"),
-        Choice("balanced", alike, f"the cheapest that cannot be told apart from the best on {n:,} images (McNemar, 5 %); {times:.1f} times less work"),
+        Choice("balanced", alike, why),
         Choice("best", best, f"the highest validation accuracy of {len(rows)} ways; being picked flatters it a little"),
     ]
