@@ -19,15 +19,18 @@ from measure import timed, write
 from regraft import backbone, recipes
 
 LITE = ["--backbone", backbone.EMBEDDED]
+LATE = ["--set", 'until=["blocks.2.1", "blocks.3.2", "blocks.4.2", "blocks.5.0", "blocks.5.1", "blocks.5.2", "blocks.5.3", "blocks.6", "end"]']
+HEAD = ["--set", "head=bn, dropout 0.3, dense 1024 relu, dropout 0.5", "--set", "phases.0.augment=flip", "--set", "phases.0.views=2"]
 EXPERIMENTS: dict[str, list[str]] = {
     "frozen (A1)": ["vgg16-frozen", *LITE, "--set", "until=end", "--resolution", "224"],
+    "frozen, late blocks side by side": ["vgg16-frozen", *LITE, *LATE, "--resolution", "224", *HEAD],
     "cut off (A2)": ["vgg16-three-blocks", *LITE, "--set", "until=blocks.2"],
     "last stage (C)": ["resnet50-last-stage", *LITE, "--set", "phases.0.train=blocks.5", "--resolution", "128"],
     "everything, today": ["tf_efficientnet_lite0-today"],
     "everything, small rate": ["vgg16-fine-tune", *LITE, "--set", "until=end"],
     "from scratch": ["vgg16-from-scratch", *LITE, "--set", "until=end"],
 }
-EPOCHS_OF_ALL = {"everything, today": "1", "everything, small rate": "1", "from scratch": "1"}  # on all images, two cores
+EPOCHS_OF_ALL = {"last stage (C)": "3", "everything, today": "2", "everything, small rate": "1", "from scratch": "1"}  # on all images, two cores
 
 
 def small(cifar: str, home: Path, only: list[str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli.evidence import app as evidence_app
 from regraft.cli.options import (
     Backbone,
     Cache,
@@ -32,6 +33,7 @@ from regraft.cli.options import (
     settings,
 )  # fmt: skip
 from regraft.cli.recipes import app as recipes_app
+from regraft.cli.using import app as using_app
 from regraft.errors import UserError
 
 _INTERRUPTED = 130  # how typer reports Ctrl-C
@@ -43,6 +45,8 @@ app = typer.Typer(
 )  # fmt: skip
 backbones_app = typer.Typer(help="List backbones, or show where one can be cut.", invoke_without_command=True, rich_markup_mode="rich")
 cache_app = typer.Typer(help="List, measure or clear what was computed once and kept.", no_args_is_help=True)
+app.add_typer(evidence_app)
+app.add_typer(using_app)
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
@@ -129,40 +133,6 @@ def probe(
             data, _listed(backbones, "--backbones"), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings(context), watcher=watcher
         )
     show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))
-
-
-@app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Argument(help="The images; by default those of the run.")] = None,
-    split: Annotated[str, typer.Option(help="'val', 'test' (opens it, and that is recorded), or 'all' images of other data.")] = "val",
-    cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Show a run's scores, open its test part, or score it on other images."""
-    from regraft.cli import show
-    from regraft.workflow import evaluate_named
-
-    with show.progress(quiet) as watcher:
-        scores = evaluate_named(run, data, split, home=cache, device=device, watcher=watcher)
-    show.as_json(scores) if json else show.run(scores, str(run))
-
-
-@app.command(epilog="Example:  regraft predict runs/digits-linear-probe new/*.png --top 3")
-def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1, device: Device = "auto", json: Json = False,
-) -> None:  # fmt: skip
-    """Say which class each image is."""
-    from regraft.cli import show
-    from regraft.workflow import predict_named
-
-    rows = predict_named(run, paths, top, device)
-    if json:
-        show.as_json({"predictions": rows})
-        return
-    for row in rows:
-        said = f"cannot be read: {row['error']}" if row["error"] else "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
-        typer.echo(f"{row['path']}  {said}")
 
 
 @app.command()
