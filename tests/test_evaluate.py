@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,3 +52,118 @@ def test_paired_differences_use_the_same_images() -> None:
     assert evaluate.difference(a, a).p == 1.0
     with pytest.raises(ValueError, match="not the same images"):
         evaluate.difference(a, b[:10])
+
+
+def cases(count: int, most: int = 12):  # type: ignore[no-untyped-def]
+    """Yield logits, targets and a number of classes, with every degree of skill."""
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        classes = int(rng.integers(2, most))
+        targets = rng.integers(0, classes, int(rng.integers(3, 300)))
+        skill = rng.choice([0.0, 1.0, 4.0])
+        yield (rng.normal(0, rng.choice([0.3, 2.0]), (len(targets), classes)) + skill * np.eye(classes)[targets]).astype(np.float32), targets, classes
+
+
+def test_measures_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import f1_score, recall_score, top_k_accuracy_score
+
+    seen = tops = 0
+    for logits, targets, classes in cases(150):
+        found = evaluate.measures(logits, targets, [str(number) for number in range(classes)])
+        said = logits.argmax(1)
+        labels = np.arange(classes)
+        assert [row["recall"] for row in found["per_class"]] == pytest.approx(recall_score(targets, said, labels=labels, average=None, zero_division=0))
+        there = np.unique(targets)
+        assert found["macro_f1"] == pytest.approx(f1_score(targets, said, labels=there, average="macro", zero_division=0))
+        assert np.trace(found["confusion"]) == round(found["accuracy"] * len(targets))
+        assert (found["top5"] is None) == (classes <= 5)
+        if found["top5"] is not None:
+            assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=labels))
+            tops += 1
+        seen += 1
+    assert seen == 150
+    assert tops > 40
+
+
+def test_calibration_agrees_with_torchmetrics() -> None:
+    import torch
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    seen = 0
+    for logits, targets, classes in cases(150):
+        chances = torch.from_numpy(np.exp(evaluate.log_softmax(logits)).astype(np.float32))
+        theirs = multiclass_calibration_error(chances, torch.from_numpy(targets), classes, n_bins=15)
+        assert evaluate.calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
+        assert sum(one.n for one in evaluate.reliability(logits, targets)) == len(targets)
+        seen += 1
+    assert seen == 150
+
+
+def test_the_temperature_is_found_again_and_never_harms() -> None:
+    rng = np.random.default_rng(0)
+    for true in (0.5, 1.0, 3.0):
+        honest = rng.normal(0, 2, (20_000, 5))
+        targets = (honest + rng.gumbel(size=honest.shape)).argmax(1)
+        found = evaluate.temperature(honest * true, targets)
+        assert found == pytest.approx(true, rel=0.05)
+    seen = 0
+    for logits, targets, _ in cases(60):
+        found = evaluate.temperature(logits, targets)
+        assert 0.05 <= found <= 20
+        assert evaluate.scores(logits / found, targets).loss <= evaluate.scores(logits, targets).loss + 1e-6
+        seen += 1
+    assert seen == 60
+
+
+def test_coverage_answers_the_surest_first() -> None:
+    seen = 0
+    for logits, targets, _ in cases(60):
+        rows = evaluate.coverage(logits, targets)
+        assert [row["coverage"] for row in rows] == [step / 20 for step in range(20, 0, -1)]
+        assert rows[0]["accuracy"] == pytest.approx(evaluate.scores(logits, targets).accuracy)
+        assert all(a["confidence"] <= b["confidence"] for a, b in itertools.pairwise(rows))
+        seen += 1
+    assert seen == 60
+    sure = np.array([[9.0, 0], [8, 0], [0.1, 0], [0.2, 0]])
+    assert evaluate.coverage(sure, np.array([0, 0, 1, 1]))[10]["accuracy"] == 1.0
+
+
+def test_the_worst_mistakes_are_wrong_and_sure() -> None:
+    logits = np.array([[5.0, 0], [0, 3], [0.1, 0], [0, 9], [7, 0]])
+    worst, least = evaluate.uncertain(logits, np.array([1, 1, 1, 0, 0]), 2)
+    assert worst.tolist() == [3, 0]
+    assert least.tolist() == [2, 1]
+
+
+def test_the_bootstrap_interval_covers_the_true_difference_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        kind = rng.choice(3, 400, p=[0.08, 0.05, 0.87])
+        found = evaluate.difference(kind == 0, kind == 1, seed=int(rng.integers(1 << 30)))
+        covered += found.ci95[0] <= 0.03 <= found.ci95[1]
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    a, b = np.arange(1000) < 80, (np.arange(1000) >= 80) & (np.arange(1000) < 130)  # only A right on 8 %, only B on 5 %
+    needed = evaluate.difference(a, b).needed
+    assert needed is not None
+    found = 0
+    for _ in range(300):
+        kind = rng.choice(3, needed, p=[0.08, 0.05, 0.87])
+        found += evaluate.difference(kind == 0, kind == 1).real
+    assert 0.7 <= found / 300 <= 0.88
+    assert evaluate.difference(a, a).needed is None
+
+
+def test_a_difference_is_said_in_one_plain_sentence() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random(2000) < 0.9
+    b = a & (rng.random(2000) > 0.05)
+    assert evaluate.difference(a, b).sentence("A", "B").startswith("A is better than B by ")
+    assert evaluate.difference(b, a).sentence("B", "A") == evaluate.difference(a, b).sentence("A", "B")
+    few = evaluate.difference(np.array([True] * 10), np.array([True] * 9 + [False])).sentence("A", "B")
+    assert few.startswith("No difference between A and B can be told with 10 images; about ")
+    assert evaluate.difference(a, a).sentence("A", "B") == "No difference between A and B can be told with 2,000 images."

@@ -161,6 +161,16 @@ class Dataset:
             taken.__dict__["hashes"] = self.hashes[rows]
         return taken
 
+    def leaks(self, split: Split) -> int:
+        """Return how many images of val and test are, byte for byte, also in another part in front of them (train, val)."""
+        known: set[str] = set()
+        found = 0
+        for part in PARTS:
+            mine = self.hashes[split[part]].tolist()
+            found += sum(one in known for one in mine)
+            known.update(mine)
+        return found
+
     def split(self, seed: int = 0, train_images: int | None = None, val_images: int | None = None) -> Split:
         """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
 

@@ -122,8 +122,9 @@ def restored(finished: run.Run, device: str) -> tuple[Backbone, nn.Sequential]:
     """Return backbone and head of a run with their trained weights, in eval mode on a device.
 
     Raises:
-        UserError: When the weights do not belong to the plan.
+        UserError: When the run was altered, or the weights do not belong to the plan.
     """
+    run.verify(finished)
     plan = finished.plan
     model = backbone.load(plan.backbone, "random", plan.resolution)
     features = int(np.prod(backbone.cut(model, "head", plan.stages_taken, plan.flattens)[0].shapes[0]))

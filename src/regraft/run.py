@@ -6,6 +6,7 @@ Refuses objects: what made a run is not needed to use it.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -85,6 +86,9 @@ class Log(Watcher):
     def step(self, what: str, done: int, total: int) -> None:
         self.inner.step(what, done, total)
 
+    def row(self, values: dict[str, Any]) -> None:
+        self.inner.row(values)
+
 
 def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overwrite: bool = False) -> bool:
     """Make the folder ready; returns whether a finished run of this very plan is there already.
@@ -154,6 +158,33 @@ def load(path: Path) -> Run:
     except (OSError, ValueError) as error:
         raise UserError(f"The run in {path} is damaged ({error}). Fit it again with --overwrite.") from error
     return Run(path, plans.read(path / "plan.toml"), tuple(classes), scores)
+
+
+_SEALED = ("plan.toml", "classes.json", "split.csv", "history.csv", "predictions.npz", "freeze.json", "model.safetensors")
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Return a digest of every file of a run that must not change once it is finished."""
+    return {name: digest(path / name) for name in _SEALED if (path / name).is_file()}
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def verify(finished: Run) -> None:
+    """Raise `UserError` when a file of a finished run is missing or has changed since it was written; names the files."""
+    wanted = dict(finished.scores.get("files", {}))
+    if finished.test and "predictions" in finished.test:
+        wanted["predictions-test.npz"] = finished.test["predictions"]
+    changed = [name for name, there in wanted.items() if not (finished.path / name).is_file() or digest(finished.path / name) != there]
+    if changed:
+        raise UserError(
+            f"The run in {finished.path} was altered after it was finished ({', '.join(changed)}). Expected the files that regraft wrote. "
+            "Fit it again with --overwrite, or restore the folder."
+        )
 
 
 def remove(path: Path) -> None:

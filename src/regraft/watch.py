@@ -5,6 +5,8 @@ Refuses to print; the front door does, and a run folder keeps a copy.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Watcher:
     """Hears everything and says nothing; subclass it to show or to keep what is said."""
@@ -14,6 +16,9 @@ class Watcher:
 
     def step(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal."""
+
+    def row(self, values: dict[str, Any]) -> None:
+        """A row of the history, as soon as an epoch, or an L2 value of a solved head, is done."""
 
 
 SILENT = Watcher()

@@ -55,9 +55,13 @@ class Prefix(nn.Module):
         settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.body))  # strides, paddings, epsilons, kinds of activation
         state = hashlib.blake2b(f"{self.body.code}\n{settings}".encode(), digest_size=16)
         for name, tensor in sorted([*self.named_parameters(), *self.named_buffers()], key=lambda item: item[0]):
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            state.update(_named(name, tensor))
         return state.hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """Return a digest of every parameter and buffer by name, so that what changed can be told."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        return {name: hashlib.blake2b(_named(name, tensor), digest_size=16).hexdigest() for name, tensor in named}
 
 
 class Suffix(nn.Module):
@@ -75,6 +79,11 @@ class Suffix(nn.Module):
         body = self.body if self.training else self.__dict__["_evaluate"]
         out: Tensor = body(*features)[0]
         return out
+
+
+def _named(name: str, tensor: Tensor) -> bytes:
+    """Return a tensor's name, kind and bytes."""
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def gather(values: Sequence[Tensor], layouts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The verbs that look at finished runs."""
+"""The verbs that look at images and at finished runs: check, evaluate, report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,42 @@ from typing import Annotated
 
 import typer
 
-from regraft.cli.options import Cache, Device, Json, Quiet
+from regraft.cli.options import (
+    Backbone,
+    Cache,
+    Data,
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Quiet,
+    Resolution,
+    SplitSeed,
+    TrainImages,
+    ValImages,
+    Weights,
+    settings,
+)
 
 app = typer.Typer()
+
+
+@app.command(epilog="Example:  regraft check photos/ --out check.html")
+def check(
+    context: typer.Context,
+    data: Data, backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, split_seed: SplitSeed = 0,
+    train_images: TrainImages = None, val_images: ValImages = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the findings, with thumbnails, as one HTML page.")] = None,
+    overwrite: Overwrite = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Say what is wrong with the images: duplicates within and across parts, doubtful labels, imbalance, odd files."""
+    from regraft.cli import show, shown
+    from regraft.workflow import Wish, check_named
+
+    with show.progress(quiet) as watcher:
+        wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
+        found = check_named(data, wish, out, **settings(context), watcher=watcher)
+    show.as_json(found.told) if json else shown.check(found.told, out)
 
 
 @app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
@@ -19,10 +52,27 @@ def evaluate(
     split: Annotated[str, typer.Option(help="'val', 'test' (opens it, and that is recorded), or 'all' images of other data.")] = "val",
     cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Show a run's scores, open its test part, or score it on other images."""
-    from regraft.cli import show
+    """Show a run's scores by class, its calibration and what it confuses; open its test part, or score it on other images."""
+    from regraft.cli import show, shown
     from regraft.workflow import evaluate_named
 
     with show.progress(quiet) as watcher:
         scores = evaluate_named(run, data, split, home=cache, device=device, watcher=watcher)
-    show.as_json(scores) if json else show.run(scores, str(run))
+    show.as_json(scores) if json else shown.evaluation(scores, str(run))
+
+
+@app.command(epilog="Example:  regraft report compare/photos --out report.html")
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders, or the folder of a comparison.")],
+    data: Annotated[str | None, typer.Option(help="The images, for pictures of mistakes; by default those of the runs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file. [default: report.html in the first folder]")] = None,
+    format: Annotated[str, typer.Option(help="'html', one page that needs nothing else, or 'md' for a pull request.")] = "html",
+    overwrite: Overwrite = False, cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Put the evidence of finished runs on one page: which way won, whether that is real, what it cost, where it fails."""
+    from regraft.cli import show, shown
+    from regraft.workflow import report_named
+
+    with show.progress(quiet) as watcher:
+        path, told = report_named(paths, out, format, data, home=cache, device=device, overwrite=overwrite, watcher=watcher)
+    show.as_json({**told, "path": str(path)}) if json else shown.report(told, str(path))

@@ -27,6 +27,7 @@ from regraft.cli.options import (
     Set,
     SkipBad,
     SplitSeed,
+    Track,
     TrainImages,
     ValImages,
     Weights,
@@ -60,7 +61,8 @@ def fit(
     weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
     train_images: TrainImages = None, val_images: ValImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
+    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", track: Track = None, json: Json = False,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Fit one technique or plan and leave a run folder; the test part stays shut."""
     from regraft.cli import show
@@ -81,7 +83,8 @@ def compare(
     weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0,
     train_images: TrainImages = None, val_images: ValImages = None,
     out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
+    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", track: Track = None, json: Json = False,
+    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
     from regraft.cli import show

@@ -25,12 +25,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str | None, typer.Option(help="Arithmetic of the frozen part: auto, bfloat16 or float32. [default: auto]")]
 Keep = Annotated[str, typer.Option(help="Keep the frozen part's output: auto (by measured cost), always, never.")]
 Compile = Annotated[str, typer.Option("--compile", help="Compile networks: auto (where it repays), on, off.")]
+Track = Annotated[str | None, typer.Option(help="Also send the course of the run to csv, tensorboard, mlflow or wandb.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 _SETTINGS = {
     "cache": "home", "train_images": "train_images", "val_images": "val_images", "split_seed": "split_seed", "resume": "resume",
-    "overwrite": "overwrite", "skip_bad": "skip_bad", "device": "device", "keep": "keep", "compiling": "compile",
+    "overwrite": "overwrite", "skip_bad": "skip_bad", "device": "device", "keep": "keep", "compiling": "compile", "track": "track",
 }  # fmt: skip
 
 

@@ -1,9 +1,14 @@
-"""From logits and targets to numbers with intervals: scores, differences of two runs, calibration.
+"""From logits and targets to numbers with intervals: scores, measures by class, calibration, and the difference of two runs.
 
 Refuses to load torch.
 """
 
 from regraft.evaluate.calibration import Bin, calibration_error, coverage, reliability, temperature
-from regraft.evaluate.scores import Difference, Scores, difference, log_softmax, scores, wilson
+from regraft.evaluate.measures import measures, uncertain
+from regraft.evaluate.paired import Difference, difference
+from regraft.evaluate.scores import Scores, log_softmax, scores, wilson
 
-__all__ = ["Bin", "Difference", "Scores", "calibration_error", "coverage", "difference", "log_softmax", "reliability", "scores", "temperature", "wilson"]
+__all__ = [
+    "Bin", "Difference", "Scores", "calibration_error", "coverage", "difference", "log_softmax", "measures", "reliability", "scores", "temperature",
+    "uncertain", "wilson",
+]  # fmt: skip

@@ -28,21 +28,6 @@ class Scores:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much more often A is right than B on the same images, with a 95 % interval and McNemar's exact p."""
-
-    points: float  # accuracy of A minus accuracy of B
-    ci95: tuple[float, float]
-    p: float
-    n: int
-
-    @property
-    def real(self) -> bool:
-        """Whether chance alone would rarely (under 5 %) give such a difference."""
-        return self.p < 0.05
-
-
 def scores(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> Scores:
     """Return accuracy and log-loss of `logits` `(n, classes)` for `targets` `(n,)`; the interval is Wilson's (1927)."""
     right = logits.argmax(axis=1) == targets
@@ -64,20 +49,3 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
     return float(np.clip(centre - half, 0.0, share)), float(np.clip(centre + half, share, 1.0))
-
-
-def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
-    """Return how A and B differ, from whether each was right on each of the same images (McNemar 1947, exact).
-
-    Raises:
-        ValueError: When the arrays differ in length.
-    """
-    from scipy.stats import binomtest
-
-    if a.shape != b.shape:
-        raise ValueError(f"{a.shape} and {b.shape} are not the same images")
-    only_a, only_b, n = int((a & ~b).sum()), int((~a & b).sum()), len(a)
-    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    points = (only_a - only_b) / n
-    half = Z95 * np.sqrt(max(only_a + only_b - (only_a - only_b) ** 2 / n, 0.0)) / n
-    return Difference(points, (float(points - half), float(points + half)), p, n)

@@ -17,7 +17,7 @@ from regraft.run import Run
 
 
 def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Return the comparison as plain data: rows ranked by validation accuracy, the selected one, and what differs for real.
+    """Return the comparison as plain data: rows ranked by validation accuracy, broken freeze contracts last, the selected one, and what differs for real.
 
     Args:
         runs: Finished runs on one split; the test part may be open or shut.
@@ -34,7 +34,7 @@ def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> d
     if len(digests) > 1:
         (one, first), (other, second) = list(digests.items())[:2]
         raise UserError(f"{first} was fitted on split {one}, {second} on {other}. Expected runs on the same images and split. Compare runs of one split only.")
-    ranked = sorted(runs, key=lambda one: (-one.scores["val"]["accuracy"], one.scores["val"]["loss"]))
+    ranked = sorted(runs, key=lambda one: (one.scores.get("contract") == "broken", -one.scores["val"]["accuracy"], one.scores["val"]["loss"]))
     rows = [_row(one, ranked[0]) for one in ranked]
     names = [row["name"] for row in rows]
     return {
@@ -76,8 +76,7 @@ def _row(one: Run, selected: Run) -> dict[str, Any]:
         mine, theirs = one.predictions("test"), selected.predictions("test")
         if one.name != selected.name and (mine["keys"] == theirs["keys"]).all():
             right = [found["logits"].argmax(axis=1) == found["targets"] for found in (mine, theirs)]
-            found = evaluate.difference(right[0], right[1])
-            row["versus_selected"] = {"points": found.points, "ci95": found.ci95, "p": found.p, "real": found.real}
+            row["versus_selected"] = evaluate.difference(right[0], right[1]).plain()
     return row
 
 

@@ -194,6 +194,14 @@ def groups(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
     ]
 
 
+def described(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
+    """Return the optimizer's groups as plain data: `lr` (peak), `weight_decay`, and how many `tensors` and `parameters` each has."""
+    return [
+        {"lr": one["lr"], "weight_decay": one["weight_decay"], "tensors": len(one["params"]), "parameters": sum(p.numel() for p in one["params"])}
+        for one in groups(module, phase)
+    ]
+
+
 def rate(step: int, steps: int, phase: Phase) -> float:
     """Return the factor on the learning rate at a step: linear warm-up, then constant, cosine or one-cycle."""
     warm = phase.warmup * steps if phase.schedule != "one-cycle" or phase.warmup else 0.25 * steps
@@ -261,6 +269,7 @@ class _Course(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train_")}
         self.history[-1].update(values)
+        self.watcher.row(self.history[-1])
 
 
 class _Stay(SingleDeviceStrategy):

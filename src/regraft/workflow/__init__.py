@@ -3,20 +3,25 @@
 Refuses to read the test part except where it is opened on purpose, and records that it was.
 """
 
+from regraft.workflow.checking import Check, check, check_named
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
 from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
 from regraft.workflow.opening import open_test, score
+from regraft.workflow.pages import report_named
 from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
 
 __all__ = [
+    "Check",
     "Comparison",
     "Probe",
     "Settings",
     "Wish",
+    "check",
+    "check_named",
     "compare",
     "compare_named",
     "compare_recipes",
@@ -30,6 +35,7 @@ __all__ = [
     "predict_named",
     "probe",
     "probe_named",
+    "report_named",
     "run_recipe",
     "score",
     "show_recipe",

@@ -15,7 +15,7 @@ from regraft.data import Dataset, Split
 from regraft.errors import UserError
 from regraft.plan import Plan
 from regraft.run import Run
-from regraft.workflow import planning, sharing
+from regraft.workflow import planning, sharing, tracking
 from regraft.workflow.opening import open_test
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
@@ -61,6 +61,7 @@ def compare(
         UserError: When names are unknown, images unreadable, or the folder is taken.
     """
     settings, wish = settings or Settings(), wish or Wish()
+    tracking.check(settings.track)
     for way in ways:
         techniques.find(way)
     for name in backbones:

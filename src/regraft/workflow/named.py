@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regraft import cache, machine, predict, run, sources, techniques
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft import cache, evaluate, machine, predict, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.probing import halving
+from regraft.report import evidence
 from regraft.run import Run
 from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
@@ -142,24 +146,41 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
         UserError: When the run or the part does not exist, or the images are others than those of the run.
     """
     finished = run.load(path)
+    run.verify(finished)
     where = asked(settings)
     if split == "all":
         if data is None:
             raise UserError("--split all scores a run on other images, but no DATA was given. Name the images after the run folder.")
-        return {**finished.scores, "all": score(finished, sources.load(data, where.home), where).plain()}
+        logits, targets = score(finished, sources.load(data, where.home), where)
+        return _measured(finished, split, logits, targets)
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r} is no part. Expected 'val', 'test' or 'all'.")
-    if split == "val":
-        return finished.scores
+    if split == "test":
+        finished = _opened(finished, data, where)
+    judged = finished.predictions(split)
+    return _measured(finished, split, judged["logits"], judged["targets"])
+
+
+def _opened(finished: Run, data: str | None, where: Settings) -> Run:
     origin = finished.scores["origin"]
     given = data or origin["data"]
     if given is None:
-        raise UserError(f"The run in {path} does not know where its images came from. Expected DATA after the run folder. Name the same images.")
+        raise UserError(f"The run in {finished.path} does not know where its images came from. Expected DATA after the run folder. Name the same images.")
     images = sources.load(given, where.home)
     kept = ("train_images", "val_images", "split_seed", "skip_bad")
-    where = replace(where, **{name: origin[name] for name in kept if name in origin})
-    opened = open_test(finished, images, where)
-    return {**opened.scores, "test": (opened.test or {})["test"], "opened": (opened.test or {})["opened"]}
+    return open_test(finished, images, replace(where, **{name: origin[name] for name in kept if name in origin}))
+
+
+def _measured(finished: Run, part: str, logits: NDArray[Any], targets: NDArray[np.int64]) -> dict[str, Any]:
+    """Return a run's scores with all that is said of one part; the temperature is the one fitted on val."""
+    val = finished.predictions("val")
+    temperature = None if part == "val" else evaluate.temperature(val["logits"], val["targets"])
+    found = {**finished.scores, "part": part, "measures": evaluate.measures(logits, targets, finished.classes, temperature)}
+    if part != "val":
+        found[part] = evaluate.scores(logits, targets).plain()
+    if part == "test":
+        found["opened"] = (finished.test or {})["opened"]
+    return {**found, "warnings": evidence.warnings([finished])}
 
 
 def predict_named(path: Path, paths: Sequence[Path], top: int, device: str = "auto") -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regraft import backbone, evaluate, machine, predict, run
 from regraft.data import PARTS, Dataset, Unreadable
@@ -41,7 +42,8 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
     said = logits(part, model, prefix, suffix, top, finished.plan)
     openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
     run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
-    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings})
+    sealed = run.digest(finished.path / "predictions-test.npz")
+    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
     return run.load(finished.path)
 
 
@@ -58,8 +60,8 @@ def _readable_part(part: Part, model: backbone.Backbone, settings: Settings) -> 
     return part
 
 
-def score(finished: Run, data: Dataset, settings: Settings | None = None) -> evaluate.Scores:
-    """Return the scores of a run on all images of another dataset with the same classes.
+def score(finished: Run, data: Dataset, settings: Settings | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return what a run says of all images of another dataset with the same classes: logits `(n, classes)`, and the labels.
 
     Raises:
         UserError: When the classes differ.
@@ -73,4 +75,4 @@ def score(finished: Run, data: Dataset, settings: Settings | None = None) -> eva
     part = Part("all", data.take(np.arange(len(data))), settings)
     model, top = predict.restored(finished, machine.device(settings.device))
     prefix, suffix = backbone.cut(model, "head", finished.plan.stages_taken, finished.plan.flattens)
-    return evaluate.scores(logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels)
+    return logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels

@@ -12,6 +12,7 @@ from regraft.watch import SILENT, Watcher
 
 KEEP = ("auto", "always", "never")
 COMPILE = ("auto", "on", "off")
+TRACK = (None, "csv", "tensorboard", "mlflow", "wandb")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
         device: "auto", "cpu" or "cuda".
         keep: Whether the frozen part's output is kept: "auto" decides by measured cost and free space, "always", "never".
         compile: Whether networks are compiled: "auto" where that repays by estimate, "on", "off".
+        track: Where the course of a run is sent besides its folder: "csv", "tensorboard", "mlflow" or "wandb".
         origin: What the user called the images.
         watcher: Hears what is going on.
 
@@ -46,6 +48,7 @@ class Settings:
     device: str = "auto"
     keep: str = "auto"
     compile: str = "auto"
+    track: str | None = None
     origin: str | None = None
     watcher: Watcher = SILENT
 
@@ -57,3 +60,5 @@ class Settings:
         for name, given, known in (("keep", self.keep, KEEP), ("compile", self.compile, COMPILE)):
             if given not in known:
                 raise UserError(f"--{name} {given} was given. Expected {', '.join(known[:-1])} or {known[-1]}. Leave it out to let regraft measure and choose.")
+        if self.track not in TRACK:
+            raise UserError(f"--track {self.track} was given. Expected {', '.join(map(str, TRACK[1:-1]))} or {TRACK[-1]}. Leave it out to track nothing.")

@@ -22,6 +22,8 @@ from regraft.plan import Phase, Plan
 from regraft.run import Run
 from regraft.train import Batches, head, solve
 from regraft.watch import Watcher
+from regraft.workflow import tracking
+from regraft.workflow.contract import Contract, Optimized, verdict
 from regraft.workflow.parts import Part, device_of, logits, readers
 from regraft.workflow.settings import Settings
 
@@ -70,6 +72,7 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, 
         KeyboardInterrupt: When the user stops it; `resume` goes on from the last whole epoch.
     """
     settings = settings or Settings()
+    tracking.check(settings.track)
     ledger = Ledger()
     with ledger.time("load"):
         model = network or loaded(plan, settings)
@@ -79,13 +82,16 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, 
         data, split = readable(data, model, ("train", "val"), settings)
     if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
         return run.load(out)
-    watcher = run.Log(out / "log.txt", settings.watcher)
+    watcher = run.Log(out / "log.txt", tracking.tracked(settings.watcher, settings.track, out, plan) if settings.track else settings.watcher)
     told = replace(settings, watcher=watcher)
     train, val = (Part(name, data.take(split[name]), told) for name in ("train", "val"))
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
     work.carry_out()
     _write(work, data, split, settings)
-    return run.load(out)
+    done = run.load(out)
+    if isinstance(watcher.inner, tracking.Tracked):
+        watcher.inner.close(done.scores)
+    return done
 
 
 def loaded(plan: Plan, settings: Settings) -> Backbone:
@@ -167,20 +173,19 @@ class _Work:
     def _phase(self, number: int, phase: Phase) -> None:
         model = self.model.at(self.plan.resolution_of(phase))
         prefix, suffix = backbone.cut(model, phase.train, self.plan.stages_taken, self.plan.flattens)
-        before = prefix.digest()
+        promise = Contract(number, phase, prefix, suffix)
         with self.ledger.time("extract"):
-            read_train, read_val = readers(self.train, self.val, model, prefix, before, self.plan, phase)
+            read_train, read_val = readers(self.train, self.val, model, prefix, promise.before, self.plan, phase)
         weights = head.class_weights(self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes)
         with self.ledger.time("train"):
             if phase.optimizer == "lbfgs":
-                rows, without = self._solve(phase, read_train, read_val, weights), list[str]()
+                rows, optimized = self._solve(phase, read_train, read_val, weights), Optimized([], [])
             else:
-                rows, without = self._tune(number, phase, suffix, read_train, read_val, weights)
-        after = prefix.digest()
-        if before != after:
-            raise RuntimeError(f"the frozen part changed in phase {number}: {before} before, {after} after")
+                rows, optimized = self._tune(number, phase, suffix, read_train, read_val, weights)
         self.history += [{"phase": number, **row} for row in rows]
-        self.contract.append({"phase": number, "train": phase.train, "frozen_before": before, "frozen_after": after, "without_gradient": without})
+        self.contract.append(promise.checked(prefix, optimized))
+        if not self.contract[-1]["kept"]:
+            self.watcher.say(f"The freeze contract is BROKEN: {listed(self.contract[-1]['changed'])} changed though frozen. Do not trust this run.")
 
     def _solve(self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None) -> list[dict[str, Any]]:
         parts = []
@@ -192,12 +197,14 @@ class _Work:
             parts[0], parts[1], len(self.train.data.classes), phase.l2, phase.monitor, weights, phase.label_smoothing, self.watcher
         )  # fmt: skip
         self.head[-1].load_state_dict(found.layer.state_dict())
+        for row in found.history:
+            self.watcher.row(row)
         self.watcher.say(f"Solved the head for {len(phase.l2)} values of L2; {found.l2:g} does best on validation.")
         return found.history
 
     def _tune(
         self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None
-    ) -> tuple[list[dict[str, Any]], list[str]]:
+    ) -> tuple[list[dict[str, Any]], Optimized]:
         from regraft.train import tune
         from regraft.workflow.pacing import paced
 
@@ -224,7 +231,7 @@ class _Work:
         best = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
         value = best.get(phase.monitor, float("nan"))
         self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f}).")
-        return done.history, done.without_gradient
+        return done.history, Optimized(tune.described(module, phase), done.without_gradient)
 
     def _keep(self, number: int) -> None:
         run.write_weights(self._file(number, "safetensors"), state(self.model, self.plan, self.head))
@@ -273,6 +280,7 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
         "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "contract": verdict(work.contract), "leaks": data.leaks(split), "files": run.digests(out),
         "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},

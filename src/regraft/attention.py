@@ -1,0 +1,102 @@
+"""Where a network looks: class-activation maps, taken at the cut before its last block that still has a map.
+
+Refuses module names: the cut hands over the map, and the trained half behind it is what the gradient goes through, in any network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from regraft import backbone, views
+from regraft.backbone import Backbone, Prefix, Suffix
+from regraft.errors import UserError
+from regraft.plan import Plan
+from regraft.predict import Classifier
+
+_BATCH = 16
+
+
+def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: Sequence[int]) -> list[NDArray[np.float32]]:
+    """Return what speaks for a class in each image, `(h, w)` of that image, 0 … 1; 0 outside the centre that the network sees.
+
+    Grad-CAM (Selvaraju 2017): the channels of the last map, weighted by how much the class's logit rises with each, what speaks against it left out.
+
+    Args:
+        classifier: A finished run.
+        images: Decoded, `(h, w, 3)` uint8, of any sizes.
+        classes: Number of a class for each image.
+
+    Raises:
+        UserError: When no place of the network has a map.
+    """
+    model, whole = classifier.network
+    head = whole[1]  # type: ignore[index]
+    prefix, suffix = _last_map(model, classifier.run.plan)
+    suffix.eval()
+    found: list[NDArray[np.float32]] = []
+    for start in range(0, len(images), _BATCH):
+        chosen = images[start : start + _BATCH]
+        kept = [views.fitted(image, (model.resolution, model.resolution), model.rules.interpolation) for image in chosen]
+        batch = torch.from_numpy(np.stack(kept)).to(classifier.device)
+        seen = views.see(batch, torch.zeros(len(kept), dtype=torch.int64, device=batch.device), model.rules, model.resolution)
+        crossing = [value.clone().requires_grad_() for value in prefix(seen)]  # clones, out of inference mode
+        with torch.enable_grad():
+            logits = head(suffix(*crossing))
+            number = next(place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:]))
+            rows = torch.arange(len(kept), device=batch.device)
+            asked = logits[rows, torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device)].sum()
+            (slope,) = torch.autograd.grad(asked, crossing[number])
+        prefixed = int(getattr(model.model, "num_prefix_tokens", 0))
+        small = _weighted(_channels_last(crossing[number].detach(), prefixed), _channels_last(slope, prefixed))
+        large = functional.interpolate(small.unsqueeze(1), size=(model.resolution, model.resolution), mode="bilinear")[:, 0].float().cpu().numpy()
+        found += [_placed(one, image.shape[:2]) for one, image in zip(large, chosen, strict=True)]
+    return found
+
+
+def _last_map(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
+    """Return the halves at the deepest block before which a map crosses."""
+    for block in reversed(list(model.blocks)):
+        try:
+            prefix, suffix = backbone.cut(model, block, plan.stages_taken, plan.flattens)
+        except UserError:  # behind the place where features are taken
+            continue
+        if not prefix.is_empty and any(_is_map(shape) for shape in prefix.shapes):
+            return prefix, suffix
+    raise UserError(f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches.")
+
+
+def _is_map(shape: Sequence[int]) -> bool:
+    """Whether one image's value has places in it: `(c, h, w)`, `(h, w, c)` or tokens `(t, d)`."""
+    return (len(shape) == 2 and shape[0] > 3) or (len(shape) == 3 and sorted(shape)[1] > 1)
+
+
+def _channels_last(value: Tensor, prefixed: int) -> Tensor:
+    """Return a map as `(n, h, w, c)`; tokens that stand for no patch are left out."""
+    if value.ndim == 3:
+        patches = value[:, prefixed:]
+        side = math.isqrt(patches.shape[1])
+        return patches[:, : side * side].reshape(len(value), side, side, -1)
+    return value if value.shape[1] == value.shape[2] != value.shape[3] else value.permute(0, 2, 3, 1)
+
+
+def _weighted(values: Tensor, slope: Tensor) -> Tensor:
+    """Return Grad-CAM `(n, h, w)`, 0 … 1, from maps and gradients `(n, h, w, c)`."""
+    speaks = (values * slope.mean(dim=(1, 2), keepdim=True)).sum(dim=3).clamp(min=0)
+    return speaks / speaks.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def _placed(square: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the map of the centre square, laid over an image of this size."""
+    side = min(size)
+    resized = functional.interpolate(torch.from_numpy(square)[None, None], size=(side, side), mode="bilinear")[0, 0].numpy()
+    out = np.zeros(size, dtype=np.float32)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    out[top : top + side, left : left + side] = np.clip(resized, 0, 1)
+    return out

@@ -1,0 +1,73 @@
+"""What the verbs on finished runs print: renderings of the objects that `--json` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from regraft.cli import show
+from regraft.cli.show import out
+
+_MOST = 30  # classes and findings that fit a screen
+
+
+def evaluation(scores: dict[str, Any], path: str) -> None:
+    """Print what a run reached, by class, and how far its probabilities are to be believed."""
+    for line in scores["warnings"]:
+        out.print(line, style="bold red", markup=False)
+    show.run(scores, path)
+    part, found = scores["part"], scores["measures"]
+    out.print()
+    table = Table(f"class, on {part}", "images", "precision", "recall", "F1", box=None, pad_edge=False)
+    rows = sorted(found["per_class"], key=lambda row: row["f1"])
+    for row in rows[:_MOST]:
+        table.add_row(row["name"], f"{row['n']:,}", *(f"{row[what]:.3f}" for what in ("precision", "recall", "f1")))
+    out.print(table)
+    if len(rows) > _MOST:
+        out.print(f"the {_MOST} weakest of {len(rows):,} classes; --json has all", style="dim")
+    top5 = "" if found["top5"] is None else f", top-5 {found['top5']:.4f}"
+    out.print(f"balanced accuracy {found['balanced_accuracy']:.4f}, macro F1 {found['macro_f1']:.4f}{top5}")
+    calibration = found["calibration"]
+    after = ""
+    if "temperature" in calibration:
+        after = f"; divided by the temperature {calibration['temperature']:.2f} fitted on val, {calibration['error_after']:.4f}"
+    out.print(f"expected calibration error {calibration['error']:.4f}{after}")
+    half = next(row for row in found["coverage"] if row["coverage"] == 0.8)
+    out.print(f"answering only the surest 80 %: accuracy {half['accuracy']:.4f} (probability {half['confidence']:.2f} and more)")
+    if scores.get("opened"):
+        out.print(f"the test part was opened {len(scores['opened'])} times, last {scores['opened'][-1]}")
+
+
+def report(told: dict[str, Any], path: str) -> None:
+    """Print the verdict of a report and where it is."""
+    for line in told["warnings"]:
+        out.print(line, style="bold red", markup=False)
+    out.print(told["verdict"], markup=False)
+    for one in told["pairs"]:
+        out.print(f"  {one['sentence']}", markup=False, style="dim")
+    out.print(f"written to {path}", markup=False)
+
+
+def check(told: dict[str, Any], path: Path | None) -> None:
+    """Print what is wrong with the images."""
+    counts, across = told["counts"], told["across"]
+    out.print(told["verdict"], markup=False, style="bold")
+    table = Table("finding", "count", "across parts", box=None, pad_edge=False)
+    table.add_row("exact duplicates, groups", f"{counts['exact']:,}", f"{across['exact']:,}")
+    table.add_row("near duplicates, pairs", f"{counts['near']:,}", f"{across['near']:,}")
+    table.add_row("doubtful labels", f"{counts['suspects']:,}", "")
+    table.add_row("odd or unreadable files", f"{counts['odd']:,}", "")
+    table.add_row("largest class / smallest, train", f"{told['balance']['ratio']:.1f}", "")
+    out.print(table)
+    for kind in ("exact", "near"):
+        for group in told[kind][:5]:
+            named = " = ".join(f"{key} ({part}, {label})" for key, part, label in zip(group["keys"], group["parts"], group["labels"], strict=True))
+            out.print(f"{kind}: {named}", markup=False)
+    for one in told["suspects"][:10]:
+        out.print(f"label: {one['key']} ({one['part']}) says {one['label']}, looks like {one['said']} ({one['chance_said']:.0%})", markup=False)
+    for one in told["odd"][:10]:
+        out.print(f"odd: {one['key']}: {one['why']}", markup=False)
+    where = f"written to {path}" if path else "--json lists up to 200 findings of each kind, --out check.html shows them"
+    out.print(f"{where}; a person should look before anything is deleted", markup=False, style="dim")

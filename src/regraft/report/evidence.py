@@ -1,0 +1,129 @@
+"""Everything that a report says of finished runs, as plain data: one object that the page and the Markdown render.
+
+Refuses pictures and pixels; they are put in by whoever has the images.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from regraft import evaluate, run
+from regraft import plan as plans
+from regraft.errors import UserError
+from regraft.report.board import leaderboard
+from regraft.run import Run
+
+
+def gathered(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Return the evidence of some runs on one split.
+
+    Args:
+        runs: Finished runs; judged on test where it is open for all of them, else on val.
+        failed: Rows of a comparison that did not finish.
+
+    Returns:
+        `board` (see `leaderboard`), `part`, `runs` (by name: `measures`, `history`, `contract`, `plan`, `environment`, `command`, `scores`, `opened`),
+        `pairs` (every run against the selected one: points, interval, p, a sentence), `warnings` (leaks, broken contracts) and `verdict`.
+
+    Raises:
+        UserError: When splits or classes differ, the images of two runs differ, or a run was altered.
+    """
+    for one in runs:
+        run.verify(one)
+    board = leaderboard(runs, failed)
+    classes = {one.classes: one.name for one in runs}
+    if len(classes) > 1:
+        (first, called), (second, other) = list(classes.items())[:2]
+        raise UserError(
+            f"{called} has the classes {', '.join(first[:5])} …, {other} has {', '.join(second[:5])} …. Expected the same. Report on runs of one dataset."
+        )
+    part = "test" if all(one.test for one in runs) else "val"
+    ranked = sorted(runs, key=lambda one: [row["name"] for row in board["rows"]].index(one.name))
+    told = {
+        "data": runs[0].scores["data"], "classes": list(runs[0].classes), "part": part, "split_digest": board["split_digest"], "board": board,
+        "runs": {one.name: _of(one, part) for one in ranked}, "pairs": _pairs(ranked, part), "warnings": warnings(ranked),
+    }  # fmt: skip
+    told["verdict"] = _verdict(told)
+    return told
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """Return what must be read before any number: leaks across parts, broken freeze contracts, a test part opened often."""
+    said = []
+    leaks = max((one.scores.get("leaks", 0) for one in runs), default=0)
+    if leaks:
+        said.append(f"{leaks:,} images of val and test are byte for byte in an earlier part too: what is measured on them is flattered.")
+    said += [f"The freeze contract of {one.name} is broken: frozen tensors changed. Do not trust this run." for one in runs if _broken(one)]
+    often = [one for one in runs if one.test and len(one.test["opened"]) > 1]
+    said += [f"The test part was opened {len(one.test['opened'])} times for {one.name}." for one in often if one.test]
+    return said
+
+
+def _broken(one: Run) -> bool:
+    return bool(one.scores.get("contract") == "broken")
+
+
+def _of(one: Run, part: str) -> dict[str, Any]:
+    val = one.predictions("val")
+    temperature = evaluate.temperature(val["logits"], val["targets"])
+    judged = one.predictions(part)
+    environment = one.path / "environment.json"
+    return {
+        "name": one.name, "path": str(one.path), "scores": one.scores, "measures": evaluate.measures(
+            judged["logits"], judged["targets"], one.classes, temperature if part == "test" else None
+        ), "temperature": temperature, "history": one.history(), "contract": json.loads((one.path / "freeze.json").read_text()),
+        "plan": plans.text(one.plan), "environment": json.loads(environment.read_text()) if environment.is_file() else {},
+        "command": command(one), "opened": (one.test or {}).get("opened", []),
+    }  # fmt: skip
+
+
+def command(one: Run) -> str:
+    """Return the command that does a run again."""
+    origin = one.scores["origin"]
+    words = ["regraft", "fit", str(origin["data"] or "DATA"), "--plan", str(one.path / "plan.toml")]
+    for name in ("train_images", "val_images", "split_seed"):
+        if origin.get(name):
+            words += [f"--{name.replace('_', '-')}", str(origin[name])]
+    return shlex.join([*words, *(["--skip-bad"] if origin.get("skip_bad") else [])])
+
+
+def _pairs(ranked: Sequence[Run], part: str) -> list[dict[str, Any]]:
+    """Return how every run differs from the selected one on the same images."""
+    best, found = ranked[0], []
+    mine = best.predictions(part)
+    right = mine["logits"].argmax(axis=1) == mine["targets"]
+    for other in ranked[1:]:
+        theirs = other.predictions(part)
+        if not np.array_equal(mine["keys"], theirs["keys"]):
+            raise UserError(
+                f"{best.name} and {other.name} were judged on different {part} images. Expected the same. Open the test part of both with the same data."
+            )
+        one = evaluate.difference(right, theirs["logits"].argmax(axis=1) == theirs["targets"])
+        found.append({"name": other.name, **one.plain(), "sentence": one.sentence(best.name, other.name)})
+    return found
+
+
+def _verdict(told: dict[str, Any]) -> str:
+    """Return which way won and whether the difference is real, in two sentences."""
+    best, part = told["board"]["selected"], told["part"]
+    scores = told["runs"][best]["measures"]
+    low, high = scores["ci95"]
+    text = f"{best} does best on validation and is right on {scores['accuracy']:.1%} of {scores['n']:,} {part} images (95 % interval {low:.1%} to {high:.1%})."
+    if not told["pairs"]:
+        return text
+    cost = {name: one["scores"]["seconds"]["total"] + one["scores"].get("shared_seconds", 0.0) for name, one in told["runs"].items()}
+    alike = [one for one in told["pairs"] if not one["real"]]
+    cheaper = [one["name"] for one in alike if cost[one["name"]] < 0.8 * cost[best]]
+    if cheaper:
+        name = min(cheaper, key=lambda one: cost[one])
+        times = cost[best] / max(cost[name], 1e-9)
+        return f"{text} {name} cannot be told apart from it with {scores['n']:,} images and took {times:.1f} times less time."
+    if alike:
+        return f"{text} {told['pairs'][0]['sentence']}"
+    closest = min(told["pairs"], key=lambda one: abs(one["points"]))
+    return f"{text} {closest['sentence']}"

@@ -1,0 +1,187 @@
+"""What is wrong with labelled images, found before anything is trained: the story behind `regraft check`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft import backbone, checks, run, sources
+from regraft.backbone import Backbone
+from regraft.data import PARTS, Dataset, Split, Unreadable
+from regraft.plan import Plan
+from regraft.workflow import planning
+from regraft.workflow.parts import Part
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import loaded
+
+LISTED = 200  # findings of a kind that are kept; all are counted
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found, as plain data, with the images that it looked at."""
+
+    told: dict[str, Any]
+    data: Dataset
+
+    def __repr__(self) -> str:
+        return f"Check({self.data.name!r}: {self.told['verdict']})"
+
+
+def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = None) -> Check:
+    """Return duplicates within and across parts, suspected labels, imbalance and odd files; images of every part are looked at, no run is scored.
+
+    Args:
+        data: Labelled images.
+        wish: Backbone, weights and resolution whose features say what is alike; those of a linear probe by default, which share the cache.
+        settings: Where things are kept, and the split.
+
+    Returns:
+        A check whose `told` has `exact` and `near` (groups with `keys`, `parts`, `labels`), `across` (how many of them lie in more than one part),
+        `suspects` (the most suspicious first) with `suspect_count`, `balance`, `odd` and `verdict`; at most 200 findings of each kind are listed.
+
+    Raises:
+        UserError: When weights or images cannot be had.
+    """
+    settings, wish = settings or Settings(), wish or Wish()
+    split = settings.split(data)
+    plan = planning.make(data, split, wish, settings.device)
+    model = loaded(plan, settings)
+    every = np.concatenate([split[part] for part in PARTS])
+    odd, every = checks.odd(data, every)
+    part_of = np.full(len(data), "", dtype="<U5")
+    for part in PARTS:
+        part_of[split[part]] = part
+    features, pixels, seen = _features(data, split, set(every.tolist()), model, plan, settings, odd)
+    hashes, labels = data.hashes[seen], data.labels[seen]
+    found = checks.suspects(features, labels, len(data.classes), settings.split_seed, settings.watcher)
+
+    def named(rows: list[int]) -> dict[str, Any]:
+        return {
+            "keys": [str(data.keys[row]) for row in rows], "parts": [str(part_of[row]) for row in rows],
+            "labels": [data.classes[data.labels[row]] for row in rows], "rows": rows,
+        }  # fmt: skip
+
+    exact = [named(group) for group in ([int(seen[row]) for row in rows] for rows in checks.exact(hashes))]
+    alike = checks.near(pixels, features, hashes, settings.watcher)
+    near = [{**named([int(seen[row]) for row in one["rows"]]), "cosine": one["cosine"], "by": one["by"]} for one in alike]
+    suspected = [_suspect(data, part_of, seen, found, int(row)) for row in found.ranking[: min(found.count, LISTED)]]
+    told: dict[str, Any] = {
+        "data": data.name, "classes": len(data.classes), "images": {part: len(split[part]) for part in PARTS}, "split_digest": split.digest,
+        "backbone": plan.backbone, "resolution": plan.resolution, "weights": model.weights,
+        "counts": {"exact": len(exact), "near": len(near), "suspects": found.count, "odd": len(odd)},
+        "across": {"exact": sum(_crosses(one) for one in exact), "near": sum(_crosses(one) for one in near)},
+        "exact": sorted(exact, key=lambda one: not _crosses(one))[:LISTED], "near": sorted(near, key=lambda one: not _crosses(one))[:LISTED],
+        "suspects": suspected, "balance": checks.balance(data, split),
+        "odd": [{"key": str(data.keys[one["row"]]), **one} for one in odd[:LISTED]],
+    }  # fmt: skip
+    told["verdict"] = verdict(told)
+    _keep(told, data, settings)
+    return Check(told, data)
+
+
+def check_named(data: str | Path | Dataset, wish: Wish | None = None, out: Path | None = None, **settings: Any) -> Check:
+    """Return the check of images by name; `out` also writes it as one HTML page.
+
+    Raises:
+        UserError: When the page exists already, or the images cannot be had.
+    """
+    from regraft.workflow import named, pages
+
+    where = named.asked(settings, data)
+    if out is not None:
+        pages.vacant(out, where.overwrite)
+    found = check(sources.load(data, where.home), wish, where)
+    if out is not None:
+        pages.write_check(found, out)
+    return found
+
+
+def remembered(data: Dataset, split_digest: str, settings: Settings) -> dict[str, Any] | None:
+    """Return what the last check of these images found, None where there was none."""
+    import json
+
+    path = _shelf(data, split_digest, settings)
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def verdict(told: dict[str, Any]) -> str:
+    """Return what a check found in a sentence or two."""
+    counts, across = told["counts"], told["across"]
+    said = []
+    if across["exact"]:
+        said.append(f"{across['exact']:,} images occur byte for byte in more than one part: what is measured on val and test is flattered")
+    if across["near"]:
+        said.append(f"{across['near']:,} pairs across parts look nearly the same")
+    if counts["exact"] > across["exact"]:
+        said.append(f"{counts['exact'] - across['exact']:,} images occur twice or more within a part")
+    if counts["suspects"]:
+        share = counts["suspects"] / max(1, sum(told["images"].values()))
+        said.append(f"{counts['suspects']:,} labels ({share:.1%}) look wrong or doubtful")
+    if told["balance"]["ratio"] >= checks.UNEVEN:
+        said.append(f"the largest class has {told['balance']['ratio']:.1f} times the images of the smallest")
+    if told["balance"]["few"]:
+        said.append(f"{len(told['balance']['few'])} classes have fewer than ten training images")
+    if counts["odd"]:
+        said.append(f"{counts['odd']:,} files are odd or cannot be read")
+    if not said:
+        return "Nothing stands out: no duplicates, no doubtful labels, no odd files, classes of like size."
+    text = "; ".join(said)
+    return text[0].upper() + text[1:] + "."
+
+
+def _features(
+    data: Dataset, split: Split, good: set[int], model: Backbone, plan: Plan, settings: Settings, odd: list[dict[str, Any]]
+) -> tuple[NDArray[np.float16], list[NDArray[np.uint8]], NDArray[np.int64]]:  # fmt: skip
+    """Return features of the network's end, pixels and row of every image that can be decoded; what cannot is added to `odd`."""
+    prefix, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
+    arrays, seen, pixels = [], [], list[NDArray[np.uint8]]()
+    for name in PARTS:
+        rows = np.array([row for row in split[name].tolist() if row in good], dtype=np.int64)
+        try:
+            Part(name, data.take(rows), settings).pixels(model)
+        except Unreadable as error:
+            odd += [{"row": int(rows[row]), "why": f"cannot be read: {reason}"} for row, reason in zip(error.rows, error.reasons, strict=True)]
+            rows = np.delete(rows, error.rows)
+        part = Part(name, data.take(rows), settings)
+        stored = part.pixels(model).arrays[0]
+        odd += checks.flat(stored, rows)
+        pixels.append(stored)
+        arrays.append(np.asarray(part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0]))
+        seen.append(rows)
+    return np.concatenate(arrays), pixels, np.concatenate(seen)
+
+
+def _suspect(data: Dataset, part_of: NDArray[np.str_], seen: NDArray[np.int64], found: checks.Suspects, number: int) -> dict[str, Any]:
+    row, said = int(seen[number]), int(found.said[number])
+    label = int(data.labels[row])
+    return {
+        "row": row, "key": str(data.keys[row]), "part": str(part_of[row]), "label": data.classes[label], "said": data.classes[said],
+        "chance_label": float(found.chances[number, label]), "chance_said": float(found.chances[number, said]),
+    }  # fmt: skip
+
+
+def _crosses(group: dict[str, Any]) -> bool:
+    return len(set(group["parts"])) > 1
+
+
+def _shelf(data: Dataset, split_digest: str, settings: Settings) -> Path:
+    return settings.home / "checks" / f"{data.fingerprint}-{split_digest}.json"
+
+
+def _keep(told: dict[str, Any], data: Dataset, settings: Settings) -> None:
+    """Remember what was found, for the report; a cache that cannot be written is no reason to fail."""
+    path = _shelf(data, told["split_digest"], settings)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.write_json(path, told)
+    except OSError as error:
+        settings.watcher.say(f"The check is not remembered: {error.strerror}.")

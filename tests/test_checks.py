@@ -1,0 +1,170 @@
+"""What is wrong with images: planted faults are found, and clean images are left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY, toy, write_folder
+from regraft import checks, data, sources, workflow
+from regraft.workflow import Settings, Wish
+
+
+def cloud(n: int = 600, d: int = 40, classes: int = 5, seed: int = 0):  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = rng.normal(0, 1, (classes, d))
+    return (centres[labels] + rng.normal(0, 1.1, (n, d))).astype(np.float16), labels
+
+
+def test_exact_duplicates_are_the_groups_with_equal_hashes() -> None:
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(200):
+        hashes = rng.integers(0, 30, rng.integers(2, 40)).astype(str)
+        found = checks.exact(hashes)
+        assert all(len(group) > 1 and len(set(hashes[group])) == 1 and group == sorted(group) for group in found)
+        assert sum(map(len, found)) == sum(count for count in np.unique(hashes, return_counts=True)[1] if count > 1)
+        seen += 1
+    assert seen == 200
+
+
+def photos_of(n: int, seed: int = 0) -> np.ndarray:
+    """Return smooth images that differ."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (n, 5, 5, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((24, 24), Image.Resampling.BICUBIC)) for one in coarse])
+
+
+@pytest.mark.parametrize("n", [300, 4500])
+@pytest.mark.parametrize("by", ["pixels", "mirrored", "features"])
+def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: str) -> None:
+    rng = np.random.default_rng(1)
+    pixels, features = photos_of(n), rng.normal(0, 1, (n, 64)).astype(np.float16)
+    planted = rng.choice(n, 40, replace=False).reshape(20, 2)
+    if by == "features":
+        features[planted[:, 1]] = features[planted[:, 0]] + rng.normal(0, 0.05, (20, 64)).astype(np.float16)
+    else:
+        again = pixels[planted[:, 0]][:, :, :: -1 if by == "mirrored" else 1]
+        pixels[planted[:, 1]] = np.clip(again * 0.8 + 20 + rng.normal(0, 4, again.shape), 0, 255)
+    hashes = np.arange(n).astype(str)
+    found = checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes)
+    assert {tuple(one["rows"]) for one in found} == {tuple(sorted(pair)) for pair in planted.tolist()}
+    assert {one["by"] for one in found} == {by}
+    assert [one["cosine"] for one in found] == sorted((one["cosine"] for one in found), reverse=True)
+    hashes[planted[:, 1]] = hashes[planted[:, 0]]
+    assert checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes) == []
+
+
+def test_images_of_one_colour_are_no_duplicates_of_each_other() -> None:
+    pixels = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in range(20, 30)])
+    assert checks.near([pixels], np.random.default_rng(0).normal(0, 1, (10, 64)), np.arange(10).astype(str)) == []
+
+
+def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> None:
+    seen = 0
+    for seed in range(5):
+        features, labels = cloud(800, seed=seed)
+        rng = np.random.default_rng(seed)
+        flipped = rng.choice(len(labels), 16, replace=False)
+        wrong = labels.copy()
+        wrong[flipped] = (labels[flipped] + rng.integers(1, 5, 16)) % 5
+        found = checks.suspects(features, wrong, 5)
+        assert np.isin(flipped, found.ranking[:32]).mean() >= 0.75
+        assert sorted(found.ranking.tolist()) == list(range(800))
+        clean = checks.suspects(features, labels, 5)
+        assert clean.count < found.count
+        assert clean.count < 0.1 * 800
+        assert (found.said[flipped] == labels[flipped]).mean() > 0.7
+        seen += 1
+    assert seen == 5
+
+
+def test_a_rare_class_and_its_absence_do_not_trip_the_ranking() -> None:
+    features, labels = cloud(200)
+    labels[labels == 4] = 3
+    found = checks.suspects(features, labels, 5)
+    assert len(found.ranking) == 200
+    assert np.isfinite(found.chances).all()
+
+
+def planted(tmp_path: Path) -> Path:
+    photos = write_folder(tmp_path / "photos", toy(240), parts=True)
+    train, test = sorted((photos / "train").rglob("*.png")), sorted((photos / "test").rglob("*.png"))
+    for number in range(4):
+        shutil.copy(next(one for one in train[number * 5 :] if one.parent.name == test[number].parent.name), test[number])
+    folder = photos / "train" / "class0"
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 200, 3), dtype=np.uint8)).save(folder / "long.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (3, 3, 3), dtype=np.uint8)).save(folder / "small.png")
+    Image.new("RGB", (16, 16), "red").save(folder / "plain.png")
+    return photos
+
+
+def test_check_finds_what_was_planted_and_shows_it(tmp_path: Path, regraft) -> None:
+    photos = planted(tmp_path)
+    words = ["check", photos, "--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
+    told = json.loads(regraft(*words, "--json").out)
+    assert told["counts"]["exact"] >= 4
+    assert told["across"]["exact"] == 4
+    assert all(len(set(group["parts"])) == 2 for group in told["exact"][:4])
+    why = {Path(one["key"]).name: one["why"] for one in told["odd"]}
+    assert "cannot be read" in why["broken.png"]
+    assert "only the centre is seen" in why["long.png"]
+    assert "3 × 3 pixels" in why["small.png"]
+    assert "one colour" in why["plain.png"]
+    assert told["verdict"].startswith("4 images occur byte for byte in more than one part")
+    out = tmp_path / "check.html"
+    done = regraft(*words, "--out", out)
+    assert done.code == 0, done.err
+    assert told["verdict"] in done.out.replace("\n", " ")
+    text = out.read_text()
+    assert "Exact duplicates" in text
+    assert text.count("data:image/jpeg") >= 8
+    assert "exists already" in regraft(*words, "--out", out).err
+    assert regraft(*words, "--out", out, "--overwrite").code == 0
+
+
+def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> None:
+    photos = write_folder(tmp_path / "photos", toy(150))
+    made = ["--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
+    assert regraft("fit", photos, *made, "--out", "mine").code == 0
+    assert regraft("report", "mine", "-q").code == 0
+    assert "Not looked at in full" in Path("mine/report.html").read_text()
+    assert regraft("check", photos, *made).code == 0
+    assert regraft("report", "mine", "-q").code == 0
+    text = Path("mine/report.html").read_text()
+    assert "Not looked at in full" not in text
+    assert "near duplicates (pairs)" in text
+
+
+def test_clean_images_are_said_to_be_clean(tmp_path: Path) -> None:
+    found = workflow.check(toy(300, side=24), Wish(backbone=TINY, weights="random", resolution=32), Settings(home=tmp_path))
+    assert found.told["counts"]["exact"] == found.told["counts"]["odd"] == 0
+    assert found.told["across"]["exact"] == 0
+
+
+def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real_images(shared_data: Path, tmp_path: Path) -> None:
+    images = sources.load(str(shared_data / "cifar10"), tmp_path)
+    rows = images.subset(np.flatnonzero(images.parts == "train"), 1500, 0)
+    small = images.take(np.sort(rows))
+    pixels = np.stack(small.images.read(np.arange(len(small))))
+    rng = np.random.default_rng(0)
+    flipped = rng.choice(len(small), 30, replace=False)
+    labels = small.labels.copy()
+    labels[flipped] = (labels[flipped] + rng.integers(1, 10, 30)) % 10
+    parts = np.where(np.arange(len(small)) % 5 == 0, "test", "train").astype("<U5")
+    donors, victims = np.flatnonzero(parts == "train")[:50], np.flatnonzero(parts == "test")[:50]
+    pixels[victims], labels[victims] = pixels[donors], labels[donors]
+    keys = [f"{number:05}" for number in range(len(small))]
+    made = data.table("planted", labels, list(small.classes), data.ArrayImages(pixels), keys=keys, parts=parts)
+    found = workflow.check(made, Wish(resolution=64), Settings(home=tmp_path)).told
+    assert found["across"]["exact"] == 50
+    first = {one["key"] for one in found["suspects"][: int(0.06 * len(small))]}
+    hits = sum(f"{row:05}" in first for row in flipped if row not in victims)
+    assert hits >= 0.6 * sum(row not in victims for row in flipped)
