@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import backbone, checks, run, sources
+from regraft import backbone, checks, machine, run, sources
 from regraft.backbone import Backbone
 from regraft.data import PARTS, Dataset, Split, Unreadable
 from regraft.plan import Plan
@@ -19,6 +20,7 @@ from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import loaded
 
+_COPIES = 5  # of the features, while a probe is solved on them
 LISTED = 200  # findings of a kind that are kept; all are counted
 
 
@@ -33,12 +35,22 @@ class Check:
         return f"Check({self.data.name!r}: {self.told['verdict']})"
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The images that can be decoded: their rows, pixels, and features of the network's end and of several places (of the end where memory is short)."""
+
+    rows: NDArray[np.int64]
+    pixels: Sequence[NDArray[np.uint8]]
+    end: NDArray[np.float16]
+    several: NDArray[np.float16]
+
+
 def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = None) -> Check:
     """Return duplicates within and across parts, suspected labels, imbalance and odd files; images of every part are looked at, no run is scored.
 
     Args:
         data: Labelled images.
-        wish: Backbone, weights and resolution whose features say what is alike; those of a linear probe by default, which share the cache.
+        wish: Backbone, weights and resolution whose features say what is alike; by default those of a linear and a multi-layer probe, which share the cache.
         settings: Where things are kept, and the split.
 
     Returns:
@@ -57,9 +69,11 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
     part_of = np.full(len(data), "", dtype="<U5")
     for part in PARTS:
         part_of[split[part]] = part
-    features, pixels, seen = _features(data, split, set(every.tolist()), model, plan, settings, odd)
+    several = planning.make(data, split, replace(wish, technique="multi-layer-probe"), settings.device)
+    known = _features(data, split, set(every.tolist()), model, (plan, several), settings, odd)
+    seen = known.rows
     hashes, labels = data.hashes[seen], data.labels[seen]
-    found = checks.suspects(features, labels, len(data.classes), settings.split_seed, settings.watcher)
+    found = checks.suspects(known.several, labels, len(data.classes), settings.split_seed, settings.watcher)
 
     def named(rows: list[int]) -> dict[str, Any]:
         return {
@@ -68,7 +82,7 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
         }  # fmt: skip
 
     exact = [named(group) for group in ([int(seen[row]) for row in rows] for rows in checks.exact(hashes))]
-    alike = checks.near(pixels, features, hashes, settings.watcher)
+    alike = checks.near(known.pixels, known.end, hashes, settings.watcher)
     near = [{**named([int(seen[row]) for row in one["rows"]]), "cosine": one["cosine"], "by": one["by"]} for one in alike]
     suspected = [_suspect(data, part_of, seen, found, int(row)) for row in found.ranking[: min(found.count, LISTED)]]
     told: dict[str, Any] = {
@@ -139,11 +153,12 @@ def verdict(told: dict[str, Any]) -> str:
 
 
 def _features(
-    data: Dataset, split: Split, good: set[int], model: Backbone, plan: Plan, settings: Settings, odd: list[dict[str, Any]]
-) -> tuple[NDArray[np.float16], list[NDArray[np.uint8]], NDArray[np.int64]]:  # fmt: skip
-    """Return features of the network's end, pixels and row of every image that can be decoded; what cannot is added to `odd`."""
-    prefix, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
-    arrays, seen, pixels = [], [], list[NDArray[np.uint8]]()
+    data: Dataset, split: Split, good: set[int], model: Backbone, plans: tuple[Plan, Plan], settings: Settings, odd: list[dict[str, Any]]
+) -> _Seen:  # fmt: skip
+    """Return what is known of every image that can be decoded; what cannot is added to `odd`."""
+    cuts = [backbone.cut(model, "head", plan.stages_taken, plan.flattens)[0] for plan in plans]
+    named = [(prefix, prefix.digest()) for prefix in cuts]
+    found: list[tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.uint8], NDArray[np.int64]]] = []
     for name in PARTS:
         rows = np.array([row for row in split[name].tolist() if row in good], dtype=np.int64)
         try:
@@ -154,10 +169,12 @@ def _features(
         part = Part(name, data.take(rows), settings)
         stored = part.pixels(model).arrays[0]
         odd += checks.flat(stored, rows)
-        pixels.append(stored)
-        arrays.append(np.asarray(part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0]))
-        seen.append(rows)
-    return np.concatenate(arrays), pixels, np.concatenate(seen)
+        ends, many = part.kept(model, named, plans[0])
+        found.append((ends.arrays[0], many.arrays[0], stored, rows))
+    ends_of, many_of, pixels, rows_of = zip(*found, strict=True)
+    fits = _COPIES * 4 * sum(map(len, many_of)) * many_of[0].shape[1] < machine.free_memory()
+    ends_of_all = np.concatenate(ends_of)
+    return _Seen(np.concatenate(rows_of), pixels, ends_of_all, np.concatenate(many_of) if fits else ends_of_all)
 
 
 def _suspect(data: Dataset, part_of: NDArray[np.str_], seen: NDArray[np.int64], found: checks.Suspects, number: int) -> dict[str, Any]:
