@@ -381,6 +381,10 @@ def test_altered_weights_are_refused(photos: Path) -> None:
     done = api.fit(str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="out")
     tensors = done.weights()
     runs.write_weights(done.path / "model.safetensors", {"backbone.other": tensors["head.0.weight"].clone(), **tensors})
+    with pytest.raises(api.UserError, match=r"was altered after it was finished \(model.safetensors\)"):
+        api.load(done.path).predict(np.zeros((1, 16, 16, 3), np.uint8))
+    scores = {name: value for name, value in done.scores.items() if name != "files"}  # a run of before files had digests
+    runs.write_json(done.path / "scores.json", scores)
     with pytest.raises(api.UserError, match="do not belong to its plan"):
         api.load("out").predict([])
 

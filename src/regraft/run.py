@@ -52,6 +52,18 @@ class Run:
         path = self.path / "test.json"
         return dict(json.loads(path.read_text())) if path.is_file() else None
 
+    @property
+    def cautions(self) -> list[str]:
+        """What must be read before any number: leaks across parts, a broken freeze contract, a test part opened more than once."""
+        said = []
+        if self.scores.get("leaks"):
+            said.append(f"{self.scores['leaks']:,} images of val and test are byte for byte in an earlier part too: what is measured on them is flattered.")
+        if self.scores.get("contract") == "broken":
+            said.append(f"The freeze contract of {self.name} is broken: frozen tensors changed. Do not trust this run.")
+        if self.test and len(self.test["opened"]) > 1:
+            said.append(f"The test part was opened {len(self.test['opened'])} times for {self.name}.")
+        return said
+
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, or for each L2 value of a solved head."""
         with (self.path / "history.csv").open(newline="") as file:

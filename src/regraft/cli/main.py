@@ -70,7 +70,7 @@ def fit(
 
     with show.progress(quiet) as watcher:
         done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings(context), watcher=watcher)
-    show.as_json({**done.scores, "path": str(done.path)}) if json else show.run(done.scores, str(done.path))
+    show.as_json({**done.scores, "path": str(done.path), "warnings": done.cautions}) if json else show.run(done.scores, str(done.path), done.cautions)
 
 
 @app.command(epilog="Example:  regraft compare photos/ --techniques linear-probe,fine-tune --seeds 3")

@@ -52,8 +52,9 @@ def as_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
 
-def run(scores: dict[str, Any], path: str) -> None:
-    """Print what a run reached and cost."""
+def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = ()) -> None:
+    """Print what a run reached and cost, after what must be read first."""
+    warned(cautions)
     table = Table("part", "accuracy", "95 % interval", "log-loss", "images", box=None, pad_edge=False)
     for part in ("train", "val", "test", "all"):
         if part in scores:
@@ -68,8 +69,15 @@ def run(scores: dict[str, Any], path: str) -> None:
     out.print(f"written to {path}" + ("" if "test" in scores else f"; the test part is shut, `regraft evaluate {path} --split test` opens it"), markup=False)
 
 
+def warned(cautions: Sequence[str]) -> None:
+    """Print what must be read before any number."""
+    for line in cautions:
+        out.print(line, style="bold red", markup=False)
+
+
 def leaderboard(board: dict[str, Any], path: str) -> None:
     """Print the rows of a comparison, the best first, and the verdict."""
+    warned(board["warnings"])
     rows = board["rows"]
     several = len({row["backbone"] for row in rows}) > 1
     heads = ["", *(["backbone"] if several else []), "technique", "val", "test", "95 % interval", "gap", "extract", "train", "trained", "of"]
@@ -110,6 +118,7 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
     out.print()
     out.print(board["verdict"], markup=False)
     out.print(f"written to {path}: leaderboard.csv, leaderboard.json, curves.png, accuracy-against-seconds.png, and a folder for each row", markup=False)
+    out.print(f"regraft report {path}   puts the evidence on one page", markup=False, style="dim")
 
 
 def probe(told: dict[str, Any], path: str) -> None:

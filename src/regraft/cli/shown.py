@@ -15,9 +15,7 @@ _MOST = 30  # classes and findings that fit a screen
 
 def evaluation(scores: dict[str, Any], path: str) -> None:
     """Print what a run reached, by class, and how far its probabilities are to be believed."""
-    for line in scores["warnings"]:
-        out.print(line, style="bold red", markup=False)
-    show.run(scores, path)
+    show.run(scores, path, scores["warnings"])
     part, found = scores["part"], scores["measures"]
     out.print()
     table = Table(f"class, on {part}", "images", "precision", "recall", "F1", box=None, pad_edge=False)
@@ -42,8 +40,7 @@ def evaluation(scores: dict[str, Any], path: str) -> None:
 
 def report(told: dict[str, Any], path: str) -> None:
     """Print the verdict of a report and where it is."""
-    for line in told["warnings"]:
-        out.print(line, style="bold red", markup=False)
+    show.warned(told["warnings"])
     out.print(told["verdict"], markup=False)
     for one in told["pairs"]:
         out.print(f"  {one['sentence']}", markup=False, style="dim")

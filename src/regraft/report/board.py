@@ -25,7 +25,7 @@ def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> d
 
     Returns:
         `rows` (scores, name, `test` and `versus_selected` where the test part is open), `selected` (a name or None), `split_digest`, `seeds`
-        (mean and spread, where there are several) and `verdict`, a sentence.
+        (mean and spread, where there are several), `warnings` (what must be read first) and `verdict`, a sentence.
 
     Raises:
         UserError: When the runs were fitted on different splits; names both.
@@ -40,6 +40,7 @@ def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> d
     return {
         "rows": [*rows, *failed], "selected": names[0] if names else None, "split_digest": next(iter(digests), None),
         "seeds": _over_seeds(ranked), "verdict": _verdict(rows),
+        "warnings": list(dict.fromkeys(line for one in ranked for line in one.cautions)),
     }  # fmt: skip
 
 

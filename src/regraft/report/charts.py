@@ -64,6 +64,9 @@ def _cost(plt: Any, runs: dict[str, Any], cost: Callable[[dict[str, Any]], float
         axis.errorbar(x, y, [[max(0, y - low)], [max(0, high - y)]], fmt="o", color=colour(number), capsize=3)
         axis.annotate(_plain(name), (x, y), textcoords="offset points", xytext=(7, 4), fontsize=8, color=_INK)
     axis.set(xlabel=label, ylabel="accuracy, 95 % interval", xscale="log")
+    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        ticks(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k" if value >= 1e3 else f"{value:g}")
+    axis.tick_params(axis="x", which="both", labelrotation=30)
     axis.margins(x=0.3)
     return figure
 

@@ -46,26 +46,10 @@ def gathered(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict
     ranked = sorted(runs, key=lambda one: [row["name"] for row in board["rows"]].index(one.name))
     told = {
         "data": runs[0].scores["data"], "classes": list(runs[0].classes), "part": part, "split_digest": board["split_digest"], "board": board,
-        "runs": {one.name: _of(one, part) for one in ranked}, "pairs": _pairs(ranked, part), "warnings": warnings(ranked),
+        "runs": {one.name: _of(one, part) for one in ranked}, "pairs": _pairs(ranked, part), "warnings": board["warnings"],
     }  # fmt: skip
     told["verdict"] = _verdict(told)
     return told
-
-
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """Return what must be read before any number: leaks across parts, broken freeze contracts, a test part opened often."""
-    said = []
-    leaks = max((one.scores.get("leaks", 0) for one in runs), default=0)
-    if leaks:
-        said.append(f"{leaks:,} images of val and test are byte for byte in an earlier part too: what is measured on them is flattered.")
-    said += [f"The freeze contract of {one.name} is broken: frozen tensors changed. Do not trust this run." for one in runs if _broken(one)]
-    often = [one for one in runs if one.test and len(one.test["opened"]) > 1]
-    said += [f"The test part was opened {len(one.test['opened'])} times for {one.name}." for one in often if one.test]
-    return said
-
-
-def _broken(one: Run) -> bool:
-    return bool(one.scores.get("contract") == "broken")
 
 
 def _of(one: Run, part: str) -> dict[str, Any]:

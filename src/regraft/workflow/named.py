@@ -15,7 +15,6 @@ from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.probing import halving
-from regraft.report import evidence
 from regraft.run import Run
 from regraft.workflow import planning
 from regraft.workflow.comparison import Comparison, compare
@@ -180,7 +179,7 @@ def _measured(finished: Run, part: str, logits: NDArray[Any], targets: NDArray[n
         found[part] = evaluate.scores(logits, targets).plain()
     if part == "test":
         found["opened"] = (finished.test or {})["opened"]
-    return {**found, "warnings": evidence.warnings([finished])}
+    return {**found, "warnings": finished.cautions}
 
 
 def predict_named(path: Path, paths: Sequence[Path], top: int, device: str = "auto") -> list[dict[str, Any]]:
