@@ -6,6 +6,7 @@ Refuses objects: what made a run is not needed to use it.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -62,8 +63,11 @@ class Run:
             return {key: file[key] for key in file.files}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the tensors of backbone and head by name."""
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(self.path / "model.safetensors")
+        """Return the tensors of backbone and head by name; raises `ValueError` when the file is not the one that the run wrote."""
+        path, known = self.path / "model.safetensors", self.scores.get("weights_digest")
+        if known is not None and digest(path) != known:
+            raise ValueError("model.safetensors was altered since it was written")
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
         return tensors
 
     def __repr__(self) -> str:
@@ -169,6 +173,12 @@ def remove(path: Path) -> None:
 def listing(root: Path) -> list[Path]:
     """Return the run folders under `root`, finished or not, in the order of their names."""
     return sorted(path.parent for path in root.glob("*/plan.toml"))
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file's content: 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

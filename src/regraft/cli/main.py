@@ -34,6 +34,7 @@ from regraft.cli.options import (
     settings,
 )  # fmt: skip
 from regraft.cli.recipes import app as recipes_app
+from regraft.cli.serving import app as serving_app
 from regraft.cli.using import app as using_app
 from regraft.errors import UserError
 
@@ -49,6 +50,7 @@ cache_app = typer.Typer(help="List, measure or clear what was computed once and 
 app.add_typer(evidence_app)
 app.add_typer(embedding_app)
 app.add_typer(using_app)
+app.add_typer(serving_app)
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")

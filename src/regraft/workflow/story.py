@@ -272,6 +272,7 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     origin |= {"split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
+        "weights_digest": run.digest(out / "model.safetensors"),
         "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
         "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
