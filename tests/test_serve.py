@@ -369,7 +369,7 @@ def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on()
         assert (await batcher.ask(images[:1])).tolist() == [[0, 0]]
         await batcher.stop()
 
-    asyncio.run(story())
+    asyncio.run(asyncio.wait_for(story(), 30))
 
 
 # ── beginning and ending
