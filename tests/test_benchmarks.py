@@ -28,6 +28,7 @@ def test_every_script_says_what_it_prints() -> None:
         "peers.py",
         "probe.py",
         "recipes.py",
+        "serving.py",
         "targets.py",
     }
     for script in scripts:

@@ -15,14 +15,26 @@ from regraft.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from regraft.data import Dataset
+    from regraft.estimator import TransferClassifier
     from regraft.plan import Plan
     from regraft.predict import Classifier
     from regraft.run import Run
     from regraft.workflow import Comparison, Probe
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "compare", "fit", "load", "probe"]
+__all__ = ["TransferClassifier", "UserError", "compare", "embed", "fit", "load", "probe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TransferClassifier":  # loads scikit-learn
+        from regraft.estimator import TransferClassifier
+
+        return TransferClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def fit(
@@ -89,6 +101,33 @@ def probe(
     from regraft import workflow
 
     return workflow.probe_named(data, backbones, resolutions, budget, runs, workflow.Wish(weights=weights), out, **settings)
+
+
+def embed(
+    data: str | Path | Dataset, backbone: str = "tf_efficientnet_lite0", resolution: int | None = None, until: str | Sequence[str] = "end", *,
+    out: str | Path | None = None, table: bool = False, weights: str | None = None, **settings: Any,
+) -> NDArray[np.float32] | Any:  # fmt: skip
+    """Return the features `(n, d)` of all images, float32, rows in the order of the images' keys; nothing is trained.
+
+    They come through the cache that `fit`, `compare` and `probe` share. The test part's images are among them.
+
+    Args:
+        data: As for `fit`.
+        backbone: Any timm name.
+        resolution: Side in pixels; what suits the images when None.
+        until: Where features are taken: a stage or module, "end", or several of them, pooled and side by side.
+        out: A Parquet file to write as well.
+        table: Return a pyarrow table with the columns key, label, part, features instead.
+        weights: "pretrained", "random", or a file.
+        **settings: As for `fit`.
+
+    Raises:
+        UserError: For a mistake of the caller, in one sentence.
+    """
+    from regraft import workflow
+
+    images, parts, features, plan = workflow.embed_named(data, until, workflow.Wish(backbone=backbone, weights=weights, resolution=resolution), out, **settings)
+    return workflow.embedding.table(images, parts, features, plan) if table else features
 
 
 def load(path: str | Path, device: str = "auto") -> Classifier:

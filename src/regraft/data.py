@@ -114,6 +114,7 @@ class Dataset:
     images: Images
     parts: NDArray[np.str_] | None = None  # "train", "val", "test" or "" where the source did not say
     groups: NDArray[np.str_] | None = None  # images of one group never part
+    tested: bool = True  # False where whoever gives the images keeps the test part himself, as cross-validation does
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -161,21 +162,11 @@ class Dataset:
             taken.__dict__["hashes"] = self.hashes[rows]
         return taken
 
-    def leaks(self, split: Split) -> int:
-        """Return how many images of val and test are, byte for byte, also in another part in front of them (train, val)."""
-        known: set[str] = set()
-        found = 0
-        for part in PARTS:
-            mine = self.hashes[split[part]].tolist()
-            found += sum(one in known for one in mine)
-            known.update(mine)
-        return found
-
     def split(self, seed: int = 0, train_images: int | None = None, val_images: int | None = None) -> Split:
         """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
 
-        A part that the source names is kept. Where it names no test part, a fifth of the images is set aside; where
-        it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (of its group's name,
+        A part that the source names is kept. Where it names no test part, a fifth of the images is set aside, unless the table
+        has none (`tested`); where it names no val part, val is cut from train. Each image falls by a hash of the seed and its key (of its group's name,
         where there are groups), so neither row order nor added images move it, except near a border where a class would
         otherwise miss its share by more than 15 %, or stay without an image.
 
@@ -199,7 +190,7 @@ class Dataset:
         unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
         open_rows = np.flatnonzero((part == "") | (part == "train"))
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
-        test, val = 0.0 if has_test else TEST_SHARE, 0.0 if has_val else VAL_SHARE
+        test, val = 0.0 if has_test or not self.tested else TEST_SHARE, 0.0 if has_val else VAL_SHARE
         if self.groups is not None:  # whole groups fall, whatever classes they hold
             open_rows = self._follow_given(part, open_rows)
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
@@ -264,7 +255,7 @@ class Dataset:
 
     def _check_parts(self, rows: dict[str, Rows]) -> None:
         for name in PARTS:
-            if not len(rows[name]):
+            if not len(rows[name]) and (name != "test" or self.tested):
                 raise UserError(
                     f"The {name} part of {self.name} is empty. Expected images in train, val and test. Add images, or fewer groups that span everything."
                 )
@@ -284,6 +275,7 @@ def table(
     keys: Sequence[str] | None = None,
     parts: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
+    tested: bool = True,
 ) -> Dataset:
     """Return a checked dataset, its rows sorted by key.
 
@@ -295,13 +287,14 @@ def table(
         keys: What an image is called, unique. Without keys an image is called by its content.
         parts: "train", "val", "test" or "" for each image, where the source says so.
         groups: Images of the same non-empty group stay in one part (one patient, one video).
+        tested: False leaves the test part empty; whoever gives the images keeps one elsewhere.
 
     Raises:
         UserError: When there is no image, one class only, a class with one image, a label outside the
             classes, or a key that occurs twice.
     """
     numbers = np.asarray(labels, dtype=np.int64)
-    _check(name, numbers, classes, images, parts)
+    _check(name, numbers, classes, images, tested and (parts is None or "test" not in parts))
     hashed = None if keys is not None else images.hashes()
     called = _content_keys(hashed) if hashed is not None else np.asarray(keys, dtype=np.str_)
     unique, counts = np.unique(called, return_counts=True)
@@ -323,6 +316,7 @@ def table(
         images=images.take(order),
         parts=None if parts is None else np.asarray(parts, dtype=np.str_)[order],
         groups=kept_groups,
+        tested=tested,
     )
     if hashed is not None:
         made.__dict__["hashes"] = hashed[order]
@@ -334,7 +328,7 @@ def content_hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, parts: Sequence[str] | None) -> None:
+def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, cuts_test: bool) -> None:
     if not len(labels):
         raise UserError(f"{name} holds no images. Expected labelled images of at least two classes.")
     if len(labels) != len(images):
@@ -352,12 +346,12 @@ def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images:
             f"{name} has one class only, {present[0]!r}. Expected at least two. "
             "Put the images of each class into a folder of its own, or add the other classes."
         )
-    needed = 3 if parts is None or "test" not in parts else 2
+    needed = 3 if cuts_test else 2
     small = [f"{classes[int(label)]!r} ({counts[label]})" for label in np.flatnonzero(counts < needed)]
     if small:
         raise UserError(
-            f"{name} has too few images of class {listed(small)}. Expected at least {needed} a class, so that train, val and test "
-            "can each have one. Add images or remove the class."
+            f"{name} has too few images of class {listed(small)}. Expected at least {needed} a class, so that "
+            f"{'train, val and test' if cuts_test else 'every part'} can each have one. Add images or remove the class."
         )
 
 

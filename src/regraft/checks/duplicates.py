@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from regraft.data import PARTS, Dataset, Split
 from regraft.watch import SILENT, Watcher
 
 SAME = 0.975  # cosine of thumbnails from which on two images are called near duplicates
@@ -27,6 +28,17 @@ def exact(hashes: NDArray[np.str_]) -> list[list[int]]:
     for row in np.flatnonzero(counts[inverse] > 1).tolist():
         groups.setdefault(int(inverse[row]), []).append(row)
     return sorted(groups.values())
+
+
+def leaks(data: Dataset, split: Split) -> int:
+    """Return how many images of val and test are, byte for byte, also in a part in front of theirs (train, val)."""
+    known: set[str] = set()
+    found = 0
+    for part in PARTS:
+        mine = data.hashes[split[part]].tolist()
+        found += sum(one in known for one in mine)
+        known.update(mine)
+    return found
 
 
 def near(pixels: Sequence[NDArray[np.uint8]], features: NDArray[np.floating[Any]], hashes: NDArray[np.str_], watcher: Watcher = SILENT) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli.embedding import app as embedding_app
 from regraft.cli.evidence import app as evidence_app
 from regraft.cli.options import (
     Backbone,
@@ -34,6 +35,7 @@ from regraft.cli.options import (
     settings,
 )  # fmt: skip
 from regraft.cli.recipes import app as recipes_app
+from regraft.cli.serving import app as serving_app
 from regraft.cli.using import app as using_app
 from regraft.errors import UserError
 
@@ -47,7 +49,9 @@ app = typer.Typer(
 backbones_app = typer.Typer(help="List backbones, or show where one can be cut.", invoke_without_command=True, rich_markup_mode="rich")
 cache_app = typer.Typer(help="List, measure or clear what was computed once and kept.", no_args_is_help=True)
 app.add_typer(evidence_app)
+app.add_typer(embedding_app)
 app.add_typer(using_app)
+app.add_typer(serving_app)
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")

@@ -6,6 +6,7 @@ Refuses to read the test part except where it is opened on purpose, and records 
 from regraft.workflow.checking import Check, check, check_named
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
+from regraft.workflow.embedding import embed_named
 from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
 from regraft.workflow.opening import open_test, score
@@ -25,6 +26,7 @@ __all__ = [
     "compare",
     "compare_named",
     "compare_recipes",
+    "embed_named",
     "evaluate_named",
     "explain",
     "explain_named",

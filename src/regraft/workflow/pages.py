@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import regraft
 from regraft import attention, evaluate, predict, run, sources
 from regraft.data import Dataset
 from regraft.errors import UserError
@@ -55,7 +55,7 @@ def report_named(paths: Sequence[Path], out: Path | None = None, kind: str = "ht
         text = page.markdown(told)
     else:
         selected = next(one for one in runs if one.name == told["board"]["selected"])
-        text = page.html(told, _extra(selected, told, data, where), regraft.__version__)
+        text = page.html(told, _extra(selected, told, data, where), version("regraft"))
     _write(target, text)
     return target, told
 
@@ -72,7 +72,7 @@ def vacant(out: Path, overwrite: bool) -> None:
 
 def write_check(found: Check, out: Path) -> None:
     """Write a check as one HTML page, with thumbnails."""
-    _write(out, page.check_html(found.told, _check_galleries(found.told, found.data), regraft.__version__))
+    _write(out, page.check_html(found.told, _check_galleries(found.told, found.data), version("regraft")))
 
 
 def _write(path: Path, text: str) -> None:

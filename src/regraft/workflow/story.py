@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft import backbone, evaluate, machine, run
+from regraft import backbone, checks, evaluate, machine, run
 from regraft.backbone import Backbone, Prefix, Suffix
 from regraft.data import Dataset, Split, Unreadable
 from regraft.errors import listed
@@ -280,7 +280,7 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
         "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
-        "contract": verdict(work.contract), "leaks": data.leaks(split), "files": run.digests(out),
+        "contract": verdict(work.contract), "leaks": checks.leaks(data, split), "files": run.digests(out),
         "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
