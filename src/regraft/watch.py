@@ -13,7 +13,7 @@ class Watcher:
         """A sentence for people."""
 
     def step(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal."""
+        """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal. A `total` of 0 is not known."""
 
 
 SILENT = Watcher()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,9 +30,9 @@ class Shown(Watcher):
 
     def step(self, what: str, done: int, total: int) -> None:
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total)
-        self.bars.update(self.tasks[what], completed=done, total=total)
-        if done >= total:
+            self.tasks[what] = self.bars.add_task(what, total=total or None)
+        self.bars.update(self.tasks[what], completed=done, total=total or None)
+        if total and done >= total:
             self.bars.remove_task(self.tasks.pop(what))
 
 
@@ -50,6 +50,38 @@ def progress(quiet: bool) -> Iterator[Watcher]:
 def as_json(values: Any) -> None:
     """Print one object as JSON on stdout."""
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
+    """Print predictions as they come: a table for people, CSV, JSON lines, or one JSON object."""
+    import csv
+
+    from regraft.predict import cells, columns
+
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if kind == "csv":
+            if not number:
+                lines.writerow(columns(top))
+            lines.writerow(cells(row, top))
+        elif kind == "json":
+            sys.stdout.write(json.dumps(row) + "\n")
+        elif kind == "object":
+            sys.stdout.write(("," if number else '{"predictions": [') + "\n" + json.dumps(row))
+        else:
+            said = "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
+            said = f"cannot be read: {row['error']}" if row["error"] else f"not sure: {said}" if row["abstained"] else said
+            sys.stdout.write(f"{row['path']}  {said}\n")
+    if kind == "object":
+        sys.stdout.write("\n]}\n")
+
+
+def written(told: dict[str, Any]) -> None:
+    """Print what a file of predictions has come to."""
+    rest = [f"{told[what]:,} {words}" for what, words in (("unreadable", "could not be read"), ("abstained", "abstained")) if told[what]]
+    before = told["rows"] - told["new"]
+    more = f", {before:,} of them from before" if before else ""
+    out.print(f"{told['out']}: {told['rows']:,} images{more}{''.join(f'; {one}' for one in rest)}; {told['seconds']:,.1f} s", markup=False)
 
 
 def run(scores: dict[str, Any], path: str) -> None:

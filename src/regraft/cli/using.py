@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regraft.cli.options import Device, Json
+from regraft.cli.options import Device, Json, Quiet
+from regraft.errors import UserError
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example:  regraft predict runs/digits-linear-probe new/*.png --top 3")
+@app.command(epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   find . -name '*.jpg' | regraft predict runs/mine -")
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1, device: Device = "auto", json: Json = False,
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list from stdin.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
+    format: Annotated[str | None, typer.Option(help="table, csv, json (a line each) or parquet. [default: by --out, else table]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write to, as results come.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once. [default: what suits the machine]", show_default=False)] = 0,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Abstain below this probability; probabilities are then calibrated on the run's validation images.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
+    device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Say which class each image is."""
+    """Say which class each image is; what cannot be read says why, and the rest goes on."""
     from regraft.cli import show
-    from regraft.workflow import predict_named
+    from regraft.predict import format_of
+    from regraft.workflow import predict_named, predict_to
 
-    rows = predict_named(run, paths, top, device)
-    if json:
-        show.as_json({"predictions": rows})
-        return
-    for row in rows:
-        said = f"cannot be read: {row['error']}" if row["error"] else "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
-        typer.echo(f"{row['path']}  {said}")
+    kind = format_of(format, out)
+    if out is None and (resume or overwrite):
+        raise UserError("--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out.")
+    with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
+        if out is not None:
+            told = predict_to(run, paths, out, kind, top, device, batch_size, min_confidence, resume, overwrite, watcher)
+            show.as_json(told) if json else show.written(told)
+        else:
+            rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
+            show.predictions(rows, "object" if json else kind, top)

@@ -6,11 +6,12 @@ Refuses to read the test part except where it is opened on purpose, and records 
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
 from regraft.workflow.matrix import Probe, probe
-from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
+from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, probe_named
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
+from regraft.workflow.using import predict_named, predict_to
 
 __all__ = [
     "Comparison",
@@ -28,6 +29,7 @@ __all__ = [
     "make",
     "open_test",
     "predict_named",
+    "predict_to",
     "probe",
     "probe_named",
     "run_recipe",

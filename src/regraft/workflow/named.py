@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regraft import cache, machine, predict, run, sources, techniques
+from regraft import cache, machine, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
@@ -160,13 +160,3 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
     where = replace(where, **{name: origin[name] for name in kept if name in origin})
     opened = open_test(finished, images, where)
     return {**opened.scores, "test": (opened.test or {})["test"], "opened": (opened.test or {})["opened"]}
-
-
-def predict_named(path: Path, paths: Sequence[Path], top: int, device: str = "auto") -> list[dict[str, Any]]:
-    """Return a row for each image file, folders searched through; raises `UserError` for a path that does not exist."""
-    machine.keep_memory()
-    classifier = predict.load(path, device)
-    rows = []
-    for one in classifier.files(sources.files.expanded(paths)):
-        rows.append({"path": one.path, "label": one.label, "probability": one.probability, "ranked": list(one.ranked[:top]), "error": one.error})
-    return rows
