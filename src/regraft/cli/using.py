@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from regraft.cli.options import Device, Json, Quiet
+from regraft.cli.options import Cache, Device, Json, Quiet
 from regraft.errors import UserError
 
 app = typer.Typer()
@@ -44,3 +44,22 @@ def predict(
         else:
             rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
             show.predictions(rows, "object" if json else kind, top)
+
+
+@app.command(epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option(help="onnx, safetensors, timm (a folder), torchscript, or hub-folder.")],
+    out: Annotated[Path | None, typer.Option(help="File or folder to write. [default: exports/ under the run's name]")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Whole numbers, ranges found on training images; what it costs on validation is reported.")] = False,
+    data: Annotated[str | None, typer.Option(help="The run's images, where it does not find them itself.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
+    cache: Cache = None, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write a run for other programs, after checking that it answers as the run does."""
+    from regraft.cli import show
+    from regraft.workflow import export_named
+
+    with show.progress(quiet) as watcher:
+        told = export_named(run, to, out, int8, data, overwrite, home=cache, watcher=watcher)
+    show.as_json(told) if json else show.exported(told)

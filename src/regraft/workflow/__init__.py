@@ -11,7 +11,7 @@ from regraft.workflow.opening import open_test, score
 from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
-from regraft.workflow.using import predict_named, predict_to
+from regraft.workflow.using import export_named, predict_named, predict_to
 
 __all__ = [
     "Comparison",
@@ -24,6 +24,7 @@ __all__ = [
     "evaluate_named",
     "explain",
     "explain_named",
+    "export_named",
     "fit",
     "fit_named",
     "make",

@@ -1,7 +1,8 @@
-"""Finished runs at work: many images through one of them, one after another or into a file."""
+"""Finished runs at work: many images through one of them, one after another or into a file; and one of them for other programs."""
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from regraft import machine, predict
-from regraft.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft import cache, export, machine, predict, run, sources, views
+from regraft.backbone import Backbone
+from regraft.data import Dataset
+from regraft.errors import UserError, listed
+from regraft.export import parity
 from regraft.run import Run
 from regraft.sources import streams
 from regraft.watch import SILENT, Watcher
+from regraft.workflow.settings import Settings
+
+_CALIBRATION, _MOST_JUDGED = 256, 5_000  # training and validation images that int8 takes at most
+_MOST_PIXELS = 1_000_000  # of an image that answers are compared on
+_READ_AT_ONCE = 256
 
 
 def predict_named(
@@ -78,8 +90,6 @@ def predict_to(
 
 
 def _classifier(path: Path, given: Sequence[str | Path], device: str, batch_size: int, least: float | None, watcher: Watcher) -> predict.Classifier:
-    from regraft import run
-
     if least is not None and not 0 < least <= 1:
         raise UserError(f"--min-confidence {least:g} was given. Expected a probability above 0, at most 1. Leave it out to have every image answered.")
     if batch_size < 0:
@@ -115,3 +125,83 @@ def _named(finished: Run) -> dict[str, Any]:
     with (finished.path / "model.safetensors").open("rb") as file:
         weights = file_digest(file, "blake2b").hexdigest()[:32]
     return {"run": finished.name, "plan_digest": finished.plan.digest, "weights_digest": weights}
+
+
+def export_named(
+    path: Path, kind: str, out: Path | None = None, int8: bool = False, data: str | None = None, overwrite: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """Write a run in another format, compare its answers with the run's on validation images, and return what was found.
+
+    Args:
+        path: A run folder.
+        kind: One of `export.FORMATS`.
+        out: A file or folder; `exports/` under the run's name when None.
+        int8: ONNX in whole numbers, its ranges found on training images, its accuracy measured on validation.
+        data: The run's images, where the run does not know where they are; without any, made-up ones are compared.
+        overwrite: Replace an export that is there.
+        **settings: `home` and `watcher` of `Settings`.
+
+    Raises:
+        UserError: When the run cannot be exported so, or the artefact says something else than the run; it is removed then.
+    """
+    finished = run.load(path)
+    place = export.place_of(finished, kind, out, int8)
+    export.ready(finished, kind, place, overwrite)
+    machine.keep_memory()
+    where = Settings(home=cache.home(settings.get("home")), watcher=settings.get("watcher", SILENT))
+    return export.export(finished, kind, place, _samples(finished, data, int8, where), int8, overwrite, where.watcher)
+
+
+def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> export.Samples:
+    """Return the run's own images, or made-up ones where they cannot be had and nothing was promised of them."""
+    try:
+        images, rows, targets = _images_of(finished, data, where)
+    except UserError as error:
+        if data is not None or int8:
+            raise
+        where.watcher.say(f"Made-up images are compared: {error}")
+        return export.Samples(parity.made_up(finished.plan.resolution), made_up=True)
+    spread = np.linspace(0, len(rows["val"]) - 1, min(parity.IMAGES, len(rows["val"]))).astype(np.int64)
+    check = [_thinned(image) for image in images.images.read(rows["val"][spread])]
+    if not int8:
+        return export.Samples(check)
+    known = np.linspace(0, len(rows["val"]) - 1, min(_MOST_JUDGED, len(rows["val"]))).astype(np.int64)
+    train = np.linspace(0, len(rows["train"]) - 1, min(_CALIBRATION, len(rows["train"]))).astype(np.int64)
+    model, _ = predict.restored(finished, "cpu")
+    kept = {part: _kept(images, rows[part][mine], model) for part, mine in (("train", train), ("val", known))}
+    return export.Samples(check, train=kept["train"], val=kept["val"], targets=targets[known])
+
+
+def _images_of(finished: Run, data: str | None, where: Settings) -> tuple[Dataset, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Return the images that a run was fitted on, the rows of its training and validation images, and the classes of the latter."""
+    given = data or finished.scores.get("origin", {}).get("data")
+    if given is None:
+        raise UserError(f"The run in {finished.path} does not know where its images came from. Expected them after --data. Name the same images.")
+    images = sources.load(given, where.home)
+    place = {str(key): row for row, key in enumerate(images.keys)}
+    with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
+        parts = [(one["key"], one["part"], one["label"]) for one in csv.DictReader(file) if one["part"] != "test"]
+    lost = [key for key, _, label in parts if key not in place or images.classes[images.labels[place[key]]] != label]
+    if lost:
+        raise UserError(
+            f"{given} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {listed(lost)}. "
+            "Expected the same images. Name them with --data."
+        )
+    rows = {part: np.array([place[key] for key, mine, _ in parts if mine == part], dtype=np.int64) for part in ("train", "val")}
+    number = {name: row for row, name in enumerate(finished.classes)}
+    return images, rows, np.array([number[images.classes[images.labels[row]]] for row in rows["val"]], dtype=np.int64)
+
+
+def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image of a few million pixels at most; to compare answers any pixels will do."""
+    step = max(1, int(np.ceil(np.sqrt(image.shape[0] * image.shape[1] / _MOST_PIXELS))))
+    return np.ascontiguousarray(image[::step, ::step])
+
+
+def _kept(images: Dataset, rows: NDArray[np.int64], model: Backbone) -> list[NDArray[np.uint8]]:
+    """Return decoded images in the size in which they are kept for a network."""
+    found: list[NDArray[np.uint8]] = []
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        read = images.images.read(rows[start : start + _READ_AT_ONCE])
+        found += [views.fitted(image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation) for image in read]
+    return found
