@@ -29,6 +29,7 @@ def test_every_script_says_what_it_prints() -> None:
         "probe.py",
         "recipes.py",
         "targets.py",
+        "using.py",
     }
     for script in scripts:
         assert "usage:" in run(script, "--help"), script

@@ -65,7 +65,21 @@ def loads(words: str, module: str = "torch") -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
-@pytest.mark.parametrize("words", ["--help", "techniques", "sources --json", "fit --help", "compare --help", "probe --help", "recipes", "recipes run --help"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "techniques",
+        "sources --json",
+        "fit --help",
+        "compare --help",
+        "probe --help",
+        "recipes",
+        "recipes run --help",
+        "predict --help",
+        "export --help",
+    ],
+)
 def test_what_needs_no_network_loads_no_torch(words: str) -> None:
     assert not loads(words)
 

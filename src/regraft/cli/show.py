@@ -89,7 +89,11 @@ def exported(told: dict[str, Any]) -> None:
     parity = told["parity"]
     out.print(f"{told['out']}: {told['bytes'] / 1e6:,.1f} MB", markup=False)
     same = f"probabilities differ by at most {parity['difference']:.1e}, {parity['n'] - parity['other_class']} get the same class"
-    out.print(f"beside the run on {parity['n']} {parity['images']} images: {same}", markup=False)
+    out.print(f"beside the run in float32 on {parity['n']} {parity['images']} images: {same}", markup=False)
+    if "as_fitted" in told:
+        usual = told["as_fitted"]
+        apart = f"probabilities differ by up to {usual['difference']:.2f}, {usual['other_class']} images get another class"
+        out.print(f"the export computes in float32, the run was fitted in {usual['arithmetic']}: so done, {apart}", markup=False)
     if "quantised" in told:
         cost = told["quantised"]
         before, after = cost["float32"], cost["int8"]

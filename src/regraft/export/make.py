@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft import evaluate, machine
 from regraft.errors import UserError, unknown
 from regraft.export import folder, graph, parity, quantised, script, tensors
 from regraft.export.parity import Answers, Pixels
@@ -85,7 +86,8 @@ def export(
         watcher: Hears what is going on.
 
     Returns:
-        `to`, `out`, `bytes`, `parity` (`difference` of probabilities, `other_class`, `n`, `images`), and with int8 `quantised`.
+        `to`, `out`, `bytes`, `parity` (`difference` of probabilities, `other_class`, `n`, `images`): beside the run in float32; `as_fitted`, the same
+        beside the run in its own arithmetic where that is bfloat16; and with int8 `quantised`.
 
     Raises:
         UserError: When the artefact does not say what the run says; it is removed.
@@ -103,16 +105,20 @@ def export(
     try:
         made = scratch / "artefact"
         write(made)
-        ours = Classifier(finished, "cpu", "float32")
-        found = parity.compare(parity.said(answers(made), samples.check), np.exp(_log_chances(ours, samples.check)))
+        theirs = parity.said(answers(made), samples.check)
+        found = parity.compare(theirs, _chances(finished, "float32", samples.check))
         parity.check(found, kind)
         told["parity"] = {**vars(found), "images": "made-up" if samples.made_up else "validation"}
+        if finished.plan.precision != "float32" and machine.has_bfloat16("cpu"):
+            told["as_fitted"] = {**vars(parity.compare(theirs, _chances(finished, None, samples.check))), "arithmetic": finished.plan.precision}
         if int8:
             watcher.say(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
             quantised.write(made, scratch / "int8", samples.train)
             assert samples.targets is not None
             told["quantised"] = quantised.drop(made, scratch / "int8", samples.val, samples.targets).plain()
             made = scratch / "int8"
+        for file in [made, *made.glob("*")]:
+            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(made, out)
@@ -135,7 +141,6 @@ def _ways(finished: Run, kind: str) -> tuple[Callable[[Path], None], Callable[[P
     return ways[kind]
 
 
-def _log_chances(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float64]:
-    from regraft import evaluate
-
-    return evaluate.log_softmax(classifier.logits(images))
+def _chances(finished: Run, precision: str | None, images: Sequence[Pixels]) -> NDArray[np.float64]:
+    """Return what the run itself says, on the processor."""
+    return np.exp(evaluate.log_softmax(Classifier(finished, "cpu", precision).logits(images)))
