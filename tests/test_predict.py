@@ -231,7 +231,7 @@ def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path, monkeyp
     assert (found.argmax(1) == wanted.argmax(1)).all()
 
 
-@pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe", "feature-extraction"])
+@pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_answers_are_those_that_the_run_was_scored_by(technique: str, precision: str, tmp_path: Path) -> None:
     data = toy(90)
