@@ -30,6 +30,7 @@ def test_every_script_says_what_it_prints() -> None:
         "recipes.py",
         "serving.py",
         "targets.py",
+        "using.py",
     }
     for script in scripts:
         assert "usage:" in run(script, "--help"), script

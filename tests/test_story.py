@@ -327,7 +327,7 @@ def test_ctrl_c_stops_in_a_sentence_and_the_run_can_go_on(photos: Path, own_cach
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - started < 10
     assert process.returncode == 2, err
-    assert "Stopped. What was finished is kept; fit and compare go on from there with the same command and --resume." in err
+    assert "Stopped. What was finished is kept; fit, compare and predict --out go on from there with the same command and --resume." in err
     assert "Traceback" not in err
     assert out == ""
     assert not Path("out/scores.json").exists()

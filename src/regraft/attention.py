@@ -37,7 +37,6 @@ def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: S
         UserError: When no place of the network has a map.
     """
     model, whole = classifier.network
-    head = whole[1]  # type: ignore[index]
     prefix, suffix = _last_map(model, classifier.run.plan)
     suffix.eval()
     found: list[NDArray[np.float32]] = []
@@ -48,7 +47,7 @@ def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: S
         seen = views.see(batch, torch.zeros(len(kept), dtype=torch.int64, device=batch.device), model.rules, model.resolution)
         crossing = [value.clone().requires_grad_() for value in prefix(seen)]  # clones, out of inference mode
         with torch.enable_grad():
-            logits = head(suffix(*crossing))
+            logits = whole.top(suffix(*crossing))
             number = next(place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:]))
             rows = torch.arange(len(kept), device=batch.device)
             asked = logits[rows, torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device)].sum()

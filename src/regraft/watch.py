@@ -15,7 +15,7 @@ class Watcher:
         """A sentence for people."""
 
     def step(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal."""
+        """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal. A `total` of 0 is not known."""
 
     def row(self, values: dict[str, Any]) -> None:
         """A row of the history, as soon as an epoch, or an L2 value of a solved head, is done."""

@@ -9,9 +9,9 @@ from regraft.backbone.halves import Prefix, Suffix
 from regraft.backbone.joint import joined
 from regraft.backbone.ladder import Place, alike, cut, depth, earliest, ladder, work
 from regraft.backbone.source import Backbone, check_name, facts, load, names, restore
-from regraft.backbone.weights import EMBEDDED, classifier
+from regraft.backbone.weights import EMBEDDED, build, classifier
 
 __all__ = [
-    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "alike", "check_name", "classifier", "compiled", "cut", "depth", "earliest", "facts",
-    "folded", "halved", "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore", "work",
+    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "alike", "build", "check_name", "classifier", "compiled", "cut", "depth", "earliest",
+    "facts", "folded", "halved", "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore", "work",
 ]  # fmt: skip

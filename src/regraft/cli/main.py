@@ -260,7 +260,7 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]  # click's word for a wrong flag; typer brings its own click since 0.20 or so
         code = 2
     if code == _INTERRUPTED:
-        sys.stderr.write("\nregraft: Stopped. What was finished is kept; fit and compare go on from there with the same command and --resume.\n")
+        sys.stderr.write("\nregraft: Stopped. What was finished is kept; fit, compare and predict --out go on from there with the same command and --resume.\n")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 

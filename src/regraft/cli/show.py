@@ -30,9 +30,9 @@ class Shown(Watcher):
 
     def step(self, what: str, done: int, total: int) -> None:
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total)
-        self.bars.update(self.tasks[what], completed=done, total=total)
-        if done >= total:
+            self.tasks[what] = self.bars.add_task(what, total=total or None)
+        self.bars.update(self.tasks[what], completed=done, total=total or None)
+        if total and done >= total:
             self.bars.remove_task(self.tasks.pop(what))
 
 
@@ -59,7 +59,7 @@ def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = ()) -> None
     for part in ("train", "val", "test", "all"):
         if part in scores:
             one = scores[part]
-            table.add_row(part, f"{one['accuracy']:.4f}", _interval(one["ci95"]), f"{one['loss']:.4f}", f"{one['n']:,}")
+            table.add_row(part, f"{one['accuracy']:.4f}", interval(one["ci95"]), f"{one['loss']:.4f}", f"{one['n']:,}")
     out.print(table)
     seconds, parameters = scores["seconds"], scores["parameters"]
     out.print(
@@ -95,7 +95,7 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
             row["technique"] + (f" #{row['seed']}" if board["seeds"] else ""),
             f"{row['val']['accuracy']:.4f}",
         ]
-        cells += [f"{test['accuracy']:.4f}", _interval(test["ci95"])] if test else ["shut", ""]
+        cells += [f"{test['accuracy']:.4f}", interval(test["ci95"])] if test else ["shut", ""]
         cells += [
             f"{row['train']['accuracy'] - row['val']['accuracy']:+.4f}",
             f"{row['seconds']['extract'] + row.get('shared_seconds', 0.0):.1f} s",
@@ -302,7 +302,8 @@ def pairs(rows: dict[str, str], head: str = "") -> None:
     out.print(table)
 
 
-def _interval(ci95: Sequence[float]) -> str:
+def interval(ci95: Sequence[float]) -> str:
+    """Return a 95 % interval in words."""
     return f"{ci95[0]:.3f}–{ci95[1]:.3f}"
 
 

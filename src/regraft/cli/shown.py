@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from regraft.cli import show
-from regraft.cli.show import out
+from regraft.cli.show import interval, out
 
 _MOST = 30  # classes and findings that fit a screen
 
@@ -68,3 +71,55 @@ def check(told: dict[str, Any], path: Path | None) -> None:
         out.print(f"odd: {one['key']}: {one['why']}", markup=False)
     where = f"written to {path}" if path else "--json lists up to 200 findings of each kind, --out check.html shows them"
     out.print(f"{where}; a person should look before anything is deleted", markup=False, style="dim")
+
+
+def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
+    """Print predictions as they come: a table for people, CSV, JSON lines, or one JSON object."""
+    import csv
+
+    from regraft.predict import cells, columns
+
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if kind == "csv":
+            if not number:
+                lines.writerow(columns(top))
+            lines.writerow(cells(row, top))
+        elif kind == "json":
+            sys.stdout.write(json.dumps(row) + "\n")
+        elif kind == "object":
+            sys.stdout.write(("," if number else '{"predictions": [') + "\n" + json.dumps(row))
+        else:
+            said = "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
+            said = f"cannot be read: {row['error']}" if row["error"] else f"not sure: {said}" if row["abstained"] else said
+            sys.stdout.write(f"{row['path']}  {said}\n")
+    if kind == "object":
+        sys.stdout.write("\n]}\n")
+
+
+def written(told: dict[str, Any]) -> None:
+    """Print what a file of predictions has come to."""
+    rest = [f"{told[what]:,} {words}" for what, words in (("unreadable", "could not be read"), ("abstained", "abstained")) if told[what]]
+    before = told["rows"] - told["new"]
+    more = f", {before:,} of them from before" if before else ""
+    out.print(f"{told['out']}: {told['rows']:,} images{more}{''.join(f'; {one}' for one in rest)}; {told['seconds']:,.1f} s", markup=False)
+
+
+def exported(told: dict[str, Any]) -> None:
+    """Print what an export is, and how near its answers are to the run's."""
+    parity = told["parity"]
+    out.print(f"{told['out']}: {told['bytes'] / 1e6:,.1f} MB", markup=False)
+    same = f"probabilities differ by at most {parity['difference']:.1e}, {parity['n'] - parity['other_class']} get the same class"
+    out.print(f"beside the run in float32 on {parity['n']} {parity['images']} images: {same}", markup=False)
+    if "as_fitted" in told:
+        usual = told["as_fitted"]
+        apart = f"probabilities differ by up to {usual['difference']:.2f}, {usual['other_class']} images get another class"
+        out.print(f"the export computes in float32, the run was fitted in {usual['arithmetic']}: so done, {apart}", markup=False)
+    if "quantised" in told:
+        cost = told["quantised"]
+        before, after = cost["float32"], cost["int8"]
+        out.print(
+            f"int8: accuracy {after['accuracy']:.4f} ({interval(after['ci95'])}) instead of {before['accuracy']:.4f} on {cost['n']:,} validation images, "
+            f"a drop of {cost['drop'] * 100:.2f} points; {cost['other_class']:,} images get another class",
+            markup=False,
+        )

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regraft.cli.options import Device, Json
+from regraft.cli.options import Cache, Device, Json, Quiet
+from regraft.errors import UserError
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example:  regraft predict runs/digits-linear-probe new/*.png --top 3")
+@app.command(epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   find . -name '*.jpg' | regraft predict runs/mine -")
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1, device: Device = "auto", json: Json = False,
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    paths: Annotated[list[str], typer.Argument(help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list from stdin.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
+    format: Annotated[str | None, typer.Option(help="table, csv, json (a line each) or parquet. [default: by --out, else table]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write to, as results come.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once. [default: what suits the machine]", show_default=False)] = 0,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Abstain below this probability; probabilities are then calibrated on the run's validation images.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
+    device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Say which class each image is."""
-    from regraft.cli import show
-    from regraft.workflow import predict_named
+    """Say which class each image is; what cannot be read says why, and the rest goes on."""
+    from regraft.cli import show, shown
+    from regraft.predict import format_of
+    from regraft.workflow import predict_named, predict_to
 
-    rows = predict_named(run, paths, top, device)
-    if json:
-        show.as_json({"predictions": rows})
-        return
-    for row in rows:
-        said = f"cannot be read: {row['error']}" if row["error"] else "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
-        typer.echo(f"{row['path']}  {said}")
+    kind = format_of(format, out)
+    if out is None and (resume or overwrite):
+        raise UserError("--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out.")
+    with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
+        if out is not None:
+            told = predict_to(run, paths, out, kind, top, device, batch_size, min_confidence, resume, overwrite, watcher)
+            show.as_json(told) if json else shown.written(told)
+        else:
+            rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
+            shown.predictions(rows, "object" if json else kind, top)
+
+
+@app.command(epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8")
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[str, typer.Option(help="onnx, safetensors, timm (a folder), torchscript, or hub-folder.")],
+    out: Annotated[Path | None, typer.Option(help="File or folder to write. [default: exports/ under the run's name]")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Whole numbers, ranges found on training images; what it costs on validation is reported.")] = False,
+    data: Annotated[str | None, typer.Option(help="The run's images, where it does not find them itself.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
+    cache: Cache = None, json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write a run for other programs, after checking that it answers as the run does."""
+    from regraft.cli import show, shown
+    from regraft.workflow import export_named
+
+    with show.progress(quiet) as watcher:
+        told = export_named(run, to, out, int8, data, overwrite, home=cache, watcher=watcher)
+    show.as_json(told) if json else shown.exported(told)

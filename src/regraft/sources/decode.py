@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regraft.data import Rows, Unreadable, content_hash
 
@@ -72,7 +72,7 @@ class EncodedImages:
             try:
                 return work(self.load(number))
             except (OSError, ValueError, SyntaxError, EOFError) as error:
-                faults[row] = f"{self.names[number]} ({_why(error)})"
+                faults[row] = f"{self.names[number]} ({why(error)})"
                 return None
 
         pieces = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
@@ -116,6 +116,8 @@ def _opened(content: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     try:
         image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image{_but(content)}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"more pixels than the {_LARGEST:,} allowed") from error
     if image.size[0] * image.size[1] > _LARGEST:
@@ -138,7 +140,14 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # a copy that may be written to, as torch wants it
 
 
-def _why(error: BaseException) -> str:
+def why(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
     text = str(error).strip().splitlines()
-    short = text[0] if text else type(error).__name__
-    return "not an image" if short.startswith("cannot identify") else short
+    return text[0] if text else type(error).__name__
+
+
+def _but(content: bytes) -> str:
+    """Return what a file that is no image seems to be; drawings and web pages often carry an image's name."""
+    start = content[:1024].lower()
+    known = {b"<svg": "an SVG drawing", b"<html": "a web page", b"<!doctype html": "a web page", b"%pdf": "a PDF"}
+    return next((f" but {what}" for sign, what in known.items() if sign in start), "")

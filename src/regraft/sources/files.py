@@ -125,16 +125,6 @@ def ordered(labels: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
 
 
-def expanded(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among `paths`, and the images in the folders among them; raises `UserError` for one that does not exist."""
-    found = []
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"There is nothing at {path}. Expected an image file or a folder of images. Check the path.")
-        found += _images(path) if path.is_dir() else [path]
-    return found
-
-
 def _of_paths(
     name: str, paths: Sequence[Path], labels: Sequence[str], classes: Sequence[str], keys: Sequence[str],
     parts: Sequence[str] | None, groups: Sequence[str] | None = None,

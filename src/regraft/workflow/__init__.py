@@ -8,12 +8,13 @@ from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
 from regraft.workflow.embedding import embed_named
 from regraft.workflow.matrix import Probe, probe
-from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, predict_named, probe_named
+from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, probe_named
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.pages import report_named
 from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
+from regraft.workflow.using import export_named, predict_named, predict_to
 
 __all__ = [
     "Check",
@@ -30,11 +31,13 @@ __all__ = [
     "evaluate_named",
     "explain",
     "explain_named",
+    "export_named",
     "fit",
     "fit_named",
     "make",
     "open_test",
     "predict_named",
+    "predict_to",
     "probe",
     "probe_named",
     "report_named",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, evaluate, machine, predict, run, sources, techniques
+from regraft import cache, evaluate, machine, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
@@ -180,13 +180,3 @@ def _measured(finished: Run, part: str, logits: NDArray[Any], targets: NDArray[n
     if part == "test":
         found["opened"] = (finished.test or {})["opened"]
     return {**found, "warnings": finished.cautions}
-
-
-def predict_named(path: Path, paths: Sequence[Path], top: int, device: str = "auto") -> list[dict[str, Any]]:
-    """Return a row for each image file, folders searched through; raises `UserError` for a path that does not exist."""
-    machine.keep_memory()
-    classifier = predict.load(path, device)
-    rows = []
-    for one in classifier.files(sources.files.expanded(paths)):
-        rows.append({"path": one.path, "label": one.label, "probability": one.probability, "ranked": list(one.ranked[:top]), "error": one.error})
-    return rows

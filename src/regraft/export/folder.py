@@ -1,0 +1,106 @@
+"""A run as a folder that timm opens, and as one for the hub, with a card that says what it is worth.
+
+Refuses what timm has no words for: features from the middle of a network, from several places, or a head of more than the class layer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from regraft import backbone, views
+from regraft.backbone import Backbone
+from regraft.errors import UserError
+from regraft.export import about
+from regraft.export.parity import Answered, Answers, Pixels
+from regraft.plan import InputRules, head_layers
+from regraft.predict import restored
+from regraft.run import Run
+
+FILES = frozenset(["config.json", "model.safetensors", "README.md", "plan.toml", "evidence.json"])  # all that such a folder ever holds
+_WITHOUT_EFFECT = ("dropout", "pool")  # layers of a head that do nothing in use, or what timm does anyway
+
+
+def check(finished: Run) -> None:
+    """Raise `UserError` where a plan's network cannot be a plain timm model."""
+    plan = finished.plan
+    hidden = [layer.kind for layer in head_layers(plan.head) if layer.kind not in _WITHOUT_EFFECT]
+    if len(plan.stages_taken) > 1:
+        _refuse(f"takes features at {len(plan.stages_taken)} places")
+    if plan.stages_taken:
+        _refuse(f"takes features at {plan.stages_taken[0]!r}, in the middle of the network")
+    if hidden:
+        _refuse(f"has a head of its own ({plan.head})")
+
+
+def write(finished: Run, path: Path, name: str, for_hub: bool = False) -> None:
+    """Write `config.json`, `model.safetensors` and `README.md`, as `timm.create_model("local-dir:PATH", pretrained=True)` reads them.
+
+    Args:
+        finished: The run.
+        path: A folder; it is made.
+        name: What the card calls the model.
+        for_hub: Add `plan.toml` and `evidence.json`, so that the folder says everything when it is alone.
+    """
+    from timm.models import save_for_hf
+
+    check(finished)
+    model, top = restored(finished, "cpu")
+    made: Any = with_classes(model, top[-1], len(finished.classes))
+    size, rules = (3, model.resolution, model.resolution), model.rules
+    config = {
+        "input_size": size, "mean": rules.mean, "std": rules.std, "interpolation": rules.interpolation, "crop_pct": 1.0, "crop_mode": "center",
+        "num_classes": len(finished.classes), "tag": "", "license": "",
+    }  # fmt: skip
+    forgotten = ("test_input_size", "test_crop_pct", "pool_size", "origin_url", "paper_ids", "paper_name", "hf_hub_id", "url", "file")
+    made.pretrained_cfg = {**{key: value for key, value in made.pretrained_cfg.items() if key not in forgotten}, **config}
+    save_for_hf(made, str(path), {"label_names": list(finished.classes), "num_classes": len(finished.classes)}, safe_serialization=True)
+    (path / "README.md").write_text(about.card(finished, model, name), encoding="utf-8")
+    if for_hub:
+        (path / "plan.toml").write_text(about.public_plan(finished.plan), encoding="utf-8")
+        (path / "evidence.json").write_text(json.dumps(about.facts(finished), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def with_classes(model: Backbone, layer: nn.Module, classes: int) -> nn.Module:
+    """Return timm's own model with a class layer, filled with a backbone's weights and those of the layer; raises `UserError` where they do not fit."""
+    made: Any = backbone.build(model.name, "random", model.resolution, classes)
+    last = made.get_classifier()
+    if not isinstance(last, nn.Linear) or not isinstance(layer, nn.Linear) or last.weight.shape != layer.weight.shape or last.bias is None:
+        _refuse(f"is of {model.name}, whose class layer in timm is another kind of layer")
+    fault = made.load_state_dict(model.model.state_dict(), strict=False)
+    names = {f"{name}.{kind}" for name, module in made.named_modules() if module is last for kind in ("weight", "bias")}
+    if fault.unexpected_keys or set(fault.missing_keys) != names:
+        _refuse(f"is of {model.name}, which timm builds in another way when it has a class layer")
+    with torch.no_grad():
+        last.weight.copy_(layer.weight)
+        last.bias.copy_(layer.bias)
+    whole: nn.Module = made.eval()
+    return whole
+
+
+def answers(path: Path) -> Answers:
+    """Return the folder as a function from images of one size to probabilities: timm builds the network, pixels are made ready as its config says."""
+    import timm
+    from timm.data import resolve_model_data_config
+
+    made = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    config = resolve_model_data_config(made)
+    rules = InputRules(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+    side = int(config["input_size"][-1])
+
+    def run(images: Pixels) -> Answered:
+        ready = np.stack([views.fitted(image, views.kept_size(image.shape[:2], side), rules.interpolation) for image in images])
+        with torch.inference_mode():
+            found: Answered = made(views.see(torch.from_numpy(ready), torch.zeros(len(ready), dtype=torch.int64), rules, side)).softmax(dim=1).numpy()
+        return found
+
+    return run
+
+
+def _refuse(why: str) -> None:
+    raise UserError(f"The run {why}, which a plain timm model cannot express. Export it to onnx, torchscript or safetensors, which can.")

@@ -1,0 +1,271 @@
+"""Images without labels, one after another: files, folders, patterns, lists, archives and Parquet files, in memory that does not grow with them.
+
+Refuses to stop at a bad one: what cannot be read says why when it is read. A link that leads out of the folder that was given is not followed.
+"""
+
+from __future__ import annotations
+
+import glob
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import UserError, listed
+from regraft.sources.files import ARCHIVES, SUFFIXES
+
+LIST = "-"  # stands for a list of paths, one a line
+_LARGEST = 2**30  # bytes of one encoded image; beyond that it is taken for an attack
+_ROWS_AT_ONCE = 256  # of a Parquet file
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One image: what it is called, and a function that gives its bytes, or raises and says why it cannot."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def check(given: Sequence[str | Path]) -> None:
+    """Raise one `UserError` where something that was given does not exist, or a pattern matches nothing."""
+    missing = [str(one) for one in given if str(one) != LIST and not Path(one).expanduser().exists() and not _matches(_home(one))]
+    if missing:
+        raise UserError(
+            f"There is nothing at {listed(missing)}. Expected image files, folders, patterns, zip or tar archives, Parquet files, "
+            f"or {LIST} for a list of paths on standard input. Check the path."
+        )
+
+
+def found(given: Iterable[str | Path], lines: Iterable[str] = ()) -> Iterator[Found]:
+    """Yield the images in what was given, in order: the names in a folder sorted, an archive's and a table's as they lie there.
+
+    Args:
+        given: Paths of images, folders (searched through), archives, Parquet files or folders of them, patterns with `*`, or "-" for `lines`.
+        lines: Such paths, one each, where "-" is given; one that does not exist is an image that cannot be read.
+    """
+    for one in given:
+        if str(one) == LIST:
+            for line in lines:
+                if line.strip():
+                    yield from _of(line.rstrip("\r\n"))
+        else:
+            yield from _of(_home(one))
+
+
+def count(given: Sequence[str | Path]) -> int:
+    """Return how many images `found` will yield, or 0 where nobody can say without reading them: of a list, or in a tar."""
+    total = 0
+    for one in given:
+        path = Path(one).expanduser()
+        if str(one) == LIST or (path.is_file() and path.name.lower().endswith(ARCHIVES) and not path.name.lower().endswith(".zip")):
+            return 0
+        packed = _packed(path)
+        total += sum(map(_rows, packed)) if packed else sum(1 for _ in _of(_home(one)))
+    return total
+
+
+def _of(text: str) -> Iterator[Found]:
+    """Yield the images at one path or pattern."""
+    path = Path(text)
+    if path.is_dir() or path.is_file():
+        yield from _at(path)
+        return
+    matches = _matches(text)
+    top = _before_pattern(text)
+    for match in map(Path, matches):
+        yield from [_refused(match, f"a link that leads out of {top}, not followed")] if _leads_out(match, top) else _at(match)
+    if not matches:
+        yield _refused(path, "there is nothing at this path")
+
+
+def _at(path: Path) -> Iterator[Found]:
+    packed = _packed(path)
+    if packed:
+        for file in packed:
+            yield from _of_parquet(file)
+    elif path.is_dir():
+        yield from _of_folder(path)
+    elif path.name.lower().endswith(".zip"):
+        yield from _of_zip(path)
+    elif path.name.lower().endswith(ARCHIVES):
+        yield from _of_tar(path)
+    else:
+        yield _file(path)
+
+
+def _packed(path: Path) -> list[Path]:
+    """Return the Parquet files that a path means: itself, or those in it where it is a folder as the hub lays them out."""
+    if path.is_dir():
+        return sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    return [path] if path.name.lower().endswith(".parquet") else []
+
+
+def _of_folder(top: Path) -> Iterator[Found]:
+    waiting: list[Path | Found] = [top]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Found):
+            yield one
+            continue
+        try:
+            with os.scandir(one) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name, reverse=True)  # the last one in is the first one out
+        except OSError as error:
+            yield _refused(one, f"the folder cannot be read ({error.strerror})")
+            continue
+        for entry in inside:
+            path = Path(entry.path)
+            if entry.name.startswith((".", "__")):
+                continue
+            if entry.is_symlink():
+                is_folder = path.is_dir()
+                if _leads_out(path, top) and (is_folder or _is_image(entry.name)):
+                    waiting.append(_refused(path, f"a link that leads out of {top}, not followed"))
+                elif not is_folder and _is_image(entry.name):
+                    waiting.append(_file(path))  # a folder inside is met where it is
+            elif entry.is_dir():
+                waiting.append(path)
+            elif entry.is_file() and _is_image(entry.name):
+                waiting.append(_file(path))
+
+
+def _of_zip(path: Path) -> Iterator[Found]:
+    try:
+        packed = zipfile.ZipFile(path)  # closed when the last reader lets go of it
+    except _DAMAGED as error:
+        yield _refused(path, f"the archive cannot be unpacked ({error})")
+        return
+    for member in packed.infolist():
+        if not member.is_dir() and _is_image(member.filename):
+            name = f"{_shown(path)}/{member.filename}"
+            if member.file_size > _LARGEST:
+                yield Found(name, _too_large)
+            else:
+                yield Found(name, partial(packed.read, member))
+
+
+def _of_tar(path: Path) -> Iterator[Found]:
+    try:
+        with tarfile.open(path, "r|*") as packed:  # front to back, as a tar can only be read
+            for member in packed:
+                packed.members = []  # type: ignore[attr-defined]  # or it remembers every one
+                if not _is_image(member.name):
+                    continue
+                name = f"{_shown(path)}/{_printable(member.name)}"
+                file = packed.extractfile(member) if member.isfile() and member.size <= _LARGEST else None
+                if file is not None:
+                    yield Found(name, partial(bytes, file.read()))
+                elif member.isfile():
+                    yield Found(name, _too_large)
+                else:
+                    yield Found(name, _raising("a link or a device in an archive, not followed"))
+    except _DAMAGED as error:
+        yield _refused(path, f"the archive cannot be unpacked any further ({error})")
+
+
+def _of_parquet(path: Path) -> Iterator[Found]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            column = _image_column(file.schema_arrow)
+            if column is None:
+                yield _refused(path, f"no column of images: expected a struct with bytes, or bytes; it has {listed(file.schema_arrow.names)}")
+                return
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                values = batch.column(0)
+                for content in (values.field("bytes") if pa.types.is_struct(values.type) else values).to_pylist():
+                    name = f"{_shown(path)}#{row}"
+                    row += 1
+                    yield Found(name, _raising("no bytes in this row") if content is None else partial(bytes, content))
+    except (pa.ArrowException, OSError) as error:
+        yield _refused(path, f"no readable Parquet file from row {row} on ({str(error).splitlines()[0]})")
+
+
+def _image_column(schema: Any) -> str | None:
+    import pyarrow as pa
+
+    structs = [field.name for field in schema if pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type]]
+    plain = [field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)]
+    both = structs or plain
+    return next((name for name in ("image", "img", "bytes") if name in both), both[0] if both else None)
+
+
+def _rows(path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return 1  # the row that says why
+
+
+def _file(path: Path) -> Found:
+    def read() -> bytes:
+        return path.read_bytes() if path.stat().st_size <= _LARGEST else _too_large()
+
+    return Found(_shown(path), read)
+
+
+def _refused(path: Path, why: str) -> Found:
+    return Found(_shown(path), _raising(why))
+
+
+def _raising(why: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        raise ValueError(why)
+
+    return read
+
+
+def _too_large() -> bytes:
+    raise ValueError(f"the file is larger than the {_LARGEST / 1e6:,.0f} MB allowed")
+
+
+def _leads_out(path: Path, top: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(top.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+
+
+def _matches(text: str) -> list[str]:
+    return sorted(glob.glob(text, recursive=True))  # noqa: PTH207  Path.glob takes no absolute patterns
+
+
+def _before_pattern(text: str) -> Path:
+    """Return the folder that a pattern starts from: what stands before the first `*`, `?` or `[`."""
+    fixed = []
+    for part in Path(text).parts:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not Path(name).name.startswith(".")
+
+
+def _home(one: str | Path) -> str:
+    return str(Path(one).expanduser())
+
+
+def _shown(path: Path) -> str:
+    return _printable(str(path))
+
+
+def _printable(name: str) -> str:
+    """Return a name that can be written as UTF-8, whatever bytes the file system has for it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,459 @@
+"""Many images through a finished run: whatever they come in, whatever is wrong with some of them, and a job that was broken off."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import regraft as api
+from conftest import TINY, toy, unsealed, write_folder
+from regraft import evaluate, predict, workflow
+from regraft import run as runs
+from regraft.errors import UserError
+from regraft.predict import ahead
+from regraft.sources import streams
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linear probe of a tiny network, in the arithmetic that this machine has."""
+    home = tmp_path_factory.mktemp("finished")
+    return api.fit(toy(150), "linear-probe", TINY, weights="random", resolution=32, out=home / "run", home=home / "cache").path
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows_of(regraft, run: Path, *words: object) -> dict[str, dict[str, object]]:  # type: ignore[no-untyped-def]
+    result = regraft("predict", run, *words, "--json", "-q")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["predictions"]
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: row for row in rows}
+
+
+def test_whatever_the_images_come_in_the_answers_are_the_same(regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    photos = write_folder(tmp_path / "photos", toy(30, seed=5))
+    files = sorted(photos.rglob("*.png"))
+    (photos / "notes.txt").write_text("no image, and no image's name")
+    with zipfile.ZipFile("p.zip", "w") as packed:
+        for file in files:
+            packed.write(file, file.relative_to(photos))
+    for kind in ("w", "w:gz"):
+        with tarfile.open("p.tar" if kind == "w" else "p.tgz", kind) as tar:
+            tar.add(photos, "photos")
+    contents = [file.read_bytes() for file in files]
+    pq.write_table(pa.table({"image": [{"bytes": content, "path": None} for content in contents], "label": [0] * 30}), "p.parquet", row_group_size=7)
+    Path("hub/data").mkdir(parents=True)
+    pq.write_table(pa.table({"jpeg": contents}), "hub/data/p.parquet")
+    Path("list.txt").write_text("\n".join(map(str, [*files[:-1], "", photos / "absent.png"])) + "\n")
+    wanted = [row["label"] for row in rows_of(regraft, finished, *files).values()]
+    assert len(set(wanted)) == 3
+    for way in (photos, f"{photos}/**/*.png", f"{photos}/class?", "p.zip", "p.tar", "p.tgz", "p.parquet", "hub"):
+        assert [row["label"] for row in rows_of(regraft, finished, way).values()] == wanted, way
+    with Path("list.txt").open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        listed = list(rows_of(regraft, finished, "-").values())
+    assert [row["label"] for row in listed] == [*wanted[:-1], None]
+    assert listed[-1]["error"] == "there is nothing at this path"
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty.png": (lambda: b"", "the file is empty"),
+    "text.jpg": (lambda: b"dear diary", "not an image"),
+    "drawing.png": (lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "not an image but an SVG drawing"),
+    "page.jpg": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "not an image but a web page"),
+    "paper.png": (lambda: b"%PDF-1.7 ...", "not an image but a PDF"),
+    "cut.png": (lambda: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))[:900], ""),
+    "bomb.png": (lambda: bomb(30_000, 30_000), "more pixels than the 178,956,970 allowed"),
+    "huge.png": (lambda: bomb(10_000, 10_000), ""),
+}  # fmt: skip
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header promises more pixels than it has bytes for."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, (content, _) in BAD.items():
+        (photos / name).write_bytes(content())
+    for row, image in enumerate(toy(9).images.read(np.arange(9))):
+        (photos / f"good{row}.png").write_bytes(png(image))
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as packed:
+        for file in sorted(photos.iterdir()):
+            packed.write(file, file.name)
+    for given, folder in ((photos, photos), (tmp_path / "p.zip", tmp_path / "p.zip")):
+        rows = rows_of(regraft, finished, given)
+        assert len(rows) == len(BAD) + 9
+        for name, (_, says) in BAD.items():
+            row = rows[f"{folder}/{name}"]
+            assert row["label"] is None
+            assert row["error"]
+            assert says in str(row["error"]), row
+        assert all((row["error"] is None) == ("good" in path) for path, row in rows.items())
+    shown = regraft("predict", finished, photos, "-q")
+    assert f"{photos}/page.jpg  cannot be read: not an image but a web page\n" in shown.out
+
+
+def test_damaged_containers_are_rows_with_their_errors(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    photos = write_folder(tmp_path / "photos", toy(30))
+    with tarfile.open("whole.tgz", "w:gz") as tar:
+        tar.add(photos, "photos")
+    Path("cut.tgz").write_bytes(Path("whole.tgz").read_bytes()[:-4000])
+    for name in ("a.zip", "b.tar", "c.parquet"):
+        Path(name).write_bytes(b"nothing of that kind")
+    pq.write_table(pa.table({"label": [1, 2]}), "d.parquet")
+    rows = rows_of(regraft, finished, "a.zip", "b.tar", "c.parquet", "d.parquet", "cut.tgz", photos)
+    errors = {path: str(row["error"]) for path, row in rows.items() if row["error"]}
+    assert set(errors) == {"a.zip", "b.tar", "c.parquet", "d.parquet", "cut.tgz"}
+    says = {
+        "a.zip": "cannot be unpacked",
+        "b.tar": "cannot be unpacked",
+        "c.parquet": "no readable Parquet",
+        "d.parquet": "no column of images",
+        "cut.tgz": "any further",
+    }
+    assert all(says[path] in error for path, error in errors.items()), errors
+    assert sum(path.startswith("cut.tgz/") for path in rows) > 0
+    assert sum(path.startswith(str(photos)) for path in rows) == 30
+
+
+def test_links_that_lead_out_of_the_folder_are_not_followed(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    outside = write_folder(tmp_path / "outside", toy(9))
+    photos = write_folder(tmp_path / "photos", toy(9))
+    secret = next(outside.rglob("*.png"))
+    (photos / "link.png").symlink_to(secret)
+    (photos / "folder").symlink_to(outside)
+    (photos / "inside.png").symlink_to(next(photos.rglob("0*.png")))
+    (photos / "again").symlink_to(photos)
+    (photos / "circle.png").symlink_to(photos / "circle.png")
+    with tarfile.open("p.tar", "w") as tar:
+        tar.add(photos / "link.png", "link.png")
+        tar.add(secret, "real.png")
+    for given in (photos, f"{photos}/*"):
+        rows = rows_of(regraft, finished, given)
+        out = {path for path, row in rows.items() if "leads out of" in str(row["error"])}
+        assert out >= {f"{photos}/link.png", f"{photos}/folder"}
+        assert rows[f"{photos}/circle.png"]["error"]
+        assert rows[f"{photos}/inside.png"]["label"]
+        assert not any(str(outside) in path or path.startswith(f"{photos}/folder/") for path in rows)
+    rows = rows_of(regraft, finished, "p.tar")
+    assert "not followed" in str(rows["p.tar/link.png"]["error"])
+    assert rows["p.tar/real.png"]["label"]
+    assert rows_of(regraft, finished, photos / "link.png")[f"{photos}/link.png"]["label"]  # named by the user himself
+
+
+def many(count: int) -> Iterator[streams.Found]:
+    images = [png(image) for image in toy(12).images.read(np.arange(12))]
+    for number in range(count):
+        yield streams.Found(f"{number}", lambda number=number: b"" if number % 7 == 3 else images[number % 12])  # type: ignore[misc]
+
+
+def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: Path) -> None:
+    classifier = predict.Classifier(runs.load(finished), batch_size=8)
+    alone = [said.label for said in classifier.stream(many(12))]
+    asked, said = 0, []
+
+    def counted() -> Iterator[streams.Found]:
+        nonlocal asked
+        for one in many(1000):
+            asked += 1
+            yield one
+
+    most = 0
+    for one in classifier.stream(counted()):
+        said.append(one)
+        most = max(most, asked - len(said))
+    assert [one.path for one in said] == list(map(str, range(1000)))
+    assert [number for number, one in enumerate(said) if one.error] == list(range(3, 1000, 7))
+    checked = [(number, one.label) for number, one in enumerate(said) if number >= 12 and number % 7 != 3 and number % 12 % 7 != 3]
+    assert len(checked) > 500
+    assert all(label == alone[number % 12] for number, label in checked)
+    threads = max(2, min(16, os.cpu_count() or 1))
+    assert most <= 16 * (threads + 3) + 8  # pieces in flight, and a batch
+
+
+def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) -> None:
+    rng = np.random.default_rng(0)
+    classifier = predict.Classifier(runs.load(finished), precision="float32", batch_size=16)
+    shapes = [(16, 16), (48, 48), (200, 90), (33, 50), (20, 20)]
+    images = [rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)]
+    together, alone = classifier.logits(images), np.concatenate([classifier.logits([image]) for image in images])
+    assert np.abs(together - alone).max() < 1e-4
+    assert np.ptp(alone, axis=0).min() > 1e-2
+
+
+def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = predict.Classifier(runs.load(finished), batch_size=32)
+    wanted = classifier.logits(toy(40).images.read(np.arange(40)))
+    original, sizes = predict.Classifier._once, list[int]()
+
+    def short(self: predict.Classifier, ready: list[np.ndarray]) -> np.ndarray:
+        sizes.append(len(ready))
+        if len(ready) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(self, ready)
+
+    monkeypatch.setattr(predict.Classifier, "_once", short)
+    found = predict.Classifier(runs.load(finished), batch_size=32).logits(toy(40).images.read(np.arange(40)))
+    assert sizes[:3] == [32, 16, 8]
+    assert max(sizes[2:]) == 8
+    assert (found.argmax(1) == wanted.argmax(1)).all()
+
+
+@pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_answers_are_those_that_the_run_was_scored_by(technique: str, precision: str, tmp_path: Path) -> None:
+    data = toy(90)
+    changes = [f"precision={precision}", "phases.0.epochs=1"] if technique != "linear-probe" else [f"precision={precision}"]
+    done = api.fit(data, technique, TINY, weights="random", resolution=32, changes=changes, out="out")
+    kept = done.predictions()
+    place = {key: row for row, key in enumerate(data.keys)}
+    images = data.images.read(np.array([place[key] for key in kept["keys"]]))
+    classifier = api.load("out")
+    here = predict.network.machine.has_bfloat16("cpu")
+    said = classifier.predict_proba(np.stack(images))
+    wanted = np.exp(evaluate.log_softmax(kept["logits"]))
+    assert len(said) > 5
+    assert np.abs(said - wanted).max() < (2e-3 if precision == "float32" or here else 5e-2)
+    assert classifier.network[1].precision == (precision if here else "float32")
+
+
+class Breaking:
+    """Stops a job after some batches, once, and notes every image that is read."""
+
+    def __init__(self, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, add, self.read = ahead.one, predict.Results.add, list[str]()
+
+        def noted(found: streams.Found, *rest: object) -> ahead.Ready:
+            self.read.append(found.name)
+            return one(found, *rest)  # type: ignore[arg-type]
+
+        def breaks(results: predict.Results, rows: list[dict[str, object]]) -> None:
+            nonlocal after
+            add(results, rows)
+            after -= 1
+            if not after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(ahead, "one", noted)
+        monkeypatch.setattr(predict.Results, "add", breaks)
+        monkeypatch.setattr(predict.results, "_PART", 10)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(regraft, finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    photos = write_folder(tmp_path / "photos", toy(60))
+    odd = photos / 'class0/a "quoted", line\nbreak é.png'
+    shutil.copy(next(photos.rglob("*.png")), odd)
+    (photos / "class1" / "bad.png").write_bytes(b"")
+    words = ("predict", finished, photos, "--batch-size", 6, "--top", 2, "-q")
+    whole = json.loads(regraft(*words, "--out", f"whole.{kind}", "--json").out)
+    assert (whole["rows"], whole["new"], whole["unreadable"]) == (62, 62, 1)
+    breaking, path = Breaking(5, monkeypatch), Path(f"parts.{kind}")
+    assert regraft(*words, "--out", path).code == 2
+    if kind != "parquet":
+        with path.open("ab") as file:
+            file.write(b'"half a row')
+    refused = regraft(*words, "--out", path)
+    assert (refused.code, f"{path} exists already" in refused.err) == (2, True)
+    other = regraft("predict", finished, photos, "--top", 1, "-q", "--out", path, "--resume")
+    assert (other.code, "was begun by another job: top differ" in other.err) == (2, True)
+    breaking.read.clear()
+    told = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
+    assert (told["rows"], told["new"], len(breaking.read)) == (62, 32, 32)
+    names = [row["path"] for row in table_of(path, kind)]
+    assert len(set(names)) == len(names) == 62
+    assert str(odd) in names
+    assert table_of(path, kind) == table_of(Path(f"whole.{kind}"), kind)
+    assert not Path("parts.parquet.parts").exists()
+    Image.fromarray(toy(9).images.read(np.array([0]))[0]).save(photos / "class0" / "new.png")
+    more = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
+    assert (more["rows"], more["new"], len(table_of(path, kind))) == (63, 1, 63)
+    assert "63 images" in regraft(*words, "--out", path, "--overwrite").out
+
+
+def table_of(path: Path, kind: str) -> list[dict[str, object]]:
+    if kind == "csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    elif kind == "json":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        rows = pq.read_table(path).to_pylist()
+    for row in rows:  # a batch of other neighbours may round otherwise
+        for name in [name for name in row if name and name.startswith("probability")]:
+            row[name] = round(float(row[name]), 3) if row[name] not in ("", None) else None
+        if isinstance(row.get("ranked"), list):
+            row["ranked"] = [list(pair.values()) if isinstance(pair, dict) else pair for pair in row["ranked"]]
+            row["ranked"] = [[name, round(chance, 3)] for name, chance in row["ranked"]]
+    return sorted(rows, key=lambda row: str(row["path"]))
+
+
+def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from regraft import predict; from regraft.workflow import predict_to; add = predict.Results.add\n"
+        "def dies(self, rows):\n    add(self, rows)\n    os._exit(9) if self.rows >= 24 else None\n"
+        "predict.results._PART = 10; predict.Results.add = dies\n"
+        "predict_to(Path(sys.argv[1]), [sys.argv[2]], Path('p.parquet'), batch_size=8)"
+    )
+    photos = write_folder(tmp_path / "photos", toy(60))
+    assert subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
+    assert not Path("p.parquet").exists()
+    told = workflow.predict_to(finished, [photos], Path("p.parquet"), resume=True)
+    assert (told["rows"], told["new"]) == (60, 44)  # a part of 16 was whole
+    assert pq.read_metadata("p.parquet").num_rows == 60
+
+
+def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    photos = write_folder(tmp_path / "photos", toy(40, seed=9))
+    run = shutil.copytree(finished, tmp_path / "run")
+    kept = runs.load(run).predictions()
+    unsealed(run)
+    rng = np.random.default_rng(0)
+    wrong = kept["logits"].copy()
+    wrong[::3] = rng.normal(size=wrong[::3].shape) * 20  # sure of itself, and often wrong
+    runs.write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], wrong)
+    heat = evaluate.temperature(wrong, kept["targets"])
+    assert heat > 1.5
+    plain = rows_of(regraft, run, photos, "--top", 3)
+    calm = sorted(row["probability"] for row in rows_of(regraft, run, photos, "--min-confidence", 0.01).values())  # type: ignore[type-var]
+    least = round(float(calm[20]), 4)
+    sure = rows_of(regraft, run, photos, "--top", 3, "--min-confidence", least)
+    abstained = 0
+    for path, row in plain.items():
+        logits = np.log([chance for _, chance in row["ranked"]])  # type: ignore[attr-defined]
+        wanted = np.exp(evaluate.log_softmax(logits[None] / heat))[0]
+        other = sure[path]
+        assert [chance for _, chance in other["ranked"]] == pytest.approx(list(wanted), abs=2e-3)  # type: ignore[attr-defined]
+        assert row["label"] == row["ranked"][0][0] == other["ranked"][0][0]  # type: ignore[index]
+        assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)  # type: ignore[operator]
+        abstained += bool(other["abstained"])
+    assert 0 < abstained < 40
+    told = regraft("predict", run, photos, "--min-confidence", least, "--out", "p.csv")
+    assert f"40 images; {abstained} abstained" in told.out
+    assert f"logits divided by {heat:.3f}" in told.err
+    assert "not sure: class" in regraft("predict", run, photos, "--min-confidence", least, "-q").out
+    every_right = predict.Classifier(runs.load(run))
+    right = np.eye(3)[kept["targets"]] * 5
+    runs.write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], right)
+    assert every_right.temperature == 1.0
+    (run / "predictions.npz").write_bytes(b"")
+    lost = regraft("predict", run, photos, "--min-confidence", least, "-q")
+    assert (lost.code, "cannot be calibrated" in lost.err) == (2, True)
+
+
+def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("predict", finished, photos / "class0", "--top", 2, "-q")
+    lines = list(csv.DictReader(io.StringIO(regraft(*words, "--format", "csv").out)))
+    assert len(lines) == 40
+    assert list(lines[0]) == ["path", "label", "probability", "abstained", "error", "label_1", "probability_1", "label_2", "probability_2"]
+    assert all(row["label"] == row["label_1"] for row in lines)
+    rows = [json.loads(line) for line in regraft(*words, "--format", "json").out.splitlines()]
+    assert [row["path"] for row in rows] == [row["path"] for row in lines]
+    assert [len(row["ranked"]) for row in rows] == [2] * 40
+    assert len(regraft(*words).out.splitlines()) == 40
+
+
+def damaged(run: Path, how: str) -> None:
+    path = unsealed(run) / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.startswith("backbone.") and name.endswith("conv2.weight"))
+    if how == "cut short":
+        path.write_bytes(path.read_bytes()[:-1000])
+        return
+    if how == "missing":
+        tensors.pop(name)
+    elif how == "unknown":
+        tensors["backbone.layer9.weight"] = torch.zeros(1)
+    elif how == "shape":
+        tensors[name] = torch.zeros(2, 2)
+    else:
+        tensors["head.0.weight"] = torch.zeros(7, 7)
+    safetensors.torch.save_file(tensors, path)
+
+
+@pytest.mark.parametrize("how", ["cut short", "missing", "unknown", "shape", "head"])
+def test_altered_weights_are_refused(regraft, finished: Path, photos: Path, tmp_path: Path, how: str) -> None:  # type: ignore[no-untyped-def]
+    run = shutil.copytree(finished, tmp_path / "run")
+    damaged(run, how)
+    refused = regraft("predict", run, photos, "--out", "p.csv", "-q")
+    assert (refused.code, "do not belong to its plan" in refused.err) == (2, True), refused.err
+    assert not Path("p.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("absent.png",), "There is nothing at absent.png. Expected image files"),
+        (("*.jpg",), "There is nothing at *.jpg"),
+        (("PHOTOS", "--format", "xml"), "No format is called 'xml'"),
+        (("PHOTOS", "--format", "parquet"), "--format parquet was given without a file"),
+        (("PHOTOS", "--out", "p.txt"), "does not say in which format to write"),
+        (("PHOTOS", "--format", "table", "--out", "p.csv"), "does not say in which format to write"),
+        (("PHOTOS", "--resume"), "--resume and --overwrite were given without a file"),
+        (("PHOTOS", "--min-confidence", "90"), "--min-confidence 90 was given. Expected a probability"),
+        (("PHOTOS", "--min-confidence", "0"), "--min-confidence 0 was given"),
+        (("PHOTOS", "--batch-size", "-1"), "--batch-size -1 was given"),
+        (("PHOTOS", "--top", "0"), "Invalid value for '--top'"),
+        (("PHOTOS", "--out", "there.csv"), "there.csv exists already. Expected a new file."),
+        (("PHOTOS", "--out", "there.csv", "--resume"), "has no there.csv.job.json beside it"),
+        (("PHOTOS", "--out", "folder.csv"), "folder.csv is a folder"),
+        (("PHOTOS", "--out", "there.csv/p.csv"), "cannot be written"),
+        (("EMPTY", "--out", "p.csv"), "No image was found in"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_sentence_and_exit_2(regraft, finished: Path, photos: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+    Path("there.csv").write_text("mine\n")
+    Path("folder.csv").mkdir()
+    Path("empty").mkdir()
+    named = {"PHOTOS": str(photos), "EMPTY": "empty"}
+    result = regraft("predict", finished, *(named.get(word, word) for word in words), "-q")
+    assert result.code == 2, result.out
+    assert says in " ".join(result.err.split()), result.err
+    assert "Traceback" not in result.err
+    assert Path("there.csv").read_text() == "mine\n"
+    assert {path.name for path in Path().iterdir()} == {"there.csv", "folder.csv", "empty"}
+
+
+def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_read(finished: Path, photos: Path) -> None:
+    classifier = api.load(finished)
+    files = sorted(photos.rglob("*.png"))[:5]
+    chances = classifier.predict_proba(files)
+    assert chances.shape == (5, 3)
+    assert np.abs(chances.sum(axis=1) - 1).max() < 1e-9
+    assert classifier.predict(np.stack([np.asarray(Image.open(file)) for file in files])) == classifier.predict(files)
+    assert [one.label for one in classifier.files(files)] == classifier.predict(files)
+    assert classifier.predict([]) == []
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        classifier.predict([photos])
