@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,8 +53,11 @@ def test_every_preset_of_the_plan_exists_and_none_is_plain() -> None:
     assert torch.equal(views.see(IMAGES, IDS, RULES, 24, View("none", 9, 9)), views.see(IMAGES, IDS, RULES, 24, PLAIN))
 
 
-def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else() -> None:
-    plain, flipped = (views.see(IMAGES, IDS, RULES, 16, View(augment)) for augment in ("none", "flip"))
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resolution", [12, 16, 24, 57])
+def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(resolution: int, interpolation: str) -> None:
+    rules = replace(RULES, interpolation=interpolation)
+    plain, flipped = (views.see(IMAGES, IDS, rules, resolution, View(augment)) for augment in ("none", "flip"))
     same = [torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)]
     mirrored = [torch.allclose(a.flip(2), b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)]
     assert all(a or b for a, b in zip(same, mirrored, strict=True))

@@ -124,7 +124,7 @@ def see(images: Tensor, ids: Tensor, rules: InputRules, resolution: int, view: V
     if view.augment == "none":
         batch = _resized(batch, resolution, rules.interpolation).float()
     else:
-        batch = _augmented(batch, ids, resolution, view)
+        batch = _augmented(_resized(batch, resolution, rules.interpolation), ids, view)
     mean = torch.tensor(rules.mean, device=batch.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(rules.std, device=batch.device).view(1, 3, 1, 1) * 255
     return batch.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
@@ -144,8 +144,11 @@ def _two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
     return functional.interpolate(wide, size=(resolution, resolution), mode=interpolation, antialias=True).clamp_(0, 255).round_()
 
 
-def _augmented(batch: Tensor, ids: Tensor, resolution: int, view: View) -> Tensor:
-    """Return randomly moved, zoomed, mirrored and tinted images, float32 in 0 … 255."""
+def _augmented(batch: Tensor, ids: Tensor, view: View) -> Tensor:
+    """Return randomly moved, zoomed, mirrored and tinted images, float32 in 0 … 255.
+
+    They come in the network's resolution already, resized as plain ones are: else a network would be trained on blurrier images than it is judged on.
+    """
     preset = PRESETS[view.augment]
     chance = _uniform(ids, view.seed, view.number, 8)
     low, high = preset.zoom
@@ -158,7 +161,7 @@ def _augmented(batch: Tensor, ids: Tensor, resolution: int, view: View) -> Tenso
     theta[:, 1, 1] = scale
     theta[:, 0, 2] = (chance[:, 2] * 2 - 1) * room
     theta[:, 1, 2] = (chance[:, 3] * 2 - 1) * room
-    grid = functional.affine_grid(theta, [len(batch), 3, resolution, resolution], align_corners=False)
+    grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
     moved = functional.grid_sample(batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _tinted(moved, chance[:, 4:7], preset.colour) if preset.colour else moved
 

@@ -25,6 +25,7 @@ from regraft.watch import SILENT, Watcher
 
 _RESIDENT: dict[tuple[str, str], Tensor] = {}  # whole sets of pixels on a GPU; the last few
 _MOST_RESIDENT = 3
+_DRAWN = 2  # version of how augmented views are drawn: with another, their entries are other ones
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _runner(quick: Prefix, look: Look, size: int, watcher: Watcher, compiling: s
 def name_of(digest: str, look: Look) -> str:
     """Return the name of the entry that `activations` of the same arguments reads or writes."""
     augmented = look.view.augment != "none"
-    drawn = store.digest(look.identities.tobytes().hex()) if augmented else "plain"
+    drawn = store.digest(_DRAWN, look.identities.tobytes().hex()) if augmented else "plain"
     seen = repr((look.rules, look.resolution, look.view if augmented else "plain", drawn, look.precision, look.images.arrays[0].shape[1:]))
     return store.digest("activations", digest, seen, "\n".join(map(str, look.hashes)))
 
