@@ -149,6 +149,21 @@ def test_runs_on_other_splits_classes_or_images_are_refused(compared: Path, tmp_
         evidence.gathered([one, two])
 
 
+def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(compared: Path, tmp_path: Path, regraft) -> None:
+    one = compared / "compare" / "linear-probe"
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for number, path in enumerate(sorted((compared / "photos").rglob("*.png"))[:5]):
+        shutil.copy(path, bare / f"{number}.png")
+    (tmp_path / "bare.csv").write_text("path\n" + "\n".join(f"bare/{number}.png" for number in range(5)) + "\n")
+    for given, says in ((bare, "class"), (tmp_path / "bare.csv", "label"), ("digits", "Expected the same classes")):
+        done = regraft("evaluate", one, given, "--split", "all", "-q")
+        assert done.code == 2
+        assert says in done.err
+        assert "Traceback" not in done.err
+    assert "no DATA was given" in regraft("evaluate", one, "--split", "all").err
+
+
 def test_images_that_are_gone_leave_galleries_out_and_say_so(compared: Path, tmp_path: Path, regraft) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
     scores = json.loads((one / "scores.json").read_text())
