@@ -113,6 +113,7 @@ def test_the_temperature_is_found_again_and_never_harms() -> None:
         assert evaluate.scores(logits / found, targets).loss <= evaluate.scores(logits, targets).loss + 1e-6
         seen += 1
     assert seen == 60
+    assert evaluate.temperature(np.eye(3) * 5, np.arange(3)) == 1.0
 
 
 def test_coverage_answers_the_surest_first() -> None:

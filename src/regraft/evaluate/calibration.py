@@ -51,8 +51,10 @@ def calibration_error(logits: NDArray[np.floating[Any]], targets: NDArray[np.int
 def temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
     """Return the number, 0.05 … 20, by which logits are divided for the smallest log-loss (Guo 2017); fit it on validation.
 
-    The class that is said does not change. Where every image is right, sharper is always better, and the lower end comes out.
+    The class that is said does not change. Where every image is right it is 1: how far to trust such a network cannot be learned from them.
     """
+    if (logits.argmax(axis=1) == targets).all():
+        return 1.0
     from scipy.optimize import minimize_scalar
 
     rows = np.arange(len(targets))

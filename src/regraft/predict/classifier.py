@@ -68,10 +68,7 @@ class Classifier:
 
     @cached_property
     def temperature(self) -> float:
-        """The number by which logits are divided to calibrate probabilities, fitted on the run's validation images (Guo 2017).
-
-        It is 1 where every validation image is right: how far to trust such a network cannot be learned from them.
-        """
+        """The number by which logits are divided to calibrate probabilities, fitted on the run's validation images (`evaluate.temperature`)."""
         try:
             kept = self.run.predictions("val")
             logits, targets = kept["logits"], kept["targets"]
@@ -80,7 +77,7 @@ class Classifier:
                 f"The validation answers of the run in {self.run.path} cannot be read ({error}), so its probabilities cannot be calibrated. "
                 "Leave out --min-confidence, or fit the run again with --overwrite."
             ) from error
-        return 1.0 if (logits.argmax(axis=1) == targets).all() else evaluate.temperature(logits, targets)
+        return evaluate.temperature(logits, targets)
 
     def predict(self, images: Iterable[str | Path] | Pixels) -> list[str]:
         """Return the class of each image: paths, or an array `(n, h, w, 3)` uint8.
