@@ -63,7 +63,7 @@ def _fields(model: Any) -> str:
     rows = [
         f"| `{name}` | {_kind(field)} | {_default(model, name)} | {_cell(field['description'])} |" for name, field in schema["properties"].items()
     ]  # fmt: skip
-    return "\n".join(["| field | what it takes | default | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| field | what it takes | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def _kind(field: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _verb(command: Any, name: str, parent: Any) -> Iterator[str]:
     yield f"```text\n{name} {' '.join(command.collect_usage_pieces(context))}\n```"
     records = [found for one in command.get_params(context) if (found := one.get_help_record(context)) and one.name != "help"]
     if records:
-        yield "\n".join(["| | |", "|---|---|", *(f"| {_flag(flag)} | {_cell(about)} |" for flag, about in records)])
+        yield "\n".join(["| word or flag | meaning |", "|---|---|", *(f"| {_flag(flag)} | {_cell(about)} |" for flag, about in records)])
     if command.epilog:
         about, _, words = command.epilog.partition(":  ")
         yield f"{about}:\n\n```sh\n{words}\n```" if about == "Example" and "   or   " not in words else _cell(command.epilog)
