@@ -13,6 +13,10 @@ class UserError(Exception):
     """A mistake that the user can mend; its text says what was given, what was expected, what to do."""
 
 
+class NoRoom(UserError):
+    """A disk is full: whatever comes next would meet the same, so a comparison stops and does not go on to its next row."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str], more: str = "") -> UserError:
     """Return the error for a name that does not exist, with the nearest names offered.
 

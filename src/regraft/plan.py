@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from regraft import files
 from regraft.errors import UserError, nearest
 
 WORDS = ("head", "all", "end")  # what `train` and `until` take besides stages
@@ -262,7 +263,8 @@ def changed(values: Mapping[str, Any], changes: Sequence[str], where: str = "The
 
 def write(plan: Plan, path: Path) -> None:
     """Write the plan as TOML, every field spelled out."""
-    path.write_text(text(plan), encoding="utf-8")
+    with files.whole(path) as scratch:
+        scratch.write_text(text(plan), encoding="utf-8")
 
 
 def text(plan: Plan) -> str:

@@ -9,9 +9,8 @@ import csv
 import hashlib
 import io
 import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,13 +22,15 @@ import safetensors.torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regraft import files
 from regraft import plan as plans
 from regraft.data import PARTS, Dataset, Split
 from regraft.errors import UserError
 from regraft.plan import Plan
 from regraft.watch import Watcher
 
-_BEGUN = frozenset({"state.json", "checkpoints", ".state.json.part", ".plan.toml.part"})  # all there is before the plan is written
+_BEGUN = frozenset({"state.json", "checkpoints"})  # all there is before the plan is written
+_OURS = ("plan.toml", "leaderboard.json", "state.json", "comparison.json", "probe.json")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
         UserError: When the folder is not empty and neither `resume` nor `overwrite` was asked, or holds another plan or split.
     """
     vacate(path, "run", resume, overwrite)
-    if path.is_dir() and not (path / "plan.toml").is_file() and any(one.name not in _BEGUN for one in path.iterdir()):
+    for folder in (path, path / "checkpoints"):
+        files.sweep(folder)
+    if path.is_dir() and not (path / "plan.toml").is_file() and any(one.name not in _BEGUN and not files.is_ours(one) for one in path.iterdir()):
         raise UserError(f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out.")
     if resume and (path / "plan.toml").is_file():
         there = plans.read(path / "plan.toml")
@@ -120,14 +123,37 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
         state = _state(path)
         if state.get("split_digest") != split_digest:
             raise UserError(f"{path} was begun with other images or another split. Expected the same to go on. Pass --overwrite, or another --out.")
-        return (path / "scores.json").is_file()
+        if (path / "scores.json").is_file():
+            tidy(path)
+            return True
+        return False
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_text(path / "state.json", json.dumps({"split_digest": split_digest}))
         write_text(path / "plan.toml", plans.text(plan))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
+        raise files.unwritable(path, error) from error
     return False
+
+
+def tidy(path: Path) -> None:
+    """Remove what only an unfinished run needs; after `scores.json` is written, for until then it is gone on with."""
+    for file in (path / "checkpoints").glob("p*-*.*"):
+        file.unlink()
+
+
+@contextmanager
+def held(path: Path, kind: str, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Keep a folder to this process while the block runs; arguments as for `vacate`, which refuses first, so that nothing of others is touched.
+
+    Raises:
+        UserError: When it is taken, or another process writes to it; a full disk in the block is one sentence too.
+    """
+    if not (path / files.LOCK).is_file():
+        check_free(path, kind, resume, overwrite)
+    with files.held(path):
+        check_free(path, kind, resume, overwrite)
+        yield
 
 
 def vacate(path: Path, kind: str, resume: bool | None, overwrite: bool) -> None:
@@ -142,12 +168,23 @@ def vacate(path: Path, kind: str, resume: bool | None, overwrite: bool) -> None:
     Raises:
         UserError: When it is a file, or not empty and neither was asked, or holds something that is not ours.
     """
+    check_free(path, kind, resume, overwrite)
+    if overwrite and path.is_dir():
+        files.empty(path)
+
+
+def check_free(path: Path, kind: str, resume: bool | None, overwrite: bool) -> None:
+    """Raise what `vacate` raises; remove nothing."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file. Expected a folder for the {kind}. Give another --out.")
-    if not path.is_dir() or not any(path.iterdir()):
+    there = [one for one in path.iterdir() if not files.is_ours(one)] if path.is_dir() else []
+    if not there:
         return
     if overwrite:
-        remove(path)
+        if not any((path / name).exists() for name in _OURS) and {one.name for one in there} - _BEGUN:
+            raise UserError(
+                f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself."
+            )
     elif not resume:
         ways = "" if resume is None else "--resume to go on with it, "
         raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass {ways}--overwrite to replace it, or another --out.")
@@ -199,16 +236,6 @@ def verify(finished: Run) -> None:
         )
 
 
-def remove(path: Path) -> None:
-    """Remove a run, a comparison or a probe; raises `UserError` for a folder that is none of them."""
-    known = ("plan.toml", "leaderboard.json", "state.json", "comparison.json", "probe.json")
-    if not any((path / name).exists() for name in known):
-        raise UserError(
-            f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself."
-        )
-    shutil.rmtree(path)
-
-
 def listing(root: Path) -> list[Path]:
     """Return the run folders under `root`, finished or not, in the order of their names."""
     return sorted(path.parent for path in root.glob("*/plan.toml"))
@@ -216,9 +243,8 @@ def listing(root: Path) -> list[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    with files.whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -244,16 +270,14 @@ def write_split(path: Path, data: Dataset, split: Split) -> None:
 
 def write_predictions(path: Path, keys: NDArray[np.str_], targets: NDArray[np.int64], logits: NDArray[np.floating[Any]]) -> None:
     """Write keys, targets and logits of a part."""
-    scratch = path.with_name(f".{path.name}.part.npz")
-    np.savez_compressed(scratch, keys=keys, targets=targets, logits=logits.astype(np.float32))
-    os.replace(scratch, path)
+    with files.whole(path, ".npz") as scratch:
+        np.savez_compressed(scratch, keys=keys, targets=targets, logits=logits.astype(np.float32))
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
-    os.replace(scratch, path)
+    with files.whole(path) as scratch:
+        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Refuses to know what the arrays mean; `features` does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,7 +23,8 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from regraft.errors import UserError
+from regraft import files
+from regraft.errors import NoRoom, UserError
 from regraft.watch import SILENT, Watcher
 
 _RESERVE = 200e6  # bytes that stay free on the disk
@@ -64,7 +66,7 @@ def fits(needed: int, folder: Path) -> bool:
 def listing(folder: Path) -> list[dict[str, Any]]:
     """Return name, kind, bytes, age in seconds of every entry, the one used last first."""
     found = []
-    for path in folder.glob("*/meta.json"):
+    for path in folder.glob("[!.]*/meta.json"):  # not what is being written
         try:
             meta = json.loads(path.read_text())
             found.append(
@@ -109,7 +111,7 @@ def evict(folder: Path, keep: Collection[str], watcher: Watcher = SILENT) -> lis
         if total <= most:
             break
         if entry["name"] not in keep:
-            shutil.rmtree(folder / entry["name"], ignore_errors=True)
+            _drop(folder / str(entry["name"]))
             total -= int(entry["bytes"])
             gone.append(str(entry["name"]))
     if gone:
@@ -120,7 +122,7 @@ def evict(folder: Path, keep: Collection[str], watcher: Watcher = SILENT) -> lis
 def clear(folder: Path) -> int:
     """Remove every entry and everything unfinished; returns the bytes that were freed."""
     freed = sum(int(entry["bytes"]) for entry in listing(folder))
-    for path in [*(meta.parent for meta in folder.glob("*/meta.json")), *folder.glob(".scratch-*"), folder / "paces"]:
+    for path in [*(meta.parent for meta in folder.glob("*/meta.json")), *folder.glob(".scratch-*"), *folder.glob("archives/.scratch-*"), folder / "paces"]:
         shutil.rmtree(path, ignore_errors=True)
     return freed
 
@@ -164,6 +166,7 @@ def kept(folder: Path, wanted: Sequence[Wanted], chunks: Callable[[list[int]], I
         UserError: When `folder` lacks the room or cannot be written.
     """
     found = [_opened(folder / one.name, watcher) for one in wanted]
+    made: list[Entry | None] = []
     missing = [number for number, entry in enumerate(found) if entry is None]
     if missing:
         needed = sum(wanted[number].bytes for number in missing)
@@ -172,30 +175,31 @@ def kept(folder: Path, wanted: Sequence[Wanted], chunks: Callable[[list[int]], I
             free = shutil.disk_usage(folder).free
             if needed + _RESERVE > free:
                 raise _no_room(folder, needed, free)
-            _write(folder, [wanted[number] for number in missing], chunks(missing))
+            for path in files.abandoned(folder):
+                shutil.rmtree(path, ignore_errors=True)
+            made = _write(folder, [wanted[number] for number in missing], chunks(missing))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(folder, needed, shutil.disk_usage(folder).free) from error
+            if files.is_full(error):
+                raise NoRoom(str(_no_room(folder, needed, shutil.disk_usage(folder).free))) from error
             raise _unwritable(folder, error) from error
         evict(folder, [one.name for one in wanted], watcher)
-    for number in missing:
-        path = folder / wanted[number].name
-        made = _opened(path, watcher)
-        if made is None:
+    for number, one in zip(missing, made, strict=True):
+        if one is None:
+            path = folder / wanted[number].name
             raise UserError(f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one.")
-        found[number] = replace(made, hit=False)
+        found[number] = replace(one, name=wanted[number].name, hit=False)
     return [entry for entry in found if entry is not None]
 
 
-def _write(folder: Path, wanted: Sequence[Wanted], chunks: Iterable[Sequence[Chunk]]) -> None:
+def _write(folder: Path, wanted: Sequence[Wanted], chunks: Iterable[Sequence[Chunk]]) -> list[Entry | None]:
+    """Write entries and return them as they read back: open before they have their names, so that nobody can remove them in between."""
     started = time.perf_counter()
     with ExitStack() as stack:
         scratches = [stack.enter_context(_Scratch(folder / one.name, one)) for one in wanted]
         for step in chunks:
             for scratch, chunk in zip(scratches, step, strict=True):
                 scratch.add(chunk)
-        for scratch in scratches:
-            scratch.commit((time.perf_counter() - started) / len(scratches))
+        return [scratch.commit((time.perf_counter() - started) / len(scratches)) for scratch in scratches]
 
 
 class _Scratch:
@@ -203,13 +207,11 @@ class _Scratch:
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self.path, self.wanted = path, wanted
-        self.folder = path.with_name(f".scratch-{path.name}-{os.getpid()}")
         self.files: list[Any] = []
         self.sums = [0] * len(wanted.arrays)
 
     def __enter__(self) -> _Scratch:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+        self.folder = files.scratch_folder(self.path)
         try:
             for number, (shape, dtype) in enumerate(self.wanted.arrays):
                 self.files.append((self.folder / f"{number}.npy").open("wb"))
@@ -234,19 +236,29 @@ class _Scratch:
             self.sums[number] = zlib.crc32(content, self.sums[number])
             self.files[number].write(content)
 
-    def commit(self, seconds: float) -> None:
-        """Give the folder its name, unless another process was faster with the same content."""
+    def commit(self, seconds: float) -> Entry | None:
+        """Give the folder its name, unless another process was faster with the same content; returns what reads back, None where it does not."""
         for file in self.files:
             file.close()
         described = [{"shape": shape, "dtype": dtype.str, "crc32": crc} for (shape, dtype), crc in zip(self.wanted.arrays, self.sums, strict=True)]
         (self.folder / "meta.json").write_text(json.dumps({"bytes": self.wanted.bytes, "seconds": seconds, "arrays": described}))
+        made = _opened(self.folder, SILENT)
         if self.path.exists() and _opened(self.path, SILENT) is None:  # broken
-            shutil.rmtree(self.path, ignore_errors=True)
+            _drop(self.path)
         try:
             os.replace(self.folder, self.path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        return made
+
+
+def _drop(path: Path) -> None:
+    """Remove an entry; it loses its name first, so that nobody finds half of it."""
+    gone = files.scratch_folder(path)
+    with contextlib.suppress(OSError):  # another process was faster
+        os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _opened(path: Path, watcher: Watcher) -> Entry | None:
@@ -262,7 +274,13 @@ def _opened(path: Path, watcher: Watcher) -> Entry | None:
             if list(array.shape) != described["shape"] or array.dtype.str != described["dtype"] or _crc32(array) != described["crc32"]:
                 raise ValueError("its content was altered")
             arrays.append(array)
-        os.utime(meta_path)
+        with contextlib.suppress(OSError):  # a cache that is only read from cannot note that it was
+            os.utime(meta_path)
+    except FileNotFoundError:  # removed meanwhile, to stay within the bound
+        if not meta_path.exists():
+            return None
+        watcher.say(f"The cache entry {path.name} is damaged (a file is missing); it is computed again.")
+        return None
     except (OSError, EOFError, ValueError, KeyError) as error:
         watcher.say(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
         return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -245,6 +246,7 @@ def cache_clear(cache: Cache = None) -> None:
 
 def main() -> None:
     """Run the command line: 0 done, 2 the user's mistake, 1 our bug."""
+    before = signal.signal(signal.SIGTERM, _terminated)  # `serve` puts its own in its place
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -259,10 +261,17 @@ def main() -> None:
             raise
         error.show()  # type: ignore[attr-defined]  # click's word for a wrong flag; typer brings its own click since 0.20 or so
         code = 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code == _INTERRUPTED:
         sys.stderr.write("\nregraft: Stopped. What was finished is kept; fit, compare and predict --out go on from there with the same command and --resume.\n")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """End as Ctrl-C does: what is finished is kept, and how to go on is said."""
+    raise KeyboardInterrupt
 
 
 def _listed(words: str, flag: str) -> list[str]:

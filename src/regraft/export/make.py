@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import evaluate, machine
+from regraft import evaluate, files, machine
 from regraft.errors import UserError, unknown
 from regraft.export import folder, graph, parity, quantised, script, tensors
 from regraft.export.parity import Answers, Pixels
@@ -61,6 +61,7 @@ def ready(finished: Run, kind: str, out: Path, overwrite: bool) -> None:
         graph.needed()
     if kind in ("timm", "hub-folder"):
         folder.check(finished)
+    files.check_writable(out.parent, out)
     if not out.exists():
         return
     if not overwrite:
@@ -104,7 +105,8 @@ def export(
         raise UserError(f"{out} cannot be written ({error.strerror}). Give a place that can with --out.") from error
     try:
         made = scratch / "artefact"
-        write(made)
+        with files.writing(out, "Make room, and give the same command again."):
+            write(made)
         theirs = parity.said(answers(made), samples.check)
         found = parity.compare(theirs, _chances(finished, "float32", samples.check))
         parity.check(found, kind)
@@ -124,8 +126,7 @@ def export(
         os.replace(made, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    files = [out] if out.is_file() else list(out.iterdir())
-    return {**told, "bytes": sum(file.stat().st_size for file in files)}
+    return {**told, "bytes": sum(file.stat().st_size for file in ([out] if out.is_file() else list(out.iterdir())))}
 
 
 def _ways(finished: Run, kind: str) -> tuple[Callable[[Path], None], Callable[[Path], Answers]]:

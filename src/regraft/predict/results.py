@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import run
+from regraft import files, run
 from regraft.errors import UserError, unknown
 from regraft.predict.classifier import Prediction
 
@@ -91,15 +91,19 @@ class Results(ABC):
             raise UserError(f"{path} exists already. Expected a new file. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            known = self._known() if there and resume else None
-            if there and not resume:
+            for scratch in [*path.parent.glob(f".{path.name}.part"), *path.parent.glob(f".{self.note.name}.*.part")]:  # of a killed process
+                scratch.unlink()
+            known = self._known() if there and resume and not self._untouched() else None
+            if known is None:
                 self.discard()
             self._start(known)
             self._written = _digests(self.names()) if known else np.zeros(0, np.uint64)
             self.rows = self.before = len(self._written)
             self.mark()
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}). Give a file that can with --out.") from error
+            if files.is_full(error):
+                raise
+            raise files.unwritable(path, error) from error
         except (KeyError, ValueError) as error:
             raise UserError(f"{path} is not as `regraft predict` left it ({error}), so it cannot be gone on with. Pass --overwrite.") from error
 
@@ -136,6 +140,14 @@ class Results(ABC):
             path.unlink(missing_ok=True)
         if self.parts.is_dir():
             shutil.rmtree(self.parts)
+
+    def _untouched(self) -> bool:
+        """Whether what is there holds no row and no note yet: its process was killed at the very beginning."""
+        return not self.note.exists() and self.path.is_file() and self.path.stat().st_size <= len(self._head())
+
+    def _head(self) -> bytes:
+        """Return what the file begins with."""
+        return b""
 
     @abstractmethod
     def names(self) -> Iterator[str]:
@@ -201,9 +213,6 @@ class _Lines(Results):
     def _finish(self) -> None:
         """A text file is whole after every row."""
 
-    def _head(self) -> bytes:
-        return b""
-
 
 class _Csv(_Lines):
     def names(self) -> Iterator[str]:
@@ -231,9 +240,11 @@ class _Parquet(Results):
 
     def _start(self, known: dict[str, Any] | None) -> None:
         self.held: list[dict[str, Any]] = []
+        if known is not None and self.path.is_file():  # a finished job, gone on with; its parts are in it, where they were not all removed
+            shutil.rmtree(self.parts, ignore_errors=True)
         self.parts.mkdir(exist_ok=True)
         if known is not None and self.path.is_file():
-            os.replace(self.path, self._part())  # a finished job, gone on with
+            os.replace(self.path, self._part())
         for scratch in self.parts.glob(".*"):
             scratch.unlink()
 
@@ -255,9 +266,8 @@ class _Parquet(Results):
 
         if self.held:
             part = self._part()
-            scratch = part.with_name(f".{part.name}")
-            pq.write_table(pa.Table.from_pylist([_nested(one) for one in self.held], _schema()), scratch)
-            os.replace(scratch, part)
+            with files.whole(part) as scratch:
+                pq.write_table(pa.Table.from_pylist([_nested(one) for one in self.held], _schema()), scratch)
             self.held = []
 
     def _part(self) -> Path:

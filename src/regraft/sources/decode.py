@@ -71,6 +71,9 @@ class EncodedImages:
             number = int(self.rows[row])
             try:
                 return work(self.load(number))
+            except FileNotFoundError:
+                faults[row] = f"{self.names[number]} (it is not there any more)"
+                return None
             except (OSError, ValueError, SyntaxError, EOFError) as error:
                 faults[row] = f"{self.names[number]} ({why(error)})"
                 return None

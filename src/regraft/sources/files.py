@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from regraft import data
-from regraft.errors import UserError, listed, nearest
+from regraft.errors import NoRoom, UserError, listed, nearest
+from regraft.files import abandoned, is_full, scratch_folder
 from regraft.sources.decode import EncodedImages
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"])
@@ -66,16 +67,32 @@ def archive(path: Path, home: Path) -> data.Dataset:
     digest = hashlib.blake2b(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=8).hexdigest()
     target = home / "archives" / digest
     if not target.is_dir():
-        scratch = target.with_name(f".{digest}.{os.getpid()}")
+        scratch = target
         try:
-            scratch.mkdir(parents=True, exist_ok=True)
+            scratch = scratch_folder(target)
+            for left in abandoned(target.parent):
+                shutil.rmtree(left, ignore_errors=True)
             _unpack(path, scratch)
-            os.replace(scratch, target)
+            _named(scratch, target)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:  # RuntimeError: encrypted
+            if is_full(error):
+                raise NoRoom(
+                    f"{path} cannot be unpacked into {target.parent}: no space left on its disk. Make room, or set REGRAFT_CACHE to another."
+                ) from error
             raise UserError(f"{path} cannot be unpacked ({error}). Expected a whole zip or tar of class folders. Fetch or pack it again.") from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch != target:
+                shutil.rmtree(scratch, ignore_errors=True)
     return folder(target, path.name)
+
+
+def _named(scratch: Path, target: Path) -> None:
+    """Give an unpacked folder its name, unless another process was faster."""
+    try:
+        os.replace(scratch, target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def table(path: Path) -> data.Dataset:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 import warnings
@@ -24,6 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regraft import files
 from regraft.plan import Phase
 from regraft.train.batches import Batches
 from regraft.watch import SILENT, Watcher
@@ -152,7 +152,7 @@ def tune(
     course = _Course(number, train, watcher)
     callbacks: list[Callback] = [course, keep, last]
     if phase.patience:
-        callbacks.append(EarlyStopping(phase.monitor, phase.min_delta, phase.patience, mode=mode, check_finite=False))
+        callbacks.append(_Patience(phase.monitor, phase.min_delta, phase.patience, mode=mode, check_finite=False))
     if phase.ema:
         callbacks.append(EMAWeightAveraging(decay=phase.ema))
     checkpoint = folder / "last.ckpt"
@@ -179,7 +179,7 @@ def tune(
     best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     module.eval()
-    return Tuned(course.history, int(best["epoch"]), module.without_gradient or [])
+    return Tuned(course.history, int(best["epoch"]), course.without_gradient or [])
 
 
 def groups(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
@@ -245,13 +245,14 @@ class _Course(Callback):
     def __init__(self, phase: int, batches: Batches, watcher: Watcher) -> None:
         self.phase, self.batches, self.watcher = phase, batches, watcher
         self.history: list[dict[str, Any]] = []
+        self.without_gradient: list[str] | None = None
         self.started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"phase": self.phase, "history": self.history}
+        return {"phase": self.phase, "history": self.history, "without_gradient": self.without_gradient}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = list(state_dict["history"])
+        self.history, self.without_gradient = list(state_dict["history"]), state_dict.get("without_gradient")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.batches.epoch = trainer.current_epoch
@@ -269,6 +270,7 @@ class _Course(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train_")}
         self.history[-1].update(values)
+        self.without_gradient = getattr(pl_module, "without_gradient", None)
         self.watcher.row(self.history[-1])
 
 
@@ -281,13 +283,19 @@ class _Stay(SingleDeviceStrategy):
         self._lightning_module = module
 
 
+class _Patience(EarlyStopping):
+    """Early stopping that stays stopped: gone on with from a checkpoint at which patience had run out, it trains no epoch more."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+
 class _WholeFiles(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        scratch = f"{path}.part"
-        super().save_checkpoint(checkpoint, scratch, storage_options)
-        os.replace(scratch, path)
+        with files.whole(Path(path)) as scratch:
+            super().save_checkpoint(checkpoint, scratch, storage_options)
 
 
 def _belongs(checkpoint: Path, number: int) -> bool:

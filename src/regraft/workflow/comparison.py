@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from regraft import backbone, report, run, techniques
+from regraft import backbone, files, report, run, techniques
 from regraft.data import Dataset, Split
-from regraft.errors import UserError
+from regraft.errors import NoRoom, UserError
 from regraft.plan import Plan
 from regraft.run import Run
 from regraft.workflow import planning, sharing, tracking
@@ -72,6 +72,12 @@ def compare(
     made = [plan for _, plan in rows if isinstance(plan, Plan)]
     if not made:
         raise next(fault for _, fault in rows if isinstance(fault, UserError))
+    with run.held(out, "comparison", settings.resume, settings.overwrite):
+        return _side_by_side(data, out, rows, made, settings)
+
+
+def _side_by_side(data: Dataset, out: Path, rows: Sequence[tuple[dict[str, Any], Plan | UserError]], made: Sequence[Plan], settings: Settings) -> Comparison:
+    """Fit every row, open the test part for all of them, and write who did best."""
     _prepare(out, settings)
     data, _ = readable(data, loaded(made[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
     sharing.compute_shared(data, made, ("train", "val"), settings)
@@ -103,6 +109,8 @@ def _failing(row: dict[str, Any], failed: list[dict[str, Any]], settings: Settin
     """Keep what goes wrong in a row as its reason, so that the other rows go on."""
     try:
         yield
+    except NoRoom:
+        raise
     except UserError as error:
         failed.append({**row, "error": str(error)})
     except Exception as error:  # our bug or the machine's limit
@@ -114,11 +122,8 @@ def _failing(row: dict[str, Any], failed: list[dict[str, Any]], settings: Settin
 
 def _prepare(out: Path, settings: Settings) -> None:
     run.vacate(out, "comparison", settings.resume, settings.overwrite)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        run.write_json(out / "comparison.json", {"finished": False})
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
+    files.sweep(out)
+    run.write_json(out / "comparison.json", {"finished": False})
 
 
 def _asked(backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path | Plan], wish: Wish) -> list[tuple[str, Wish]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regraft import backbone, cache, sources
+from regraft import backbone, cache, files, sources
 from regraft.backbone import Backbone, Prefix
 from regraft.data import PARTS, Dataset, Split
 from regraft.errors import UserError
@@ -99,6 +99,7 @@ def _free(path: Path, overwrite: bool) -> Path:
         raise UserError(f"--out {path} was given. Expected the name of a Parquet file for the features. Write for example features.parquet.")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already. Expected a new file for the features. Give another name with --out, or pass --overwrite.")
+    files.check_writable(path.parent, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

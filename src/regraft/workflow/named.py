@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, evaluate, machine, run, sources, techniques
+from regraft import cache, evaluate, files, machine, run, sources, techniques
 from regraft import plan as plans
 from regraft.data import Dataset
 from regraft.errors import UserError
@@ -28,6 +28,7 @@ from regraft.workflow.story import fit
 def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any) -> Run:
     """Return the finished run of a technique or a plan; see `regraft.fit`."""
     where = asked(settings, data)
+    _check(out)
     images = sources.load(data, where.home)
     plan = planning.make(images, where.split(images), wish, where.device)
     return fit(images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where)
@@ -43,6 +44,7 @@ def compare_named(
         UserError: When there is no probe in the folder.
     """
     where = asked(settings, data)
+    _check(out)
     recommended = {} if from_probe is None else _recommended(Path(from_probe))
     images = sources.load(data, where.home)
     ways = ways or (() if recommended else techniques.DEFAULT)
@@ -59,6 +61,7 @@ def probe_named(
         UserError: For a folder that does not exist, a budget that is no time, a resolution that is none.
     """
     where = asked(settings, data)
+    _check(out)
     limit = None if budget is None else halving.seconds(budget)
     for side in resolutions:
         if not 8 <= side <= 4096:
@@ -69,6 +72,12 @@ def probe_named(
     images = sources.load(data, where.home)
     there = _finished(runs, where)
     return probe(images, folder(out, "probe", images.name, False), names, resolutions, limit, there, wish or Wish(), where)
+
+
+def _check(out: str | Path | None) -> None:
+    """Raise `UserError` before any work where a folder that was asked for cannot be written."""
+    if out is not None:
+        files.check_writable(Path(out).expanduser(), Path(out))
 
 
 def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
@@ -129,12 +138,17 @@ def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = No
     where = asked(settings)
     if save is not None and save.exists():
         raise UserError(f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it.")
+    if save is not None:
+        files.check_writable(save.parent, save, "--save")
     images = sources.load(data, where.home)
     split = where.split(images)
     plan = planning.make(images, split, wish, where.device)
     told = planning.explain(images, split, plan, where)
     if save is not None:
-        plans.write(plan, save)
+        try:
+            plans.write(plan, save)
+        except OSError as error:
+            raise UserError(f"{save} cannot be written ({error.strerror}). Give a file in a folder that can with --save.") from error
     return told
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import backbone, evaluate, machine, predict, run
+from regraft import backbone, evaluate, files, machine, predict, run
 from regraft.data import PARTS, Dataset, Unreadable
 from regraft.errors import UserError, listed
 from regraft.run import Run
@@ -41,9 +41,10 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
     prefix, suffix = final_cut(model, finished.plan)
     said = logits(part, model, prefix, suffix, top, finished.plan)
     openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
-    run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
-    sealed = run.digest(finished.path / "predictions-test.npz")
-    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
+    with files.writing(finished.path, "Make room, and give the same command again."):
+        run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
+        sealed = run.digest(finished.path / "predictions-test.npz")
+        run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
     return run.load(finished.path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import attention, evaluate, predict, run, sources
+from regraft import attention, evaluate, files, predict, run, sources
 from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.report import evidence, page
@@ -50,6 +50,7 @@ def report_named(paths: Sequence[Path], out: Path | None = None, kind: str = "ht
     target = out or paths[0] / f"report.{kind}"
     if out is not None:
         vacant(out, where.overwrite)
+    files.check_writable(target.parent, target)
     told = evidence.gathered(runs, failed)
     if kind == "md":
         text = page.markdown(told)
@@ -68,6 +69,7 @@ def vacant(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists already. Expected a new file. Pass --overwrite to replace it, or another --out.")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out} cannot be written: {out.parent} is no folder. Make it first, or give another --out.")
+    files.check_writable(out.parent, out)
 
 
 def write_check(found: Check, out: Path) -> None:
@@ -79,7 +81,7 @@ def _write(path: Path, text: str) -> None:
     try:
         run.write_text(path, text)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}). Give a file in a folder that can with --out.") from error
+        raise files.unwritable(path, error) from error
 
 
 def _found(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:

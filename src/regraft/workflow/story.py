@@ -80,6 +80,11 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, 
         for phase in plan.phases:
             backbone.cut(model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens)
         data, split = readable(data, model, ("train", "val"), settings)
+    with run.held(out, "run", settings.resume, settings.overwrite):
+        return _carried_out(data, split, plan, out, settings, model, ledger)
+
+
+def _carried_out(data: Dataset, split: Split, plan: Plan, out: Path, settings: Settings, model: Backbone, ledger: Ledger) -> Run:
     if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
         return run.load(out)
     watcher = run.Log(out / "log.txt", tracking.tracked(settings.watcher, settings.track, out, plan) if settings.track else settings.watcher)
@@ -273,8 +278,6 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_table(out / "history.csv", work.history)
     run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
     run.write_json(out / "freeze.json", work.contract)
-    for file in (out / "checkpoints").glob("p*-*.*"):
-        file.unlink()
     origin = {"data": settings.origin, "train_images": settings.train_images, "val_images": settings.val_images}
     origin |= {"split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
@@ -286,6 +289,7 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
     }  # fmt: skip
     run.write_json(out / "scores.json", scores)
+    run.tidy(out)
 
 
 def parameters(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, int]:

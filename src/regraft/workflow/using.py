@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, export, machine, predict, run, sources, views
+from regraft import cache, export, files, machine, predict, run, sources, views
 from regraft.backbone import Backbone
 from regraft.data import Dataset
 from regraft.errors import UserError, listed
@@ -66,22 +66,24 @@ def predict_to(
         `out`, `format`, `rows` (all in the file), `new` (of this call), `unreadable`, `abstained`, `seconds`.
     """
     kind = predict.format_of(kind, out)
+    files.check_writable(out.parent, out)
     classifier = _classifier(path, given, device, batch_size, min_confidence, watcher)
     job = {**_named(classifier.run), "format": kind, "top": top, "min_confidence": min_confidence}
-    results = predict.Results.of(kind)(out, job, top, resume, overwrite)
     unreadable, abstained, started = 0, 0, time.perf_counter()
-    try:
-        rows = _rows(classifier, given, top, min_confidence, watcher, results.__contains__, results.before)
-        while batch := list(islice(rows, classifier.batch_size)):
-            results.add(batch)
-            unreadable += sum(one["error"] is not None for one in batch)
-            abstained += sum(one["abstained"] for one in batch)
-    except BaseException:
-        results.close()
-        if not results.rows:
-            results.discard()
-        raise
-    results.finish()
+    with files.writing(out):
+        results = predict.Results.of(kind)(out, job, top, resume, overwrite)
+        try:
+            rows = _rows(classifier, given, top, min_confidence, watcher, results.__contains__, results.before)
+            while batch := list(islice(rows, classifier.batch_size)):
+                results.add(batch)
+                unreadable += sum(one["error"] is not None for one in batch)
+                abstained += sum(one["abstained"] for one in batch)
+        except BaseException:
+            results.close()
+            if not results.rows:
+                results.discard()
+            raise
+        results.finish()
     return {
         "out": str(out), "format": kind, "rows": results.rows, "new": results.rows - results.before, "unreadable": unreadable, "abstained": abstained,
         "seconds": round(time.perf_counter() - started, 3),
