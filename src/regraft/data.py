@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from regraft.errors import UserError, listed
 
+LONGEST = 1_000  # characters of a name; an array of names is as wide as its longest one
 PARTS = ("train", "val", "test")
 TEST_SHARE = 0.20  # of all images, when the data brings no test part
 VAL_SHARE = 0.10  # of all images then, and of the training images when a test part is given
@@ -293,7 +294,14 @@ def table(
         UserError: When there is no image, one class only, a class with one image, a label outside the
             classes, or a key that occurs twice.
     """
-    numbers = np.asarray(labels, dtype=np.int64)
+    for what, names in (("an image", keys), ("a class", classes), ("a group", groups)):
+        longest = max(map(str, names if names is not None else ()), key=len, default="")
+        if len(longest) > LONGEST:
+            raise UserError(f"{name} has {what} called by {len(longest):,} characters, {longest[:40]!r}…. Expected {LONGEST:,} at most. Shorten it.")
+    try:
+        numbers = np.asarray(labels, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} has labels that are no whole numbers ({error}). Expected the number of a class for each image. Correct them.") from error
     _check(name, numbers, classes, images, tested and (parts is None or "test" not in parts))
     hashed = None if keys is not None else images.hashes()
     called = _content_keys(hashed) if hashed is not None else np.asarray(keys, dtype=np.str_)

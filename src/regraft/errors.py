@@ -6,7 +6,14 @@ Refuses everything else: a bug of ours is an ordinary exception and keeps its tr
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# control characters but the end of a line, marks that turn the direction of text, and halves of characters that no encoding knows
+_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_LONGEST = 200  # characters of one thing in a list
 
 
 class UserError(Exception):
@@ -41,8 +48,13 @@ def nearest(given: str, names: Iterable[str], n: int = 2) -> list[str]:
     return near or [name for name in names if given and name.startswith(given)][:n]
 
 
+def plain(text: str) -> str:
+    """Return text that does nothing to a terminal: control characters and marks that turn the direction of text are spelled out."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 def listed(things: Iterable[object], limit: int = 5) -> str:
     """Return the first few things as a comma-separated line, with a count of the rest."""
-    texts = [str(thing) for thing in things]
+    texts = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…" for text in map(str, things)]
     rest = len(texts) - limit
     return ", ".join(texts[:limit]) + (f" and {rest:,} more" if rest > 0 else "")

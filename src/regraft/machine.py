@@ -34,6 +34,12 @@ def keep_memory() -> bool:
     return all([mallopt(option, value) == 1 for option, value in _KEEP.items()])
 
 
+def give_memory_back() -> None:
+    """Return to the system what glibc kept of freed memory, after something so large that its room is not soon needed again."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def device(wanted: str = "auto") -> str:
     """Return "cuda" or "cpu": what was asked for, or the best there is; raises `UserError` for anything else, or a GPU that is not there."""
     import torch

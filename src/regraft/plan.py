@@ -21,6 +21,7 @@ from regraft.errors import UserError, nearest
 
 WORDS = ("head", "all", "end")  # what `train` and `until` take besides stages
 AUGMENTATIONS = ("none", "flip", "shift", "light", "standard")
+_SHOWN, _WIDEST, _LONGEST = 20, 65_536, 1_000  # faults that are listed, units of a layer, characters of a name or a head
 L2_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -69,6 +70,8 @@ def head_layers(head: str) -> tuple[Layer, ...]:
         ValueError: For an unknown word, a missing or impossible number; says which.
     """
     layers: list[Layer] = []
+    if len(head) > _LONGEST:
+        raise ValueError(f"a head of {len(head):,} characters is too long; use {_LONGEST:,} at most")
     for item in filter(None, (part.strip() for part in head.split(","))):
         words = item.split()
         kind = words.pop(0)
@@ -81,10 +84,10 @@ def head_layers(head: str) -> tuple[Layer, ...]:
         if number is not None:
             try:
                 value = number(words.pop(0))
-            except (IndexError, ValueError):
+            except (IndexError, ValueError, OverflowError):
                 raise ValueError(f"{item!r} needs a number, as in '{kind} {'256' if kind == 'dense' else '0.5'}'") from None
-            if (kind == "dense" and value < 1) or (kind == "dropout" and not 0 <= value < 1):
-                raise ValueError(f"{item!r} is out of range; dense takes 1 or more, dropout 0 to below 1")
+            if (kind == "dense" and not 1 <= value <= _WIDEST) or (kind == "dropout" and not 0 <= value < 1):
+                raise ValueError(f"{item!r} is out of range; dense takes 1 to {_WIDEST:,}, dropout 0 to below 1")
         layers.append(Layer(kind, value))
         if words and kind == "dense" and len(words) == 1 and words[0] in ("relu", "gelu", "silu", "tanh"):
             layers.append(Layer(words.pop()))
@@ -108,7 +111,7 @@ class _Strict(BaseModel):
 class Phase(_Strict):
     """One stretch of training with one optimizer over exactly the trained part."""
 
-    train: str = Field("head", description="from where on this phase trains: 'head', a stage, or 'all'")
+    train: str = Field("head", max_length=_LONGEST, description="from where on this phase trains: 'head', a stage, or 'all'")
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lbfgs"] = Field(
         "adamw", description="'lbfgs' solves a linear head over the whole `l2` path instead of iterating batches"
     )
@@ -128,11 +131,11 @@ class Phase(_Strict):
     views: int = Field(1, ge=1, le=1000, description="augmented views kept of each image where a frozen part is cached")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 is off")
     monitor: Literal["val_loss", "val_accuracy"] = Field("val_accuracy", description="what picks the best epoch")
-    patience: int = Field(0, ge=0, description="epochs without improvement before stopping; 0 is off")
+    patience: int = Field(0, ge=0, le=10_000, description="epochs without improvement before stopping; 0 is off")
     min_delta: float = Field(0.0, ge=0, description="what counts as an improvement")
     gradient_clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0 is off")
     batch_norm: Literal["adapt", "keep"] = Field("adapt", description="whether BatchNorm statistics of the trained part move")
-    l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(L2_PATH, min_length=1, description="L2 values that 'lbfgs' tries, chosen on val")
+    l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(L2_PATH, min_length=1, max_length=1000, description="L2 values that 'lbfgs' tries, chosen on val")
 
     @model_validator(mode="after")
     def _solved_heads_train_nothing_else(self) -> Phase:
@@ -155,9 +158,9 @@ class Phase(_Strict):
 class Plan(_Strict):
     """Everything that decides what a run does, apart from the images."""
 
-    backbone: str = Field(..., min_length=1, description="any timm name, with or without its weight tag")
-    weights: str = Field("pretrained", min_length=1, description="'pretrained', 'random', or a local file")
-    technique: str = Field("custom", min_length=1, description="the technique that wrote this plan; a label only")
+    backbone: str = Field(..., min_length=1, max_length=_LONGEST, description="any timm name, with or without its weight tag")
+    weights: str = Field("pretrained", min_length=1, max_length=4096, description="'pretrained', 'random', or a local file")
+    technique: str = Field("custom", min_length=1, max_length=200, description="the technique that wrote this plan; a label only")
     until: str | tuple[str, ...] = Field("", description="where features are taken; several stages are pooled and concatenated; '' or 'end' is the end")
     resolution: int = Field(..., ge=8, le=4096, description="side in pixels of what the network sees")
     head: Annotated[str, BeforeValidator(_head_line)] = Field("", description="layers before the class layer, see `head_layers`")
@@ -167,7 +170,7 @@ class Plan(_Strict):
         "float32", description="arithmetic of the trained part; 'auto' measures a few steps where training is long"
     )
     class_weights: Literal["none", "auto"] | dict[str, float] = Field("none", description="'auto' balances; or a weight by class name")
-    phases: tuple[Phase, ...] = Field(..., min_length=1, description="what is trained, in order")
+    phases: tuple[Phase, ...] = Field(..., min_length=1, max_length=100, description="what is trained, in order")
 
     @model_validator(mode="after")
     def _solved_heads_are_linear(self) -> Plan:
@@ -246,8 +249,8 @@ def values(path: Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no plan at {path}. Expected a TOML file; `regraft plan DATA --save plan.toml` writes one.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is no readable TOML: {error}. Correct it, or write a fresh one with `regraft plan DATA --save`.") from None
+    except (ValueError, OSError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of thousands of digits
+        raise UserError(f"{path} is no readable TOML: {_short(error)}. Correct it, or write a fresh one with `regraft plan DATA --save`.") from None
 
 
 def changed(values: Mapping[str, Any], changes: Sequence[str], where: str = "The plan") -> Plan:
@@ -287,7 +290,7 @@ def _put(tree: Any, keys: list[str], value: Any, change: str) -> None:
 def _value(written: str) -> Any:
     try:
         return tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return written
 
 
@@ -303,7 +306,7 @@ def _fault(error: Any) -> str:
     if error["type"] == "literal_error":
         near = nearest(str(error["input"]), [word.strip(" '") for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")])
         message += f", did you mean {near[0]!r}?" if near else ""
-    given = f", got {error['input']!r}" if error["type"] != "value_error" else ""
+    given = f", got {_short(repr(error['input']))}" if error["type"] != "value_error" else ""
     return f"{place or 'plan'}: {message}{given}"
 
 
@@ -312,8 +315,13 @@ def _no_stage(given: str, model: ModelFacts) -> str:
     return f"{model.name} has no stage {given!r}, nearest: {', '.join(near)}; stages: {', '.join(model.stages)}"
 
 
+def _short(given: object) -> str:
+    text = str(given)
+    return text if len(text) <= _SHOWN * 10 else f"{text[: _SHOWN * 10]}…"
+
+
 def _faulty(what: str, how: str, faults: Sequence[str]) -> UserError:
     if len(faults) == 1:
         return UserError(f"{what} {how}: {faults[0]}. Correct it and try again.")
-    lines = "".join(f"\n  - {fault}" for fault in faults)
+    lines = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN]) + (f"\n  - and {len(faults) - _SHOWN:,} more" if len(faults) > _SHOWN else "")
     return UserError(f"{what} {how}, {len(faults)} faults:{lines}\nCorrect them and try again.")

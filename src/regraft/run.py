@@ -51,7 +51,7 @@ class Run:
     def test(self) -> dict[str, Any] | None:
         """What `test.json` says; None while the test part is shut."""
         path = self.path / "test.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        return _object(path) if path.is_file() else None
 
     @property
     def cautions(self) -> list[str]:
@@ -68,12 +68,19 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, or for each L2 value of a solved head."""
         with (self.path / "history.csv").open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            try:
+                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            except (ValueError, TypeError, csv.Error) as error:
+                raise _damaged(self.path, error) from error
 
     def predictions(self, part: str = "val") -> dict[str, NDArray[Any]]:
         """Return keys, targets and logits of a part that was scored."""
-        with np.load(self.path / ("predictions.npz" if part == "val" else f"predictions-{part}.npz"), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        path = self.path / ("predictions.npz" if part == "val" else f"predictions-{part}.npz")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in ("keys", "targets", "logits")}
+        except Exception as error:  # numpy's reader of damaged headers raises whatever it meets
+            raise _damaged(self.path, error) from error
 
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors of backbone and head by name."""
@@ -202,10 +209,12 @@ def load(path: Path) -> Run:
     if not (path / "scores.json").is_file():
         raise UserError(f"The run in {path} is not finished. Go on with the same `regraft fit` command and --resume.")
     try:
-        scores = json.loads((path / "scores.json").read_text())
+        scores = _object(path / "scores.json")
         classes = json.loads((path / "classes.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"The run in {path} is damaged ({error}). Fit it again with --overwrite.") from error
+        if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes) or len(classes) < 2:
+            raise ValueError("classes.json is no list of names")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
     return Run(path, plans.read(path / "plan.toml"), tuple(classes), scores)
 
 
@@ -252,8 +261,15 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, the columns in the order in which they first occur."""
+def harmless(cell: Any) -> Any:
+    """Return a cell of a CSV that a spreadsheet takes for text: a name that it would take for a formula gets a quote before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], exact: bool = False) -> None:
+    """Write rows as CSV, the columns in the order in which they first occur; `exact` where programs read it back, or no names can be formulas."""
+    if not exact:
+        rows = [{key: harmless(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -265,7 +281,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_split(path: Path, data: Dataset, split: Split) -> None:
     """Write which image is in which part."""
     rows = [{"key": str(data.keys[row]), "label": data.classes[data.labels[row]], "part": part} for part in PARTS for row in split[part]]
-    write_table(path, rows)
+    write_table(path, rows, exact=True)
 
 
 def write_predictions(path: Path, keys: NDArray[np.str_], targets: NDArray[np.int64], logits: NDArray[np.floating[Any]]) -> None:
@@ -278,6 +294,21 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all."""
     with files.whole(path) as scratch:
         safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run; raises `UserError` when there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path.parent, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path.parent, ValueError(f"{path.name} is no object"))
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"The run in {path} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]}). Fit it again with --overwrite.")
 
 
 def _state(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Refuses randomness of its own: an augmented view is a pure function of seed, vie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from regraft.watch import SILENT, Watcher
 
 _KEEP_SIZE_UP_TO = 1.5  # images of one size stay as they are up to this multiple of the resolution
 _CHUNK = 512  # images decoded at once
+_AREA = 2**26  # pixels of images held decoded at once
+_LONG = 16  # times the shorter side beyond which the ends of an image are cut off before it is resized
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ def pixels(data: Dataset, size: tuple[int, int], interpolation: str, watcher: Wa
     """
     total = len(data)
     bad: list[tuple[int, str]] = []
-    for start in range(0, total, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, total))
+    for rows in _chunks(data, _CHUNK):
         try:
             images = data.images.read(rows)
         except Unreadable as error:
@@ -91,17 +92,41 @@ def pixels(data: Dataset, size: tuple[int, int], interpolation: str, watcher: Wa
         raise Unreadable([row for row, _ in bad], [reason for _, reason in bad])
 
 
+def _chunks(data: Dataset, most: int) -> Iterator[NDArray[np.int64]]:
+    """Yield rows in order, `most` at a time, fewer where the images are so large that their pixels would fill memory."""
+    rows = np.arange(len(data))
+    try:
+        area = data.images.sizes(rows).prod(axis=1)
+    except Unreadable:  # they are named when they are decoded
+        area = np.full(len(data), _AREA // 16)
+    start, held = 0, 0
+    for row in rows.tolist():
+        if row > start and (row - start == most or held + area[row] > _AREA):
+            yield rows[start:row]
+            start, held = row, 0
+        held += int(area[row])
+    if start < len(rows):
+        yield rows[start:]
+
+
 def fitted(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
     """Return an image `(h, w, 3)` in another size: the shorter side resized, the centre cut out."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
+    if max(height, width) > _LONG * min(height, width):  # or a line of a pixel's width would become one of millions of pixels
+        image = _centre(image, (min(height, _LONG * width), min(width, _LONG * height)))
+        height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)
     larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
     batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
     resized = functional.interpolate(batch, size=larger, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
-    top, left = (larger[0] - size[0]) // 2, (larger[1] - size[1]) // 2
-    return np.ascontiguousarray(resized[top : top + size[0], left : left + size[1]])
+    return np.ascontiguousarray(_centre(resized, size))
+
+
+def _centre(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def identities(data: Dataset) -> NDArray[np.int64]:

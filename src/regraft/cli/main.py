@@ -38,7 +38,7 @@ from regraft.cli.options import (
 from regraft.cli.recipes import app as recipes_app
 from regraft.cli.serving import app as serving_app
 from regraft.cli.using import app as using_app
-from regraft.errors import UserError
+from regraft.errors import UserError, plain
 
 _INTERRUPTED = 130  # how typer reports Ctrl-C
 
@@ -250,7 +250,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        sys.stderr.write(f"regraft: {error}\n")
+        sys.stderr.write(f"regraft: {plain(str(error))}\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

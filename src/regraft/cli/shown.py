@@ -12,6 +12,7 @@ from rich.table import Table
 
 from regraft.cli import show
 from regraft.cli.show import interval, out
+from regraft.errors import plain
 
 _MOST = 30  # classes and findings that fit a screen
 
@@ -92,7 +93,7 @@ def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
         else:
             said = "  ".join(f"{name} {chance:.3f}" for name, chance in row["ranked"])
             said = f"cannot be read: {row['error']}" if row["error"] else f"not sure: {said}" if row["abstained"] else said
-            sys.stdout.write(f"{row['path']}  {said}\n")
+            sys.stdout.write(f"{plain(row['path'])}  {plain(said)}\n")
     if kind == "object":
         sys.stdout.write("\n]}\n")
 

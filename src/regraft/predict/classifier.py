@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ class Classifier:
         try:
             kept = self.run.predictions("val")
             logits, targets = kept["logits"], kept["targets"]
-        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+        except UserError as error:
             raise UserError(
                 f"The validation answers of the run in {self.run.path} cannot be read ({error}), so its probabilities cannot be calibrated. "
                 "Leave out --min-confidence, or fit the run again with --overwrite."

@@ -54,9 +54,9 @@ def columns(top: int) -> list[str]:
 
 def cells(one: dict[str, Any], top: int) -> list[Any]:
     """Return a row of such a CSV; what there is not is empty."""
-    ranked = [cell for pair in one["ranked"] for cell in pair] if top > 1 else []
-    plain = ["" if one[name] is None else one[name] for name in ("path", "label", "probability")]
-    return [*plain, "true" if one["abstained"] else "false", one["error"] or "", *ranked, *[""] * (len(columns(top)) - 5 - len(ranked))]
+    ranked = [run.harmless(cell) for pair in one["ranked"] for cell in pair] if top > 1 else []
+    plain = ["" if one[name] is None else run.harmless(one[name]) for name in ("path", "label", "probability")]
+    return [*plain, "true" if one["abstained"] else "false", run.harmless(one["error"] or ""), *ranked, *[""] * (len(columns(top)) - 5 - len(ranked))]
 
 
 def row(said: Prediction, top: int) -> dict[str, Any]:
@@ -217,7 +217,9 @@ class _Lines(Results):
 class _Csv(_Lines):
     def names(self) -> Iterator[str]:
         with self.path.open(newline="", encoding="utf-8") as file:
-            yield from (one["path"] for one in csv.DictReader(file))
+            for one in csv.DictReader(file):
+                path = one["path"]
+                yield path[1:] if path[:1] == "'" and run.harmless(path[1:]) == path else path
 
     def _head(self) -> bytes:
         return _csv_lines([columns(self.top)])

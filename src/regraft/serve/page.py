@@ -6,6 +6,7 @@ Refuses everything from outside: fonts are the system's, and a content policy ke
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def _blocks(service: Service, scratch: Path) -> Any:
     run = service.classifier.run
     val = run.scores["val"]
     about = (
-        f"# {run.path.name}\n{run.plan.backbone}, carried over by {run.plan.technique} to {len(run.classes):,} classes; right on {val['accuracy']:.1%} of "
+        f"# {_literal(run.path.name)}\n{_literal(run.plan.backbone)}, carried over by {_literal(run.plan.technique)} "
+        f"to {len(run.classes):,} classes; right on {val['accuracy']:.1%} of "
         f"{val['n']:,} validation images (95 % interval {val['ci95'][0]:.1%} to {val['ci95'][1]:.1%}). Images stay on the machine that serves this page."
     )
     with gradio.Blocks(title=f"regraft: {run.path.name}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
@@ -87,6 +89,11 @@ def _blocks(service: Service, scratch: Path) -> Any:
                 block.async_move_resource_to_block_cache = _uploaded(block.async_move_resource_to_block_cache, scratch)
         given.change(_shown(service), given, [classes, looked, near, said], api_visibility="private", concurrency_limit=8, show_progress="minimal")
     return blocks
+
+
+def _literal(name: str) -> str:
+    """Return a name that Markdown and HTML show as it is."""
+    return re.sub(r"[^\w\s.-]", lambda found: f"&#{ord(found[0])};", " ".join(name.split()))
 
 
 def _path(scratch: Path) -> Callable[[Any], str | None]:

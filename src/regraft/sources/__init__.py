@@ -16,6 +16,7 @@ import numpy as np
 from regraft import data
 from regraft.errors import UserError, nearest
 from regraft.sources import files, named, tables
+from regraft.sources.decode import POINTER
 
 SOURCES: dict[str, tuple[Callable[[Path], data.Dataset], str]] = {
     "digits": (named.digits, "scikit-learn's 1,797 handwritten digits, 8 px, offline"),
@@ -71,6 +72,9 @@ def load(given: str | Path | data.Dataset, home: Path) -> data.Dataset:
 
 def _of_file(path: Path, home: Path) -> data.Dataset:
     name = path.name.lower()
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path} is a Git-LFS pointer and not the file itself. Expected the file. Fetch it with `git lfs pull`.")
     if name.endswith(files.ARCHIVES):
         return files.archive(path, home)
     if name.endswith(".csv"):

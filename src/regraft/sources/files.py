@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import lzma
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from regraft import data
 from regraft.errors import NoRoom, UserError, listed, nearest
 from regraft.files import abandoned, is_full, scratch_folder
-from regraft.sources.decode import EncodedImages
+from regraft.sources.decode import EncodedImages, bytes_of
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"])
 PART_NAMES = {
@@ -26,6 +29,11 @@ PART_NAMES = {
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_DIGITS = 100  # of a class name that is taken for a number
+_FREELY, _GROWTH = 2**28, 200  # bytes that anything may unpack to, and times its own size from there on; images hardly shrink
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, KeyError, RuntimeError, NotImplementedError,
+)  # fmt: skip  # RuntimeError: encrypted
 
 
 def folder(root: Path, name: str | None = None) -> data.Dataset:
@@ -50,13 +58,14 @@ def folder(root: Path, name: str | None = None) -> data.Dataset:
     classes: set[str] = set()
     for top, part in split.items() if split else [(root, "")]:
         for one in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            classes.add(one.name)
-            found += [(path, one.name, part) for path in _images(one)]
+            _check_link(one, root)
+            classes.add(printable(one.name))
+            found += [(path, printable(one.name), part) for path in _images(one)]
     if not found:
         loose = sum(_is_image(path) for path in root.iterdir())
         what = f"holds {loose:,} images but no class folders" if loose else "holds no images"
         raise UserError(f"{root} {what}. Expected one folder a class, as in {root.name}/cat/1.jpg, or train, val and test folders of such.")
-    keys = [path.relative_to(root).as_posix() for path, _, _ in found]
+    keys = [printable(path.relative_to(root).as_posix()) for path, _, _ in found]
     parts = [part for _, _, part in found] if split else None
     return _of_paths(name or root.name, [path for path, _, _ in found], [label for _, label, _ in found], sorted(classes), keys, parts)
 
@@ -74,7 +83,7 @@ def archive(path: Path, home: Path) -> data.Dataset:
                 shutil.rmtree(left, ignore_errors=True)
             _unpack(path, scratch)
             _named(scratch, target)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, NotImplementedError) as error:  # RuntimeError: encrypted
+        except _DAMAGED as error:
             if is_full(error):
                 raise NoRoom(
                     f"{path} cannot be unpacked into {target.parent}: no space left on its disk. Make room, or set REGRAFT_CACHE to another."
@@ -98,7 +107,7 @@ def _named(scratch: Path, target: Path) -> None:
 def table(path: Path) -> data.Dataset:
     """Return the images that a CSV lists: columns `path`, `label`, and optionally `split` and `group`.
 
-    Paths are relative to the CSV. Classes are in the order of their names; numbers in the order of their values.
+    Paths are relative to the CSV, and stay within its folder. Classes are in the order of their names; numbers in the order of their values.
 
     Raises:
         UserError: When columns, labels or files are missing, or a split has an unknown name.
@@ -109,37 +118,68 @@ def table(path: Path) -> data.Dataset:
         raise UserError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}). Expected a CSV in UTF-8. Save it again in that encoding."
         ) from error
-    with io.StringIO(content, newline="") as file:
-        reader = csv.DictReader(file)
-        columns = [column.strip().lower() for column in reader.fieldnames or []]
-        reader.fieldnames = columns
-        lacking = [column for column in ("path", "label") if column not in columns]
-        if lacking:
-            near = [f"{column!r} looks like {found[0]!r}" for column in lacking if (found := nearest(column, columns, 1))]
-            raise UserError(
-                f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {listed(map(repr, lacking))}; it has {listed(map(repr, columns))}. "
-                f"Expected a header line with path,label and optionally split and group.{' ' + '; '.join(near) + '.' if near else ''} Rename the columns."
-            )
-        rows = [row for row in reader if any((value or "").strip() for value in row.values() if isinstance(value, str))]
+    rows = _rows(content, path)
     unlabelled = [str(number) for number, row in enumerate(rows, 2) if not (row["label"] or "").strip() or not (row["path"] or "").strip()]
     if unlabelled:
         raise UserError(f"{path} has no path or label in line {listed(unlabelled)}. Expected both in every line. Fill them in or remove the lines.")
-    files = [(path.parent / row["path"].strip()).absolute() for row in rows]
-    missing = [row["path"] for row, file in zip(rows, files, strict=True) if not file.is_file()]
+    given = [row["path"].strip() for row in rows]
+    outside = [one for one in given if not _is_within(path.parent, one)]
+    if outside:
+        raise UserError(
+            f"{path} lists {len(outside):,} files outside of {path.parent}: {listed(outside)}. Expected images below the folder of the CSV. "
+            "Put the CSV into a folder that holds them all."
+        )
+    files = [(path.parent / one).absolute() for one in given]
+    missing = [one for one, file in zip(given, files, strict=True) if not _is_file(file)]
     if missing:
         raise UserError(
             f"{path} lists {len(missing):,} files that do not exist: {listed(missing)}. Expected paths relative to {path.parent}. Correct or remove them."
         )
     labels = [row["label"].strip() for row in rows]
-    parts = [_part((row.get("split") or "").strip(), path) for row in rows] if "split" in columns else None
-    groups = [(row.get("group") or "").strip() for row in rows] if "group" in columns else None
-    return _of_paths(path.name, files, labels, ordered(set(labels)), [row["path"].strip() for row in rows], parts, groups)
+    parts = [_part((row.get("split") or "").strip(), path) for row in rows] if any("split" in row for row in rows[:1]) else None
+    groups = [(row.get("group") or "").strip() for row in rows] if any("group" in row for row in rows[:1]) else None
+    return _of_paths(path.name, files, labels, ordered(set(labels)), given, parts, groups)
+
+
+def check_growth(path: Path, unpacked: int) -> None:
+    """Raise `UserError` where a file unpacks to what no images would: beyond 268 MB and 200 times its own size."""
+    if unpacked > max(_FREELY, _GROWTH * path.stat().st_size):
+        raise UserError(
+            f"{path} has {path.stat().st_size / 1e6:,.1f} MB and unpacks to {unpacked / 1e6:,.0f} MB or more. Expected images, which hardly shrink "
+            "when they are packed; files that grow so are made to fill a disk. Unpack it yourself where you trust it, and give the folder."
+        )
+
+
+def printable(name: str) -> str:
+    """Return a name that can be written as UTF-8, whatever bytes the file system has for it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _rows(content: str, path: Path) -> list[dict[str, str]]:
+    with io.StringIO(content, newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            columns = [column.strip().lower() for column in reader.fieldnames or []]
+            reader.fieldnames = columns
+            read = list(reader)
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is no readable CSV ({error} in line {reader.line_num:,}). Expected path,label and one image a line. Save it again."
+            ) from error
+    lacking = [column for column in ("path", "label") if column not in columns]
+    if lacking:
+        near = [f"{column!r} looks like {found[0]!r}" for column in lacking if (found := nearest(column, columns, 1))]
+        raise UserError(
+            f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {listed(map(repr, lacking))}; it has {listed(map(repr, columns))}. "
+            f"Expected a header line with path,label and optionally split and group.{' ' + '; '.join(near) + '.' if near else ''} Rename the columns."
+        )
+    return [row for row in read if any((value or "").strip() for value in row.values() if isinstance(value, str))]
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
     """Return class names in their order: by value where all are numbers, else by name."""
     names = set(labels)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() and len(name) < _DIGITS for name in names) else sorted(names)
 
 
 def _of_paths(
@@ -147,7 +187,7 @@ def _of_paths(
     parts: Sequence[str] | None, groups: Sequence[str] | None = None,
 ) -> data.Dataset:  # fmt: skip
     number = {label: place for place, label in enumerate(classes)}
-    images = EncodedImages([str(path) for path in paths], lambda row: paths[row].read_bytes(), np.arange(len(paths)))
+    images = EncodedImages([printable(str(path)) for path in paths], lambda row: bytes_of(paths[row]), np.arange(len(paths)))
     return data.table(name, [number[label] for label in labels], classes, images, keys, parts, groups)
 
 
@@ -165,20 +205,55 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or path.is_symlink())
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
+def _is_within(top: Path, given: str) -> bool:
+    """Whether a path leads below `top`, whatever is or is not there."""
+    base = os.path.normpath(top.absolute())
+    return os.path.normpath(f"{base}{os.sep}{given}" if not os.path.isabs(given) else given).startswith(base.rstrip(os.sep) + os.sep)  # noqa: PTH117
+
+
+def _check_link(one: Path, root: Path) -> None:
+    """Raise `UserError` for a class folder that is a link to what is around it or beside it: its images would be met twice."""
+    if one.is_symlink() and (one.resolve().is_relative_to(root.resolve()) or root.resolve().is_relative_to(one.resolve())):
+        raise UserError(f"{one} is a link to {one.resolve()}, which is around or within {root}. Expected every image in one class only. Remove the link.")
+
+
 def _unpack(path: Path, target: Path) -> None:
-    if zipfile.is_zipfile(path):
+    """Unpack folders and images; whatever else an archive holds, archives in it among them, stays packed."""
+    if path.name.lower().endswith(".zip"):  # a tar that holds a zip looks like one
         with zipfile.ZipFile(path) as packed:
-            _check_room(sum(member.file_size for member in packed.infolist()), path, target)
-            packed.extractall(target)  # noqa: S202  zipfile drops absolute paths and '..' itself
+            wanted = [member for member in packed.infolist() if member.is_dir() or _named_as_image(member.filename)]
+            _check_members([member.filename for member in wanted], sum(member.file_size for member in wanted), path, target)
+            packed.extractall(target, wanted)  # noqa: S202  zipfile drops absolute paths and '..' itself
     else:
         with tarfile.open(path) as packed_tar:
-            _check_room(sum(member.size for member in packed_tar.getmembers()), path, target)
-            packed_tar.extractall(target, filter="data")
+            kept, read = [], 0
+            for member in packed_tar:
+                read += 512 + member.size
+                check_growth(path, read)  # before what comes next is looked for, which means unpacking this
+                if member.isdir() or _named_as_image(member.name):
+                    kept.append(member)
+            _check_members([member.name for member in kept], sum(member.size for member in kept), path, target)
+            packed_tar.extractall(target, kept, filter="data")
 
 
-def _check_room(needed: int, path: Path, target: Path) -> None:
+def _check_members(names: Sequence[str], needed: int, path: Path, target: Path) -> None:
+    out = [printable(name) for name in names if ".." in PurePosixPath(name.replace("\\", "/")).parts]
+    if out:
+        raise UserError(f"{path} cannot be unpacked: {listed(out)} would lie outside of it. Expected class folders of images. Pack the folder itself.")
+    check_growth(path, needed)
     free = shutil.disk_usage(target).free
     if needed > free:
         raise UserError(
             f"{path} unpacks to {needed / 1e6:,.0f} MB, but {target.parent} has {free / 1e6:,.0f} MB free. Make room, or set REGRAFT_CACHE to another disk."
         )
+
+
+def _named_as_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES

@@ -113,8 +113,10 @@ def unpickled(content: bytes) -> Any:
 
     try:
         return Arrays(io.BytesIO(content), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise UserError(f"A CIFAR file holds more than arrays ({error}). Expected the official files. Delete them and download again.") from error
+    except Exception as error:  # a damaged pickle raises whatever it meets
+        raise UserError(
+            f"A CIFAR file holds more than arrays, or is damaged ({error}). Expected the official files. Delete them and download again."
+        ) from error
 
 
 def _made(kind: Any, root: Path) -> dict[str, Any]:

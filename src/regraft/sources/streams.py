@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import lzma
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import UserError, listed
-from regraft.sources.files import ARCHIVES, SUFFIXES
+from regraft.sources.decode import LARGEST_FILE, bytes_of, why
+from regraft.sources.files import ARCHIVES, SUFFIXES, check_growth, printable
 
 LIST = "-"  # stands for a list of paths, one a line
-_LARGEST = 2**30  # bytes of one encoded image; beyond that it is taken for an attack
-_ROWS_AT_ONCE = 256  # of a Parquet file
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+_SMALL, _GROWTH = 2**26, 200  # bytes that a member of a zip may always unpack to, and times its packed size from there on
+_ROWS_AT_ONCE = 16  # of a Parquet file
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, TypeError, RuntimeError, UserError)
 
 
 @dataclass(frozen=True)
@@ -145,22 +147,32 @@ def _of_zip(path: Path) -> Iterator[Found]:
         return
     for member in packed.infolist():
         if not member.is_dir() and _is_image(member.filename):
-            name = f"{_shown(path)}/{member.filename}"
-            if member.file_size > _LARGEST:
+            name = f"{_shown(path)}/{printable(member.filename)}"
+            if member.file_size > min(LARGEST_FILE, max(_SMALL, _GROWTH * member.compress_size)):
                 yield Found(name, _too_large)
             else:
-                yield Found(name, partial(packed.read, member))
+                yield Found(name, partial(_member, packed, member))
+
+
+def _member(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        return packed.read(member)
+    except _DAMAGED as error:
+        raise ValueError(f"damaged in the archive ({why(error)})") from error
 
 
 def _of_tar(path: Path) -> Iterator[Found]:
+    read = 0
     try:
         with tarfile.open(path, "r|*") as packed:  # front to back, as a tar can only be read
             for member in packed:
                 packed.members = []  # type: ignore[attr-defined]  # or it remembers every one
+                read += 512 + member.size
+                check_growth(path, read)
                 if not _is_image(member.name):
                     continue
-                name = f"{_shown(path)}/{_printable(member.name)}"
-                file = packed.extractfile(member) if member.isfile() and member.size <= _LARGEST else None
+                name = f"{_shown(path)}/{printable(member.name)}"
+                file = packed.extractfile(member) if member.isfile() and member.size <= LARGEST_FILE else None
                 if file is not None:
                     yield Found(name, partial(bytes, file.read()))
                 elif member.isfile():
@@ -188,15 +200,18 @@ def _of_parquet(path: Path) -> Iterator[Found]:
                     name = f"{_shown(path)}#{row}"
                     row += 1
                     yield Found(name, _raising("no bytes in this row") if content is None else partial(bytes, content))
-    except (pa.ArrowException, OSError) as error:
-        yield _refused(path, f"no readable Parquet file from row {row} on ({str(error).splitlines()[0]})")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        yield _refused(path, f"no readable Parquet file from row {row} on ({why(error)})")
 
 
 def _image_column(schema: Any) -> str | None:
     import pyarrow as pa
 
-    structs = [field.name for field in schema if pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type]]
-    plain = [field.name for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)]
+    def is_binary(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    structs = [field.name for field in schema if pa.types.is_struct(field.type) and any(one.name == "bytes" and is_binary(one.type) for one in field.type)]
+    plain = [field.name for field in schema if is_binary(field.type)]
     both = structs or plain
     return next((name for name in ("image", "img", "bytes") if name in both), both[0] if both else None)
 
@@ -207,15 +222,12 @@ def _rows(path: Path) -> int:
 
     try:
         return int(pq.read_metadata(path).num_rows)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return 1  # the row that says why
 
 
 def _file(path: Path) -> Found:
-    def read() -> bytes:
-        return path.read_bytes() if path.stat().st_size <= _LARGEST else _too_large()
-
-    return Found(_shown(path), read)
+    return Found(_shown(path), partial(bytes_of, path))
 
 
 def _refused(path: Path, why: str) -> Found:
@@ -230,7 +242,7 @@ def _raising(why: str) -> Callable[[], bytes]:
 
 
 def _too_large() -> bytes:
-    raise ValueError(f"the file is larger than the {_LARGEST / 1e6:,.0f} MB allowed")
+    raise ValueError(f"the file unpacks to more than the {LARGEST_FILE / 1e6:,.0f} MB, or the {_GROWTH} times its packed size, that are allowed")
 
 
 def _leads_out(path: Path, top: Path) -> bool:
@@ -263,9 +275,4 @@ def _home(one: str | Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    return _printable(str(path))
-
-
-def _printable(name: str) -> str:
-    """Return a name that can be written as UTF-8, whatever bytes the file system has for it."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return printable(str(path))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from regraft import data
 from regraft.errors import UserError, listed
-from regraft.sources.decode import EncodedImages
-from regraft.sources.files import PART_NAMES, ordered
+from regraft.sources.decode import EncodedImages, why
+from regraft.sources.files import PART_NAMES, check_growth, ordered
 
+_ROWS_AT_ONCE = 16  # of a Parquet file; a file of a few bytes may say the same large image in every row
 _LABELS = ("label", "labels", "fine_label", "class", "target", "y")
 _PAIRS = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "target"), ("data", "labels"), ("X", "Y"), ("X", "y"))
 
@@ -28,7 +30,6 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
         UserError: When the files are no Parquet or lack such columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     contents: list[Any] = []
     labels: list[Any] = []
@@ -37,18 +38,14 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
     classes: list[str] | None = None
     for path in paths:
         try:
-            file = pq.ParquetFile(path, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is no readable Parquet file ({error}). Expected the files as the hub lays them out. Fetch it again.") from error
-        image, label = _columns(file.schema_arrow, path)
-        classes = classes or _class_names(file.schema_arrow, label)
-        read = file.read(columns=[image, label])
-        struct = read[image].combine_chunks()
-        struct = struct.combine_chunks() if isinstance(struct, pa.ChunkedArray) else struct
-        contents += struct.field("bytes").to_pylist()
-        keys += struct.field("path").to_pylist() if "path" in [f.name for f in struct.type] else [None] * len(struct)
-        labels += read[label].to_pylist()
-        parts += [_part_of(path)] * len(struct)
+            for schema, held, told, given in _batches(path):
+                classes = classes or schema
+                contents += held
+                keys += told
+                labels += given
+                parts += [_part_of(path)] * len(held)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise UserError(f"{path} is no readable Parquet file ({why(error)}). Expected the files as the hub lays them out. Fetch it again.") from error
     missing = [number for number, content in enumerate(contents) if content is None]
     if missing:
         raise UserError(
@@ -76,10 +73,15 @@ def npz(path: Path) -> data.Dataset:
         UserError: When the arrays are missing or have another shape.
     """
     try:
+        with zipfile.ZipFile(path) as packed:
+            check_growth(path, sum(member.file_size for member in packed.infolist()))
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"{path} is no readable .npz of plain arrays ({error}). Write it with numpy.savez(path, images=…, labels=…).") from error
+            arrays = {key: np.asarray(file[key]) for key in file.files if key in file}
+    except UserError:
+        raise
+    except Exception as error:  # numpy's reader of damaged headers raises whatever it meets
+        raise UserError(f"{path} is no readable .npz of plain arrays ({why(error)}). Write it with numpy.savez(path, images=…, labels=…).") from error
+    arrays = {key: array for key, array in arrays.items() if array.ndim}
     found = _parts_of(arrays)
     if not found:
         raise UserError(f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them.")
@@ -109,15 +111,17 @@ def of_arrays(
 
 def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     """Return an array of images as uint8 `(n, h, w, 3)`."""
+    if array.dtype.kind not in "buif":
+        raise UserError(f"{what} holds {array.dtype}. Expected numbers. Convert it.")
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[-1] not in (1, 3, 4):
         array = array.transpose(0, 2, 3, 1)
-    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
         raise UserError(f"{what} has the shape {array.shape}. Expected (n, h, w), (n, h, w, 1) or (n, h, w, 3). Reshape it.")
     if array.dtype != np.uint8:
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        if low < 0 or high > 255 or not np.isfinite(high):
+        if not (low >= 0 and high <= 255):
             raise UserError(f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it.")
         scale = 255.0 if array.dtype.kind == "f" and high <= 1 else 1.0
         array = (array.astype(np.float32) * scale).round().astype(np.uint8)
@@ -136,10 +140,26 @@ def _parts_of(arrays: dict[str, NDArray[Any]]) -> list[tuple[str, str, str]]:
     return found
 
 
+def _batches(path: Path) -> Iterator[tuple[list[str] | None, list[bytes | None], list[str | None], list[Any]]]:
+    """Yield class names, images, what they are called, and labels of some rows; never more than the file may grow to."""
+    import pyarrow.parquet as pq
+
+    grown = 0
+    with pq.ParquetFile(path, memory_map=True) as file:
+        image, label = _columns(file.schema_arrow, path)
+        names = _class_names(file.schema_arrow, label)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
+            grown += batch.nbytes
+            check_growth(path, grown)
+            struct = batch.column(batch.schema.get_field_index(image))
+            called = struct.field("path").to_pylist() if "path" in [field.name for field in struct.type] else [None] * len(struct)
+            yield names, struct.field("bytes").to_pylist(), called, batch.column(batch.schema.get_field_index(label)).to_pylist()
+
+
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
     import pyarrow as pa
 
-    images = [field.name for field in schema if pa.types.is_struct(field.type) and "bytes" in [inner.name for inner in field.type]]
+    images = [field.name for field in schema if pa.types.is_struct(field.type) and any(_holds_bytes(inner) for inner in field.type)]
     plain = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     labels = [name for name in _LABELS if name in plain] or plain
     if len(images) != 1 or not labels:
@@ -150,11 +170,17 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
     return images[0], labels[0]
 
 
+def _holds_bytes(field: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(field.name == "bytes" and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)))
+
+
 def _class_names(schema: Any, label: str) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 

@@ -111,7 +111,7 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
     """Return the folder asked for, or `kind/name` with the next free number (the last one, to resume it)."""
     if out is not None:
         return Path(out).expanduser()
-    base = Path(kind) / "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-")
+    base = Path(kind) / "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:100].strip(".-")
     number, path = 1, base
     last = None
     while path.exists() and (not path.is_dir() or any(path.iterdir())):

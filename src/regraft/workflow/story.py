@@ -275,7 +275,7 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_json(out / "environment.json", machine.environment())
     run.write_json(out / "classes.json", list(data.classes))
     run.write_split(out / "split.csv", data, split)
-    run.write_table(out / "history.csv", work.history)
+    run.write_table(out / "history.csv", work.history, exact=True)
     run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
     run.write_json(out / "freeze.json", work.contract)
     origin = {"data": settings.origin, "train_images": settings.train_images, "val_images": settings.val_images}
