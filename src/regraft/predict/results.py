@@ -143,7 +143,8 @@ class Results(ABC):
 
     def _untouched(self) -> bool:
         """Whether what is there holds no row and no note yet: its process was killed at the very beginning."""
-        return not self.note.exists() and self.path.is_file() and self.path.stat().st_size <= len(self._head())
+        head = self._head()
+        return not self.note.exists() and self.path.is_file() and self.path.stat().st_size <= len(head) and head.startswith(self.path.read_bytes())
 
     def _head(self) -> bytes:
         """Return what the file begins with."""

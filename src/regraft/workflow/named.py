@@ -76,7 +76,7 @@ def probe_named(
 
 def _check(out: str | Path | None) -> None:
     """Raise `UserError` before any work where a folder that was asked for cannot be written."""
-    if out is not None:
+    if out is not None and not Path(out).expanduser().is_file():  # a file is refused in words of its own
         files.check_writable(Path(out).expanduser(), Path(out))
 
 
