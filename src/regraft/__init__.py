@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from regraft.predict import Classifier
     from regraft.run import Run
     from regraft.workflow import Comparison, Probe
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when timm loads the hub's client; nothing reports home
 
 __version__ = "0.1.0"
 __all__ = ["TransferClassifier", "UserError", "compare", "embed", "fit", "load", "probe"]

@@ -872,6 +872,7 @@ def odd_members(folder: Path) -> Variants:
     yield "long name", file(folder, "x.zip", zipped(photos({"a/" + "x" * 300 + ".png": PNG})))
     yield "deep", file(folder, "x.zip", zipped(photos({"a/" * 300 + "x.png": PNG})))
     yield "NUL", file(folder, "x.zip", zipped(photos({"a/x.png": PNG})).replace(b"a/x.png", b"a/\0.png"))
+    yield "no name", file(folder, "x.zip", zipped(photos({"x_.png": PNG})).replace(b"x_.png", b"\0_.png"))  # an atheris run found it
     yield "twice", file(folder, "x.tar", tarred(photos())[:-10240] + tarred(photos()))
     yield "a file that is a folder", file(folder, "x.zip", zipped(photos({"a": b"x", "a/5.png": PNG})))
     yield "an image that is a folder", file(folder, "x.zip", zipped(photos({"a/7.png": b"x", "a/7.png/5.png": PNG})))

@@ -32,7 +32,7 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _DIGITS = 100  # of a class name that is taken for a number
 _FREELY, _GROWTH = 2**28, 200  # bytes that anything may unpack to, and times its own size from there on; images hardly shrink
 _DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, KeyError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, LookupError, TypeError, RuntimeError,
 )  # fmt: skip  # RuntimeError: encrypted
 
 
@@ -228,7 +228,7 @@ def _unpack(path: Path, target: Path) -> None:
     """Unpack folders and images; whatever else an archive holds, archives in it among them, stays packed."""
     if path.name.lower().endswith(".zip"):  # a tar that holds a zip looks like one
         with zipfile.ZipFile(path) as packed:
-            wanted = [member for member in packed.infolist() if member.is_dir() or _named_as_image(member.filename)]
+            wanted = [member for member in packed.infolist() if member.filename.endswith("/") or _named_as_image(member.filename)]
             _check_members([member.filename for member in wanted], sum(member.file_size for member in wanted), path, target)
             packed.extractall(target, wanted)  # noqa: S202  zipfile drops absolute paths and '..' itself
     else:

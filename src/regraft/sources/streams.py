@@ -146,7 +146,7 @@ def _of_zip(path: Path) -> Iterator[Found]:
         yield _refused(path, f"the archive cannot be unpacked ({error})")
         return
     for member in packed.infolist():
-        if not member.is_dir() and _is_image(member.filename):
+        if _is_image(member.filename):
             name = f"{_shown(path)}/{printable(member.filename)}"
             if member.file_size > min(LARGEST_FILE, max(_SMALL, _GROWTH * member.compress_size)):
                 yield Found(name, _too_large)
