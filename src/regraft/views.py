@@ -22,7 +22,7 @@ from regraft.watch import SILENT, Watcher
 _KEEP_SIZE_UP_TO = 1.5  # images of one size stay as they are up to this multiple of the resolution
 _CHUNK = 512  # images decoded at once
 _AREA = 2**26  # pixels of images held decoded at once
-_LONG = 16  # times the shorter side beyond which the ends of an image are cut off before it is resized
+_LONG = 16  # times the shorter side that is left of an image whose ends are cut off because it would be larger than that once resized
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def fitted(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) 
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
-    if max(height, width) > _LONG * min(height, width):  # or a line of a pixel's width would become one of millions of pixels
+    if height * width * max(size[0] / height, size[1] / width) ** 2 > _AREA:  # a line of a pixel's width would become one of millions of pixels
         image = _centre(image, (min(height, _LONG * width), min(width, _LONG * height)))
         height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)

@@ -98,16 +98,13 @@ def unpickled(content: bytes) -> Any:
     """Return what a CIFAR pickle holds; anything but plain values and arrays is refused."""
     import io
 
-    class Arrays(pickle.Unpickler):
+    class Arrays(pickle._Unpickler):  # the one in Python: the one in C makes room for as many memos as a damaged file says
         def find_class(self, module: str, name: str) -> Any:
-            if (module, name) in {
-                ("numpy.core.multiarray", "_reconstruct"),
-                ("numpy", "ndarray"),
-                ("numpy", "dtype"),
-                ("numpy._core.multiarray", "_reconstruct"),
-            }:
-                return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-            if (module, name) == ("_codecs", "encode"):
+            if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+                return lambda *_: np.ndarray((0,), np.int8)  # filled by what comes next, which numpy checks against its bytes
+            if (module, name) == ("numpy", "ndarray"):
+                return "ndarray"  # only ever an argument of the former
+            if (module, name) in {("numpy", "dtype"), ("_codecs", "encode")}:
                 return super().find_class(module, name)
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
