@@ -163,12 +163,12 @@ def test_the_plan_and_the_seed_are_obeyed(tmp_path: Path) -> None:
     (X, Y[:-1], "X holds 240 images, y 239 labels"),
     (X, np.zeros(240, int), "has one class only"),
     (X[:4], ["a", "a", "a", "b"], "has too few images of class 'b' (1). Expected at least 2 a class, so that every part can each have one"),
-    (["nothing.png", "here.png", "nor.png", "there.png"], [0, 0, 1, 1], "4 images cannot be decoded: nothing.png (No such file"),
+    (["nothing.png", "here.png", "nor.png", "there.png"], [0, 0, 1, 1], "4 images cannot be decoded: "),
 ])  # fmt: skip
 def test_mistakes_are_said_in_a_sentence(x: object, y: object, text: str) -> None:
     with pytest.raises(UserError) as caught:
         api.TransferClassifier(**TINY).fit(x, y)
-    assert text.replace("No such file", "") in str(caught.value).replace("[Errno 2] ", "").replace("No such file", "")
+    assert text in str(caught.value)
     made = api.TransferClassifier(**{**TINY, "technique": "linear-prob"})
     with pytest.raises(UserError, match="Did you mean 'linear-probe'"):
         made.fit(X, Y)

@@ -188,15 +188,15 @@ def test_npz_of_keras_and_medmnist_have_parts(tmp_path: Path) -> None:
 
 
 def test_own_sources_come_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "scan.py").write_text(
+    (tmp_path / "trayscan.py").write_text(
         "import numpy as np\ndef trays():\n    return np.arange(30 * 12, dtype=np.uint8).reshape(30, 2, 2, 3), ['x', 'y', 'z'] * 10\ndef wrong():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = load("scan:trays", tmp_path)
+    found = load("trayscan:trays", tmp_path)
     assert (len(found), found.classes) == (30, ("x", "y", "z"))
     for given, says in (
-        ("scan:wrong", "returned int. Expected a regraft Dataset"),
-        ("scan:none", "cannot be imported"),
+        ("trayscan:wrong", "returned int. Expected a regraft Dataset"),
+        ("trayscan:none", "cannot be imported"),
         ("nothing:none", "cannot be imported"),
     ):
         with pytest.raises(UserError, match=says):

@@ -296,7 +296,7 @@ def _comparable(one: Run, work: _Work) -> bool:
     """Whether a run began with the weights that the probe looks at, and was judged on these very validation images."""
     try:
         judged = one.predictions("val")
-    except (OSError, ValueError, KeyError):
+    except UserError:  # it is damaged
         return False
     mine = dict(zip(work.data.keys[work.rows[1]].tolist(), work.data.labels[work.rows[1]].tolist(), strict=True))
     same = dict(zip(judged["keys"].tolist(), judged["targets"].tolist(), strict=True)) == mine
