@@ -30,6 +30,8 @@ def commands(cifar: str, quick: bool) -> dict[str, list[str]]:
         "recipes": ["recipes.py", "--cifar", cifar, *(["--parts", "small", "--only", "densenet121-transfer"] if quick else [])],
         "checks": ["checks.py", "--cifar", cifar, *(["--images", "600", "--resolution", "64", "--seeds", "1"] if quick else [])],
         "report": ["report.py", "--cifar", cifar, *(["--trials", "1"] if quick else [])],
+        "using": ["using.py", "--cifar", cifar, *(["--images", "300", "--trials", "1"] if quick else ["--int8"])],
+        "serving": ["serving.py", *(["--seconds", "5", "--clients", "20"] if quick else [])],
         "peers-frozen": ["peers.py", "--cifar", cifar, "--task", "frozen", *few],
         "peers-last": ["peers.py", "--cifar", cifar, "--task", "last", *few],
         "peers-all": ["peers.py", "--cifar", cifar, "--task", "all", *all_few],
