@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import toy
-from regraft import data
+from regraft import data, stratify
 from regraft.errors import UserError
 
 
@@ -91,6 +91,34 @@ def test_a_subset_of_train_is_stratified_and_leaves_the_other_parts_alone() -> N
     counts = np.bincount(made.labels[some.train]) / np.bincount(made.labels[whole.train])
     assert counts.max() - counts.min() < 0.05
     assert some.digest != whole.digest
+
+
+def test_identical_images_without_names_fall_into_the_same_part() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (200, 4, 4, 3), dtype=np.uint8)
+    images = np.concatenate([images, images[:100], images[:50]])
+    labels = np.concatenate([np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2])
+    made = data.table("twins", labels, ["a", "b"], data.ArrayImages(images))
+    for seed in range(20):
+        split = made.split(seed)
+        parts = [set(made.hashes[split[part]].tolist()) for part in ("train", "val", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 200
+    assert len(set(made.keys.tolist())) == 350
+
+
+def test_images_that_fall_alike_are_parted_only_where_a_part_would_stay_empty() -> None:
+    rng, seen, few = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        unit = rng.integers(0, rng.integers(2, 60), rng.integers(3, 80)) / 60
+        for test, val in ((0.2, 0.1), (0.0, 0.1), (0.2, 0.0), (0.0, 0.0)):
+            parts = stratify.fall(unit, test, val)
+            assert set(parts) == {"train", *["test"] * (test > 0), *["val"] * (val > 0)}
+            parted = any(len(set(parts[unit == value].tolist())) > 1 for value in np.unique(unit))
+            few += parted
+            assert not parted or len(np.unique(unit)) < 10
+            seen += 1
+    assert seen == 8000
+    assert few < 200
 
 
 def test_identical_images_get_different_keys() -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "regraft"
 ROOMS = sorted(PACKAGE.rglob("*.py"))
-NOUNS = {"errors", "watch", "files", "machine", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "attention", "checks", "export", "workflow", "estimator", "serve", "cli"}  # fmt: skip
+NOUNS = {"errors", "watch", "files", "machine", "stratify", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "attention", "checks", "export", "workflow", "estimator", "serve", "cli"}  # fmt: skip
 
 
 def test_imports_run_downwards_only() -> None:

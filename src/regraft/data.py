@@ -14,13 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft import stratify
 from regraft.errors import UserError, listed
 
 LONGEST = 1_000  # characters of a name; an array of names is as wide as its longest one
 PARTS = ("train", "val", "test")
 TEST_SHARE = 0.20  # of all images, when the data brings no test part
 VAL_SHARE = 0.10  # of all images then, and of the training images when a test part is given
-_SLACK = 0.15  # by which a class may miss its share of a part before images are moved
 
 Rows = NDArray[np.int64]
 
@@ -187,19 +187,19 @@ class Dataset:
 
     def _split(self, seed: int, train_images: int | None, val_images: int | None) -> Split:
         part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
-        names = self.keys if self.groups is None else self.groups
-        unit = np.array([_unit(f"split:{seed}:{name}") for name in names])
+        names = self._contents() if self.groups is None else self.groups
+        unit = np.array([stratify.number(f"split:{seed}:{name}") for name in names])
         open_rows = np.flatnonzero((part == "") | (part == "train"))
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
         test, val = 0.0 if has_test or not self.tested else TEST_SHARE, 0.0 if has_val else VAL_SHARE
         if self.groups is not None:  # whole groups fall, whatever classes they hold
             open_rows = self._follow_given(part, open_rows)
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
-            part[open_rows] = _fall(unit[open_rows][first], test, val)[group_of]
+            part[open_rows] = stratify.fall(unit[open_rows][first], test, val)[group_of]
         else:
             for label in range(len(self.classes)):
                 mine = open_rows[self.labels[open_rows] == label]
-                part[mine] = _fall(unit[mine], test, val)
+                part[mine] = stratify.fall(unit[mine], test, val)
         rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
         for name, wanted in (("train", train_images), ("val", val_images)):
             if wanted is not None:
@@ -209,6 +209,12 @@ class Dataset:
         for name in PARTS:
             state.update(f"{name}\n{self.take(rows[name]).fingerprint}\n".encode())
         return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
+
+    def _contents(self) -> NDArray[np.str_]:
+        """Return the keys; where images are called by their content, the same for images that are identical, so that they fall together."""
+        if str(self.keys[0]).partition("#")[0] == str(self.hashes[0]):
+            return self.hashes
+        return self.keys
 
     def _follow_given(self, part: NDArray[np.str_], open_rows: Rows) -> Rows:
         """Give the open rows of each group the part that the source gave to others of it; returns the rows still open."""
@@ -236,20 +242,9 @@ class Dataset:
                 f"--{part}-images {wanted:,} was given, but the {part} part has {len(rows):,} images of {len(present)} classes. "
                 f"Give a number from {len(present)} to {len(rows):,}."
             )
-        unit = np.array([_unit(f"subset:{seed}:{key}") for key in self.keys[rows]])
+        unit = np.array([stratify.number(f"subset:{seed}:{key}") for key in self.keys[rows]])
         of_class = {label: rows[self.labels[rows] == label] for label in present}
-        exact = {label: wanted * len(mine) / len(rows) for label, mine in of_class.items()}
-        quota = {label: max(1, int(share)) for label, share in exact.items()}
-        by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
-        while sum(quota.values()) != wanted:
-            if sum(quota.values()) < wanted:
-                label = next(one for one in by_rest if quota[one] < len(of_class[one]))
-                quota[label] += 1
-            else:
-                label = max(quota, key=lambda one: quota[one])
-                quota[label] -= 1
-            by_rest.remove(label)
-            by_rest.append(label)
+        quota = stratify.quotas({int(label): len(mine) for label, mine in of_class.items()}, wanted)
         place = {int(row): value for row, value in zip(rows, unit, strict=True)}
         kept = [row for label, mine in of_class.items() for row in sorted(map(int, mine), key=place.__getitem__)[: quota[label]]]
         return np.sort(np.array(kept, dtype=np.int64))
@@ -371,29 +366,3 @@ def _content_keys(hashes: NDArray[np.str_]) -> NDArray[np.str_]:
         seen[value] = seen.get(value, 0) + 1
         keys.append(value if seen[value] == 1 else f"{value}#{seen[value]}")
     return np.array(keys, dtype=np.str_)
-
-
-def _unit(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) / 2**64
-
-
-def _fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
-    """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
-
-    Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
-    """
-    order = np.argsort(unit, kind="stable")
-    ends, low = [], 0.0
-    for share in (test, val):
-        count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
-        slack = max(1.0, np.ceil(_SLACK * wanted))
-        least = 1 if share else 0
-        ends.append(int(np.clip(count, max(least, wanted - slack), max(least, wanted + slack))) if share else 0)
-        low += share
-    while sum(ends) >= len(unit) > 1:
-        ends[ends.index(max(ends))] -= 1
-    parts = np.full(len(unit), "train", dtype="<U5")
-    parts[order[: ends[0]]] = "test"
-    parts[order[ends[0] : sum(ends)]] = "val"
-    return parts

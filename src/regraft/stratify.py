@@ -1,0 +1,75 @@
+"""Where images fall by a number that each has of its own, class by class, and how many of each class a subset takes.
+
+Refuses chance: the same names always fall alike, whatever else is in the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SLACK = 0.15  # by which a class may miss its share of a part before images are moved
+
+
+def number(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) / 2**64
+
+
+def fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
+    """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
+
+    Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
+    """
+    order = np.argsort(unit, kind="stable")
+    ends, low = [], 0.0
+    for share in (test, val):
+        count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
+        slack = max(1.0, np.ceil(_SLACK * wanted))
+        least = 1 if share else 0
+        ends.append(int(np.clip(count, max(least, wanted - slack), max(least, wanted + slack))) if share else 0)
+        low += share
+    while sum(ends) >= len(unit) > 1:
+        ends[ends.index(max(ends))] -= 1
+    test_end = _between(unit[order], ends[0], 0)
+    val_end = _between(unit[order], test_end + ends[1], test_end) if ends[1] else test_end
+    if val_end >= len(unit):  # too few different numbers
+        test_end, val_end = ends[0], sum(ends)
+    parts = np.full(len(unit), "train", dtype="<U5")
+    parts[order[:test_end]] = "test"
+    parts[order[test_end:val_end]] = "val"
+    return parts
+
+
+def _between(ranked: NDArray[np.float64], border: int, least: int) -> int:
+    """Return the border next below, else above, that parts no equal numbers."""
+    if not 0 < border < len(ranked) or ranked[border - 1] != ranked[border]:
+        return border
+    first, beyond = np.searchsorted(ranked, ranked[border], "left"), np.searchsorted(ranked, ranked[border], "right")
+    return int(first if first > least else beyond)
+
+
+def quotas(counts: Mapping[int, int], wanted: int) -> dict[int, int]:
+    """Return how many of each class are taken so that `wanted` are: in proportion (largest remainder), at least one of each.
+
+    Args:
+        counts: Images of each class; no fewer than `wanted` in all, no more classes than that.
+        wanted: How many images.
+    """
+    total = sum(counts.values())
+    exact = {label: wanted * count / total for label, count in counts.items()}
+    quota = {label: max(1, int(share)) for label, share in exact.items()}
+    by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
+    while sum(quota.values()) != wanted:
+        if sum(quota.values()) < wanted:
+            label = next(one for one in by_rest if quota[one] < counts[one])
+            quota[label] += 1
+        else:
+            label = max(quota, key=lambda one: quota[one])
+            quota[label] -= 1
+        by_rest.remove(label)
+        by_rest.append(label)
+    return quota
