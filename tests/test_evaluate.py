@@ -168,3 +168,16 @@ def test_a_difference_is_said_in_one_plain_sentence() -> None:
     few = evaluate.difference(np.array([True] * 10), np.array([True] * 9 + [False])).sentence("A", "B")
     assert few.startswith("No difference between A and B can be told with 10 images; about ")
     assert evaluate.difference(a, a).sentence("A", "B") == "No difference between A and B can be told with 2,000 images."
+
+
+def test_the_pareto_front_holds_what_nobody_beats() -> None:
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(200):
+        points = [(float(x), float(y)) for x, y in rng.integers(0, 8, (rng.integers(1, 12), 2))]
+        kept = [points[number] for number in evaluate.front(points)]
+        beaten = [one for one in points if any(o[0] <= one[0] and o[1] >= one[1] and o != one for o in points)]
+        assert set(kept) == set(points) - set(beaten)
+        assert kept == sorted(kept)
+        seen += 1
+    assert seen == 200

@@ -223,9 +223,9 @@ def test_int8_is_smaller_and_says_what_it_costs(regraft, finished: Path, home: P
     assert not [node.name for node in nodes if "Quantize" in node.op_type and exact & {*node.output}]
     props = {one.key: one.value for one in onnx.load(small).metadata_props}
     assert (props["arithmetic"], props["plan_digest"]) == ("int8", done.plan.digest)
-    from regraft.cli import shown
+    from regraft.cli import show_runs
 
-    shown.exported(json.loads(result.out))
+    show_runs.exported(json.loads(result.out))
     assert f"int8: accuracy {cost['int8']['accuracy']:.4f}" in capfd.readouterr().out
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,10 @@ OPTIONS: dict[str, object] = {"weights": "random", "resolution": 32}
 def script(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, str(FAULTS / name), *map(str, words)], capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not files.is_ours(path)}
 
 
 def timeless(done: runs.Run) -> list[dict[str, float]]:
@@ -287,6 +292,50 @@ def test_a_folder_has_one_writer_at_a_time_and_the_second_is_told_who_it_is(regr
         first.stdout.close()
     assert regraft("fit", photos, *QUICK, "--out", "out").code == 0  # a dead process holds nothing
     assert not Path("out/.lock.json").exists()
+
+
+@pytest.fixture
+def holding() -> Iterator[Callable[[str, str], int]]:
+    """Another process that holds a folder, or a file in it; it is killed at the end."""
+    others = []
+
+    def hold(folder: str, file: str = "") -> int:
+        code = """
+import sys, time
+from pathlib import Path
+from regraft import files
+with files.held(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+        other = subprocess.Popen([sys.executable, "-c", code, folder, file], stdout=subprocess.PIPE, text=True)
+        others.append(other)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        return other.pid
+
+    yield hold
+    for other in others:
+        other.kill()
+        other.communicate()
+
+
+def test_what_other_verbs_write_has_one_writer_too(regraft, photos: Path, holding) -> None:  # type: ignore[no-untyped-def]
+    assert regraft("fit", photos, *QUICK, "--out", "mine").code == 0
+    before = contents(Path("mine"))
+    for (folder, file), words in (
+        (("seen", ""), ("probe", photos, "--backbones", "test_resnet", "--weights", "random", "--resolutions", "32", "--out", "seen", "-q")),
+        (("mine", ""), ("evaluate", "mine", "--split", "test", "-q")),
+        ((".", "rows.csv"), ("predict", "mine", photos, "--out", "rows.csv", "-q")),
+        ((".", "rows.parquet"), ("predict", "mine", photos, "--out", "rows.parquet", "--overwrite", "-q")),
+    ):
+        pid = holding(folder, file)
+        second = regraft(*words)
+        assert (second.code, f"is being written by process {pid} (" in second.err) == (2, True), (words, second.err)
+    assert not Path("rows.csv").exists()
+    assert contents(Path("mine")) == before
+    assert regraft("predict", "mine", photos, "--out", "other.csv", "-q").code == 0  # another file beside it
+    assert [path.name for path in Path().glob(".other*")] == []
 
 
 def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

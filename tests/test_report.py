@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import TINY, toy, write_folder
 from regraft import run, workflow
 from regraft.errors import UserError
-from regraft.report import charts, evidence, page
+from regraft.report import evidence, page
 from regraft.workflow import Settings, Wish
 
 QUICK = ["--weights", "random", "--resolution", "32", "-q"]
@@ -222,19 +224,6 @@ def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Pat
         assert regraft(*words).out.startswith("5 images of val and test are byte for byte in an earlier part too")
 
 
-def test_the_pareto_front_holds_what_nobody_beats() -> None:
-    rng = np.random.default_rng(0)
-    seen = 0
-    for _ in range(200):
-        points = [(float(x), float(y)) for x, y in rng.integers(0, 8, (rng.integers(1, 12), 2))]
-        kept = [points[number] for number in charts.front(points)]
-        beaten = [one for one in points if any(o[0] <= one[0] and o[1] >= one[1] and o != one for o in points)]
-        assert set(kept) == set(points) - set(beaten)
-        assert kept == sorted(kept)
-        seen += 1
-    assert seen == 200
-
-
 def test_evaluate_says_what_scikit_learn_says(compared: Path, regraft) -> None:
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
@@ -293,11 +282,13 @@ def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(tmp_path: Path, re
     assert "Expected csv, tensorboard, mlflow or wandb" in regraft("fit", photos, "--out", "mine", "--track", "paper").err
 
 
-def test_maps_light_up_where_the_class_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "resolution"), [(TINY, 96), ("test_vit", None), ("test_vit2", None), ("test_convnext", 96)])
+def test_maps_light_up_where_the_class_is(name: str, resolution: int | None, tmp_path: Path) -> None:
     import regraft
 
     data = toy(150)
-    done = regraft.fit(data, "fine-tune", TINY, out=tmp_path / "run", weights="random", resolution=96, changes=["phases.0.epochs=12", "phases.0.lr=0.003"])
+    changes = ["phases.0.epochs=25", "phases.0.lr=0.002", "phases.0.layer_decay=1.0"]
+    done = regraft.fit(data, "fine-tune", name, out=tmp_path / "run", weights="random", resolution=resolution, changes=changes)
     assert done.scores["val"]["accuracy"] > 0.9
     from regraft import attention
 
@@ -354,6 +345,39 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(compared: Path, tmp_p
             ink, paper = view.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
             assert (sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))) is (scheme == "dark")
             assert said == []
+        browser.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None:
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    classes = ["<img src=x onerror=\"document.title='run'\">", "</script><script>document.title='run'</script>", "'\"><b class=mine>\u202e\U0001f600\n<!--"]
+    images, name = toy(180), "<i class=mine>"
+    with (tmp_path / "list.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        for number, (label, pixels) in enumerate(zip(images.labels, images.images.read(np.arange(180)), strict=True)):
+            Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
+            rows.writerow([f"{name}{number}.png", classes[label]])
+    wish = Wish(backbone=TINY, weights="random", resolution=32, technique="linear-probe")
+    workflow.fit_named(tmp_path / "list.csv", wish, tmp_path / name, home=tmp_path / "cache")
+    out = workflow.report_named([tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache")[0]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        view = browser.new_page()
+        said: list[str] = []
+        view.on("console", lambda message: said.append(message.text))
+        view.on("dialog", lambda dialog: said.append(dialog.message))
+        view.goto(out.as_uri())
+        shown = view.inner_text("body")
+        assert [one in shown for one in (classes[0], classes[1], name)] == [True] * 3, shown
+        assert view.evaluate("document.images.length") > 0  # captions name classes
+        assert view.locator(".mine").count() == view.locator("img[src=x]").count() == 0
+        assert view.title() != "run"
+        assert view.locator("script").count() == 1
+        assert said == []
         browser.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import io
 import json
 import os
@@ -18,8 +19,9 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,14 +33,15 @@ from conftest import toy, write_folder
 from regraft import UserError, workflow
 from regraft.serve.batching import Batcher, Full
 
+EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class
 SMALL = {"body": 3_000_000, "pixels": 4_000_000, "batch": 16, "requests": 64, "waiting": 100, "seconds": 2.0}
 
 
 CHILD = """
-import json, sys, time, types
+import json, sys, time
 from pathlib import Path
 import numpy as np
-from regraft import predict
+from regraft import attention, predict
 from regraft.serve import Limits, serve
 from regraft.watch import Watcher
 
@@ -53,14 +56,15 @@ def slow(self, images):
         time.sleep(0.01)
     return original(self, images)
 
+true = attention.maps
+
 def maps(classifier, images, classes):
     Path(given["run"] + ".asked").write_text(str(classes))
-    return [np.eye(*image.shape[:2], dtype=np.float32) for image in images]
+    return true(classifier, images, classes)
 
 if gate:
     predict.Classifier.logits = slow
-sys.modules["regraft.attention"] = types.ModuleType("regraft.attention")
-sys.modules["regraft.attention"].maps = maps
+attention.maps = maps
 
 class Told(Watcher):
     def say(self, text):
@@ -133,7 +137,7 @@ def with_limits(fitted: tuple[Path, Path, Path], limits: dict[str, float], gate:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A run, its images and a cache."""
     top = tmp_path_factory.mktemp("serve")
-    photos = write_folder(top / "photos", toy())
+    photos = write_folder(top / "photos", replace(toy(), classes=(EVIL, "class1", "class2")))
     wish = workflow.Wish(backbone="test_resnet", weights="random", resolution=32)
     return workflow.fit_named(photos, wish, top / "run", home=top / "cache").path, photos, top / "cache"
 
@@ -197,7 +201,7 @@ def test_it_describes_itself(server: Running) -> None:
         "status": "ok",
         "run": "run",
         "backbone": "test_resnet",
-        "classes": ["class0", "class1", "class2"],
+        "classes": [EVIL, "class1", "class2"],
         "waiting": 0,
         "similar": "",
     }
@@ -433,9 +437,9 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(fitted: tupl
     found.prepare(settings)
     assert (found.state, found.note) == ("ready", "")
     assert found.train is not None
-    parts = (run / "split.csv").read_text()
-    assert len(found.train) == parts.count(",train")
-    assert all(f"{key},{found.train.classes[label]},train" in parts for key, label in zip(found.train.keys, found.train.labels, strict=True))
+    with (run / "split.csv").open(newline="") as file:
+        kept = {(row["key"], row["label"]) for row in csv.DictReader(file) if row["part"] == "train"}
+    assert {(key, found.train.classes[label]) for key, label in zip(found.train.keys, found.train.labels, strict=True)} == kept
     for row in (0, 20, 40):
         image = found.train.images.read(np.array([row]))[0]
         near = found.near(image)
@@ -468,43 +472,78 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(fitted: tupl
     assert (new.state, new.note) == ("none", "No similar training images: the server is ending")
 
 
-def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_and_nobody_outside_is_asked(server: Running, tmp_path: Path) -> None:
+@dataclass
+class Browsing:
+    """The server's page in a browser, and what it asked for and complained of."""
+
+    page: Any
+    seen: list[str]
+    faults: list[str]
+
+    def drop(self, path: Path) -> None:
+        """Give the page an image instead of the one before."""
+        if self.page.locator("#given button[aria-label='Remove Image']").count():
+            self.page.click("#given button[aria-label='Remove Image']")
+        self.page.set_input_files("#given input[type=file]", path)
+
+
+@pytest.fixture
+def browsing(server: Running) -> Iterator[Browsing]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Debian's chromium is not on this machine")
-    images = toy()
-    number = int(np.flatnonzero(images.labels == 2)[0])
-    (tmp_path / "two.png").write_bytes(encoded(images.images.read(np.array([number]))[0]))
-    (tmp_path / "none.png").write_bytes(b"<svg/>")
-    seen: list[str] = []
-    faults: list[str] = []
     with playwright.sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(30_000)
-        page.on("request", lambda request: seen.append(request.url))
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(server.address)
-        page.wait_for_selector("#given")
-        assert "right on" in page.inner_text("body")
-        assert page.locator("#map img").count() == 0
-        page.set_input_files("#given input[type=file]", tmp_path / "two.png")
-        page.wait_for_selector("#classes >> text=class2")
-        page.wait_for_selector("#map img")
-        page.wait_for_selector("#similar img")
-        assert page.locator("#similar img").count() == 6
-        assert "class2 1.00" in page.inner_text("#similar")
-        page.click("#given button[aria-label='Remove Image']")
-        page.set_input_files("#given input[type=file]", tmp_path / "none.png")
-        page.wait_for_selector("text=not an image that can be read")
-        assert page.locator("#map img").count() == 0
+        one = Browsing(browser.new_page(), [], [])
+        one.page.set_default_timeout(30_000)
+        one.page.on("request", lambda request: one.seen.append(request.url))
+        one.page.on("console", lambda message: one.faults.append(message.text) if message.type == "error" else None)
+        one.page.on("pageerror", lambda error: one.faults.append(str(error)))
+        one.page.goto(server.address)
+        one.page.wait_for_selector("#given")
+        yield one
         browser.close()
+    assert one.faults == []
+
+
+def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_and_nobody_outside_is_asked(
+    server: Running, browsing: Browsing, tmp_path: Path
+) -> None:
+    (tmp_path / "two.png").write_bytes(of_class(2))
+    (tmp_path / "none.png").write_bytes(b"<svg/>")
+    page = browsing.page
+    assert "right on" in page.inner_text("body")
+    assert page.locator("#map img").count() == 0
+    browsing.drop(tmp_path / "two.png")
+    page.wait_for_selector("#classes >> text=class2")
+    page.wait_for_selector("#map img")
+    page.wait_for_selector("#similar img")
+    assert page.locator("#similar img").count() == 6
+    assert "class2 1.00" in page.inner_text("#similar")
+    browsing.drop(tmp_path / "none.png")
+    page.wait_for_selector("text=not an image that can be read")
+    assert page.locator("#map img").count() == 0
     assert server.run.with_suffix(".asked").read_text() == "[2]"
-    assert faults == []
-    assert len(seen) > 20
-    assert [url for url in seen if not url.startswith((server.address, "data:", "blob:"))] == []
+    assert len(browsing.seen) > 20
+    assert [url for url in browsing.seen if not url.startswith((server.address, "data:", "blob:"))] == []
+
+
+def test_names_of_classes_are_text_on_the_page(browsing: Browsing, tmp_path: Path) -> None:
+    (tmp_path / "zero.png").write_bytes(of_class(0))
+    page = browsing.page
+    browsing.drop(tmp_path / "zero.png")
+    page.wait_for_selector("#similar img")
+    assert EVIL in page.inner_text("#classes")
+    assert f"{EVIL} 1.00" in page.inner_text("#similar")
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "run"
+
+
+def of_class(label: int) -> bytes:
+    """Return the file of an image of a class."""
+    images = toy()
+    return encoded(images.images.read(np.flatnonzero(images.labels == label)[:1])[0])
 
 
 @pytest.mark.parametrize("path", ["outside", "http://127.0.0.1:9/a.png", "https://example.org/a.png", "../../a.png"])

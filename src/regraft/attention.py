@@ -1,4 +1,4 @@
-"""Where a network looks: class-activation maps, taken at the cut before its last block that still has a map.
+"""Where a network looks: class-activation maps, taken at the last cut at which a map crosses that the answer depends on.
 
 Refuses module names: the cut hands over the map, and the trained half behind it is what the gradient goes through, in any network.
 """
@@ -6,7 +6,7 @@ Refuses module names: the cut hands over the map, and the trained half behind it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,39 +36,48 @@ def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: S
     Raises:
         UserError: When no place of the network has a map.
     """
-    model, whole = classifier.network
-    prefix, suffix = _last_map(model, classifier.run.plan)
-    suffix.eval()
+    model, _ = classifier.network
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(images), _BATCH):
         chosen = images[start : start + _BATCH]
         kept = [views.fitted(image, (model.resolution, model.resolution), model.rules.interpolation) for image in chosen]
         batch = torch.from_numpy(np.stack(kept)).to(classifier.device)
         seen = views.see(batch, torch.zeros(len(kept), dtype=torch.int64, device=batch.device), model.rules, model.resolution)
-        crossing = [value.clone().requires_grad_() for value in prefix(seen)]  # clones, out of inference mode
-        with torch.enable_grad():
-            logits = whole.top(suffix(*crossing))
-            number = next(place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:]))
-            rows = torch.arange(len(kept), device=batch.device)
-            asked = logits[rows, torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device)].sum()
-            (slope,) = torch.autograd.grad(asked, crossing[number])
-        prefixed = int(getattr(model.model, "num_prefix_tokens", 0))
-        small = _weighted(_channels_last(crossing[number].detach(), prefixed), _channels_last(slope, prefixed))
+        values, slope = _last_map(classifier, seen, torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device))
+        small = _weighted(values, slope)
         large = functional.interpolate(small.unsqueeze(1), size=(model.resolution, model.resolution), mode="bilinear")[:, 0].float().cpu().numpy()
         found += [_placed(one, image.shape[:2]) for one, image in zip(large, chosen, strict=True)]
     return found
 
 
-def _last_map(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
-    """Return the halves at the deepest block before which a map crosses."""
+def _last_map(classifier: Classifier, seen: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last map that the classes depend on, and their logits' gradient along it, both `(n, h, w, c)`.
+
+    Behind the last attention of a transformer with a class token, the other tokens no longer count: their gradient is zero, and an earlier map is taken.
+    """
+    model, whole = classifier.network
+    plan, prefixed = classifier.run.plan, int(getattr(model.model, "num_prefix_tokens", 0))
+    for prefix, suffix in _halves(model, plan):
+        suffix.eval()
+        crossing = [value.clone().requires_grad_() for value in prefix(seen)]  # clones, out of inference mode
+        number = next(place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:]))
+        with torch.enable_grad():
+            asked = whole.top(suffix(*crossing)).gather(1, classes.unsqueeze(1)).sum()
+            slope = _channels_last(torch.autograd.grad(asked, crossing[number])[0], prefixed)
+        if bool(slope.any()):
+            return _channels_last(crossing[number].detach(), prefixed), slope
+    raise UserError(f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches.")
+
+
+def _halves(model: Backbone, plan: Plan) -> Iterator[tuple[Prefix, Suffix]]:
+    """Yield the halves at every block before which a map crosses, the deepest first."""
     for block in reversed(list(model.blocks)):
         try:
             prefix, suffix = backbone.cut(model, block, plan.stages_taken, plan.flattens)
         except UserError:  # behind the place where features are taken
             continue
         if not prefix.is_empty and any(_is_map(shape) for shape in prefix.shapes):
-            return prefix, suffix
-    raise UserError(f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches.")
+            yield prefix, suffix
 
 
 def _is_map(shape: Sequence[int]) -> bool:

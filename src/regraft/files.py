@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders that one process at a time writes to, and what a disk answers in a sentence.
+"""Files that appear whole or not at all, folders and files that one process at a time writes to, and what a disk answers in a sentence.
 
 Refuses to know what is written.
 """
@@ -15,14 +15,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from regraft.errors import NoRoom, UserError
 
 LOCK = ".lock"  # held by whoever writes into a folder; the system lets go of it when the process ends, however it ends
-_HOLDER = ".lock.json"
+_HOLDER = f"{LOCK}.json"  # who that is
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
 _ABANDONED = 86_400  # seconds without a change, after which a scratch folder of another machine counts as left over
@@ -53,7 +53,7 @@ def sweep(folder: Path) -> None:
 
 def is_ours(path: Path) -> bool:
     """Return whether a file is no content: a lock, or something unfinished."""
-    return path.name in (LOCK, _HOLDER) or (path.name.startswith(".") and ".part" in path.name)
+    return path.name.startswith(".") and (path.name.endswith((LOCK, _HOLDER)) or ".part" in path.name)
 
 
 def empty(folder: Path) -> None:
@@ -65,8 +65,8 @@ def empty(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process while the block runs; it is made if it is not there.
+def held(folder: Path, file: str = "") -> Iterator[None]:
+    """Keep a folder, or one file in it, to this process while the block runs; the folder is made if it is not there.
 
     The lock is the operating system's: a killed process holds none. Where the file system knows no locks the block runs without one.
 
@@ -75,13 +75,15 @@ def held(folder: Path) -> Iterator[None]:
     """
     import filelock
 
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    what, holder = folder / file, folder / (f".{file}{_HOLDER}" if file else _HOLDER)
+    lock = filelock.FileLock(holder.with_suffix(""), timeout=0)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
-            f"{folder} is being written by {_holder(folder)}. Expected a folder to itself. Wait until that is done, or give another --out."
+            f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. Wait until that is done, or give another --out."
         ) from None
     except NotImplementedError:
         yield
@@ -89,13 +91,16 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise unwritable(folder, error) from error
     try:
-        with writing(folder):
-            with whole(folder / _HOLDER) as scratch:
-                scratch.write_text(json.dumps({"pid": os.getpid(), "command": _command(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}))
+        with writing(what):
+            holder.write_text(json.dumps({"pid": os.getpid(), "command": _command(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}))
             yield
     finally:
-        (folder / _HOLDER).unlink(missing_ok=True)
+        holder.unlink(missing_ok=True)
+        holder.with_suffix("").unlink(missing_ok=True)  # who opened it meanwhile sees that it is gone, and asks again
         lock.release()
+        if made:
+            with suppress(OSError):  # what came to nothing leaves nothing
+                folder.rmdir()
 
 
 @contextmanager
@@ -182,9 +187,9 @@ def _command() -> str:
     return shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:300]
 
 
-def _holder(folder: Path) -> str:
+def _told(holder: Path) -> str:
     try:
-        told = json.loads((folder / _HOLDER).read_text())
+        told = json.loads(holder.read_text())
         return f"process {told['pid']} ({told['command']}, since {told['since']})"
     except (OSError, ValueError, KeyError):
         return "another process"

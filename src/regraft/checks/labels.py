@@ -38,7 +38,7 @@ def suspects(features: NDArray[np.floating], labels: NDArray[np.int64], classes:
 
     Each fifth of the images is judged by a linear probe solved on the other four. An image stands out where some other class is at least as sure of
     it as of the images that carry that class's label on average (confident learning, Northcutt 2021); ranked by the label's probability as a share of
-    what images with that label have on average, which ranks planted errors better than the margin to the next class (`benchmarks/checks.py`).
+    what images with that label have on average, so that a class which is hard on the whole does not fill the top.
 
     Args:
         features: Of the end of a network, `(n, d)`.

@@ -36,13 +36,13 @@ def check(
     overwrite: Overwrite = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Say what is wrong with the images: duplicates within and across parts, doubtful labels, imbalance, odd files."""
-    from regraft.cli import show, shown
+    from regraft.cli import show, show_runs
     from regraft.workflow import Wish, check_named
 
     with show.progress(quiet) as watcher:
         wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
         found = check_named(data, wish, out, **settings(context), watcher=watcher)
-    show.as_json(found.told) if json else shown.check(found.told, out)
+    show.as_json(found.told) if json else show_runs.check(found.told, out)
 
 
 @app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
@@ -53,12 +53,12 @@ def evaluate(
     cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Show a run's scores by class, its calibration and what it confuses; open its test part, or score it on other images."""
-    from regraft.cli import show, shown
+    from regraft.cli import show, show_runs
     from regraft.workflow import evaluate_named
 
     with show.progress(quiet) as watcher:
         scores = evaluate_named(run, data, split, home=cache, device=device, watcher=watcher)
-    show.as_json(scores) if json else shown.evaluation(scores, str(run))
+    show.as_json(scores) if json else show_runs.evaluation(scores, str(run))
 
 
 @app.command(epilog="Example:  regraft report compare/photos --out report.html")
@@ -70,9 +70,9 @@ def report(
     overwrite: Overwrite = False, cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Put the evidence of finished runs on one page: which way won, whether that is real, what it cost, where it fails."""
-    from regraft.cli import show, shown
+    from regraft.cli import show, show_runs
     from regraft.workflow import report_named
 
     with show.progress(quiet) as watcher:
         path, told = report_named(paths, out, format, data, home=cache, device=device, overwrite=overwrite, watcher=watcher)
-    show.as_json({**told, "path": str(path)}) if json else shown.report(told, str(path))
+    show.as_json({**told, "path": str(path)}) if json else show_runs.report(told, str(path))

@@ -30,7 +30,7 @@ def predict(
     device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Say which class each image is; what cannot be read says why, and the rest goes on."""
-    from regraft.cli import show, shown
+    from regraft.cli import show, show_runs
     from regraft.predict import format_of
     from regraft.workflow import predict_named, predict_to
 
@@ -40,10 +40,10 @@ def predict(
     with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
         if out is not None:
             told = predict_to(run, paths, out, kind, top, device, batch_size, min_confidence, resume, overwrite, watcher)
-            show.as_json(told) if json else shown.written(told)
+            show.as_json(told) if json else show_runs.written(told)
         else:
             rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
-            shown.predictions(rows, "object" if json else kind, top)
+            show_runs.predictions(rows, "object" if json else kind, top)
 
 
 @app.command(epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8")
@@ -57,9 +57,9 @@ def export(
     cache: Cache = None, json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Write a run for other programs, after checking that it answers as the run does."""
-    from regraft.cli import show, shown
+    from regraft.cli import show, show_runs
     from regraft.workflow import export_named
 
     with show.progress(quiet) as watcher:
         told = export_named(run, to, out, int8, data, overwrite, home=cache, watcher=watcher)
-    show.as_json(told) if json else shown.exported(told)
+    show.as_json(told) if json else show_runs.exported(told)

@@ -5,10 +5,10 @@ Refuses to load torch.
 
 from regraft.evaluate.calibration import Bin, calibration_error, coverage, reliability, temperature
 from regraft.evaluate.measures import measures, uncertain
-from regraft.evaluate.paired import Difference, difference
+from regraft.evaluate.paired import Difference, difference, front
 from regraft.evaluate.scores import Scores, log_softmax, scores, wilson
 
 __all__ = [
-    "Bin", "Difference", "Scores", "calibration_error", "coverage", "difference", "log_softmax", "measures", "reliability", "scores", "temperature",
+    "Bin", "Difference", "Scores", "calibration_error", "coverage", "difference", "front", "log_softmax", "measures", "reliability", "scores", "temperature",
     "uncertain", "wilson",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Two runs on the same images: whether one is better by more than chance, by how much, and how many images it would take to tell."""
+"""Runs on the same images: whether one is better by more than chance, by how much, how many images it would take to tell, and which are worth their cost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +69,15 @@ def difference(a: NDArray[np.bool_], b: NDArray[np.bool_], seed: int = 0) -> Dif
     drawn = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], _DRAWS)
     low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
     return Difference((only_a - only_b) / n, (float(low), float(high)), p, n, _needed((only_a - only_b) / n, (only_a + only_b) / n))
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which of some (cost, accuracy) no other beats in accuracy at the same or a lower cost, the cheapest first (Pareto)."""
+    kept: list[int] = []
+    for number in sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1])):
+        if not kept or points[number][1] > points[kept[-1]][1]:
+            kept.append(number)
+    return kept
 
 
 def _needed(points: float, discordant: float) -> int | None:

@@ -22,11 +22,8 @@ class Choice:
 
 def front(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that no other beats in accuracy at the same or a lower cost, the cheapest first; cost is multiply-adds for one image."""
-    found: list[Row] = []
-    for row in sorted(rows, key=lambda one: (one.multiply_adds, -one.accuracy, one.features)):
-        if not found or row.accuracy > found[-1].accuracy:
-            found.append(row)
-    return found
+    ordered = sorted(rows, key=lambda one: one.features)  # of equals the one with fewer features
+    return [ordered[number] for number in evaluate.front([(one.multiply_adds, one.accuracy) for one in ordered])]
 
 
 def recommended(rows: Sequence[Row], guessing: float) -> list[Choice]:

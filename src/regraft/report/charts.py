@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft import evaluate
 from regraft.report.pictures import pyplot
 
 _INK = "#123457"  # stands for the page's text colour until the SVG is written
@@ -35,16 +36,6 @@ def drawn(runs: dict[str, Any], selected: str) -> dict[str, str]:
     }
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return which (cost, accuracy) points nobody beats in both, by rising cost."""
-    order = sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1]))
-    kept: list[int] = []
-    for number in order:
-        if not kept or points[number][1] > points[kept[-1]][1]:
-            kept.append(number)
-    return kept
-
-
 def colour(number: int) -> str:
     """Return the colour of a run by its place on the leaderboard."""
     return COLOURS[number % len(COLOURS)]
@@ -57,7 +48,7 @@ def _seconds(run: dict[str, Any]) -> float:
 def _cost(plt: Any, runs: dict[str, Any], cost: Callable[[dict[str, Any]], float], label: str) -> Any:
     figure, axis = plt.subplots(figsize=(6, 3.8))
     points = [(max(cost(run), 1.0), run["measures"]["accuracy"]) for run in runs.values()]
-    line = [points[number] for number in front(points)]
+    line = [points[number] for number in evaluate.front(points)]
     axis.plot(*zip(*line, strict=True), "--", color=_INK, linewidth=1, alpha=0.6, zorder=1)
     for number, ((x, y), (name, run)) in enumerate(zip(points, runs.items(), strict=True)):
         low, high = run["measures"]["ci95"]

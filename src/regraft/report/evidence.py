@@ -70,10 +70,10 @@ def command(one: Run) -> str:
     """Return the command that does a run again."""
     origin = one.scores["origin"]
     words = ["regraft", "fit", str(origin["data"] or "DATA"), "--plan", str(one.path / "plan.toml")]
-    for name in ("train_images", "val_images", "split_seed"):
-        if origin.get(name):
-            words += [f"--{name.replace('_', '-')}", str(origin[name])]
-    return shlex.join([*words, *(["--skip-bad"] if origin.get("skip_bad") else [])])
+    for name, value in origin.items():
+        if value and name != "data":
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def _pairs(ranked: Sequence[Run], part: str) -> list[dict[str, Any]]:

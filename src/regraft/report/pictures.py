@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from regraft import files
 from regraft.run import Run
 
 
@@ -63,5 +64,6 @@ def save(figure: Any, path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with files.whole(path, path.suffix) as scratch:
+        figure.savefig(scratch, dpi=110)
     pyplot().close(figure)

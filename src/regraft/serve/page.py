@@ -5,7 +5,6 @@ Refuses everything from outside: fonts are the system's, and a content policy ke
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
+from regraft import attention
 from regraft.serve.app import Pixels, Service
 from regraft.serve.limits import Refused
 
@@ -147,12 +147,8 @@ def _hidden() -> tuple[Any, Any]:
 def _map(service: Service, image: Pixels, best: int) -> tuple[Pixels | None, str]:
     """Return the image with what spoke for a class laid over it, or a sentence saying why there is no such map."""
     try:
-        attention = importlib.import_module("regraft.attention")
-    except ModuleNotFoundError:
-        return None, "There is no map of what the network looked at in this version."
-    try:
         heat = attention.maps(service.classifier, [image], [best])[0]
-    except Exception as error:  # a network without a map of places
+    except Exception as error:  # whatever is wrong with the map, the classes are right
         return None, f"There is no map of what the network looked at ({error})."
     shown = _enlarged(image).astype(np.float32)
     laid = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((shown.shape[1], shown.shape[0]), Image.Resampling.BILINEAR)).clip(0, 1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft import backbone, machine, probing, run
+from regraft import backbone, files, machine, probing, run
 from regraft import plan as plans
 from regraft.backbone import Backbone
 from regraft.data import Dataset, Rows, Split
@@ -21,7 +21,7 @@ from regraft.errors import UserError
 from regraft.plan import Phase, Plan
 from regraft.probing import Cell, Choice, Row, Taken, halving, pictures
 from regraft.run import Run
-from regraft.workflow import keeping, planning
+from regraft.workflow import keeping, origin, planning
 from regraft.workflow.parts import Part
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
@@ -73,12 +73,13 @@ def probe(
     for name in backbones:
         backbone.check_name(name)
     _check_folder(out, settings.overwrite)
-    work = _Work(data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings)
-    cells = work.every() if budget is None else work.within(budget, began)
-    told, choices = work.conclude(cells, [one for one in runs if _comparable(one, work)])
-    made = {choice.budget: work.plan_of(choice) for choice in choices}
-    told["seconds"] = round(time.perf_counter() - began, 1)
-    _write(out, told, work.judged, [row for cell in cells for row in work.judged[cell]], choices, made, settings.overwrite)
+    with files.held(out):
+        work = _Work(data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings)
+        cells = work.every() if budget is None else work.within(budget, began)
+        told, choices = work.conclude(cells, [one for one in runs if _comparable(one, work)])
+        made = {choice.budget: work.plan_of(choice) for choice in choices}
+        told["seconds"] = round(time.perf_counter() - began, 1)
+        _write(out, told, work.judged, [row for cell in cells for row in work.judged[cell]], choices, made, settings.overwrite)
     return Probe(out, told, made)
 
 
@@ -257,7 +258,7 @@ class _Work:
         best = choices[-1].row
         return {
             "data": self.data.name, "classes": len(self.data.classes), "images": {"train": best.images, "val": len(best.right)},
-            "asked": {name: getattr(self.settings, name) for name in ("train_images", "val_images", "split_seed")},
+            "asked": {name: getattr(self.settings, name) for name in origin.SPLIT_BY},
             "split_digest": self.split_digest, "places": [row.plain() for row in everything], "front": [row.name for row in probing.front(last)],
             "recommendations": [
                 {"budget": one.budget, "why": one.why, "plan": f"plan-{one.budget}.toml", **one.row.plain()} for one in choices

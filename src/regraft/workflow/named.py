@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.probing import halving
 from regraft.run import Run
-from regraft.workflow import planning
+from regraft.workflow import origin, planning
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.opening import open_test, score
@@ -123,10 +122,10 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
 def asked(given: dict[str, Any], data: object = None) -> Settings:
     """Return the settings that a user's words mean, with the allocator told to keep its memory."""
     machine.keep_memory()
-    origin = None if data is None or isinstance(data, Dataset) else str(data)
-    if origin is not None and Path(origin).exists():
-        origin = str(Path(origin).resolve())
-    return Settings(**{**given, "home": cache.home(given.get("home")), "origin": origin})
+    called = None if data is None or isinstance(data, Dataset) else str(data)
+    if called is not None and Path(called).exists():
+        called = str(Path(called).resolve())
+    return Settings(**{**given, "home": cache.home(given.get("home")), "origin": called})
 
 
 def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -175,13 +174,7 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
 
 
 def _opened(finished: Run, data: str | None, where: Settings) -> Run:
-    origin = finished.scores["origin"]
-    given = data or origin["data"]
-    if given is None:
-        raise UserError(f"The run in {finished.path} does not know where its images came from. Expected DATA after the run folder. Name the same images.")
-    images = sources.load(given, where.home)
-    kept = ("train_images", "val_images", "split_seed", "skip_bad")
-    return open_test(finished, images, replace(where, **{name: origin[name] for name in kept if name in origin}))
+    return open_test(finished, origin.images_of(finished, data, where), origin.settings_of(finished, where))
 
 
 def _measured(finished: Run, part: str, logits: NDArray[Any], targets: NDArray[np.int64]) -> dict[str, Any]:

@@ -28,6 +28,12 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
         UserError: When these are other images or another split.
     """
     settings = settings or Settings()
+    with files.held(finished.path):
+        _open(run.load(finished.path), data, settings)
+    return run.load(finished.path)
+
+
+def _open(finished: Run, data: Dataset, settings: Settings) -> None:
     model, top = predict.restored(finished, machine.device(settings.device))
     data, split = readable(data, model, ("train", "val") if settings.skip_bad else (), settings)
     if split.digest != finished.scores["split_digest"] and settings.skip_bad:
@@ -45,7 +51,6 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None) ->
         run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
         sealed = run.digest(finished.path / "predictions-test.npz")
         run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
-    return run.load(finished.path)
 
 
 def _readable_part(part: Part, model: backbone.Backbone, settings: Settings) -> Part:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import attention, evaluate, files, predict, run, sources
+from regraft import attention, evaluate, files, predict, run
 from regraft.data import Dataset
 from regraft.errors import UserError
 from regraft.report import evidence, page
 from regraft.report.page import Extra, Gallery, Shot
 from regraft.run import Run
-from regraft.workflow import checking
+from regraft.workflow import checking, origin
 from regraft.workflow.checking import Check
 from regraft.workflow.settings import Settings
 
 FORMATS = ("html", "md")
 _SHOWN = 18  # images of a gallery
 _MAPS = 6  # class-activation maps of right and of wrong cases
-_KEPT = ("train_images", "val_images", "split_seed", "skip_bad")  # what of a run's origin its split depends on
 
 
 def report_named(paths: Sequence[Path], out: Path | None = None, kind: str = "html", data: str | None = None, **settings: Any) -> tuple[Path, dict[str, Any]]:
@@ -139,17 +137,14 @@ def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Set
 
 def _images(selected: Run, given: str | None, settings: Settings) -> Dataset:
     """Return the images of a run; raises `UserError` where they are others."""
-    origin = selected.scores["origin"]
-    if given is None and origin["data"] is None:
-        raise UserError("The run does not know where its images came from.")
-    data = sources.load(given or origin["data"], settings.home)
-    where = replace(settings, **{name: origin[name] for name in _KEPT if name in origin})
+    data = origin.images_of(selected, given, settings)
+    where = origin.settings_of(selected, settings)
     keys = set(data.keys.tolist())
     if any(key not in keys for key in selected.predictions("val")["keys"].tolist()) or (
         not where.skip_bad and where.split(data).digest != selected.scores["split_digest"]
     ):
         raise UserError(
-            f"{given or origin['data']} holds other images than {selected.path} was fitted on (split {where.split(data).digest}, not "
+            f"{given or selected.scores['origin']['data']} holds other images than {selected.path} was fitted on (split {where.split(data).digest}, not "
             f"{selected.scores['split_digest']}). Expected the same images. Name them with --data."
         )
     return data

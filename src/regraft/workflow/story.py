@@ -22,7 +22,7 @@ from regraft.plan import Phase, Plan
 from regraft.run import Run
 from regraft.train import Batches, head, solve
 from regraft.watch import Watcher
-from regraft.workflow import tracking
+from regraft.workflow import origin, tracking
 from regraft.workflow.contract import Contract, Optimized, verdict
 from regraft.workflow.parts import Part, device_of, logits, readers
 from regraft.workflow.settings import Settings
@@ -278,11 +278,9 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_table(out / "history.csv", work.history, exact=True)
     run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
     run.write_json(out / "freeze.json", work.contract)
-    origin = {"data": settings.origin, "train_images": settings.train_images, "val_images": settings.val_images}
-    origin |= {"split_seed": settings.split_seed, "skip_bad": settings.skip_bad}
     scores = {
         "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
-        "data": data.name, "origin": origin, "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
+        "data": data.name, "origin": origin.noted(settings), "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
         "contract": verdict(work.contract), "leaks": checks.leaks(data, split), "files": run.digests(out),
         "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),

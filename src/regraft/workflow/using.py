@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, export, files, machine, predict, run, sources, views
+from regraft import cache, export, files, machine, predict, run, views
 from regraft.backbone import Backbone
 from regraft.data import Dataset
 from regraft.errors import UserError, listed
@@ -21,6 +21,7 @@ from regraft.export import parity
 from regraft.run import Run
 from regraft.sources import streams
 from regraft.watch import SILENT, Watcher
+from regraft.workflow import origin
 from regraft.workflow.settings import Settings
 
 _CALIBRATION, _MOST_JUDGED = 256, 5_000  # training and validation images that int8 takes at most
@@ -70,7 +71,7 @@ def predict_to(
     classifier = _classifier(path, given, device, batch_size, min_confidence, watcher)
     job = {**_named(classifier.run), "format": kind, "top": top, "min_confidence": min_confidence}
     unreadable, abstained, started = 0, 0, time.perf_counter()
-    with files.writing(out):
+    with files.held(out.parent, out.name):
         results = predict.Results.of(kind)(out, job, top, resume, overwrite)
         try:
             rows = _rows(classifier, given, top, min_confidence, watcher, results.__contains__, results.before)
@@ -173,17 +174,14 @@ def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> ex
 
 def _images_of(finished: Run, data: str | None, where: Settings) -> tuple[Dataset, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Return the images that a run was fitted on, the rows of its training and validation images, and the classes of the latter."""
-    given = data or finished.scores.get("origin", {}).get("data")
-    if given is None:
-        raise UserError(f"The run in {finished.path} does not know where its images came from. Expected them after --data. Name the same images.")
-    images = sources.load(given, where.home)
+    images = origin.images_of(finished, data, where)
     place = {str(key): row for row, key in enumerate(images.keys)}
     with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
         parts = [(one["key"], one["part"], one["label"]) for one in csv.DictReader(file) if one["part"] != "test"]
     lost = [key for key, _, label in parts if key not in place or images.classes[images.labels[place[key]]] != label]
     if lost:
         raise UserError(
-            f"{given} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {listed(lost)}. "
+            f"{images.name} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {listed(lost)}. "
             "Expected the same images. Name them with --data."
         )
     rows = {part: np.array([place[key] for key, mine, _ in parts if mine == part], dtype=np.int64) for part in ("train", "val")}
