@@ -4,8 +4,10 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 import urllib.error
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +246,21 @@ def test_a_pickle_with_code_in_it_is_refused() -> None:
 
     with pytest.raises(UserError, match="A CIFAR file holds more than arrays"):
         named.unpickled(pickle.dumps(Evil()))
+
+
+def test_a_damaged_pickle_takes_no_memory_for_what_it_only_promises() -> None:
+    promises = {
+        "bytearray": b"\x80\x05\x96" + (300_000_000).to_bytes(8, "little") + b"ab",
+        "memo": b"\x80\x02}r" + (300_000_000).to_bytes(4, "little") + b".",
+        "bytes": b"\x80\x04\x8e" + (300_000_000).to_bytes(8, "little") + b"ab",
+    }
+    for name, content in promises.items():
+        tracemalloc.start()
+        with suppress(UserError):
+            named.unpickled(content)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000, name
 
 
 def test_archives_cannot_write_outside_their_folder(tmp_path: Path) -> None:

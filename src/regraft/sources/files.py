@@ -67,7 +67,7 @@ def folder(root: Path, name: str | None = None) -> data.Dataset:
         raise UserError(f"{root} {what}. Expected one folder a class, as in {root.name}/cat/1.jpg, or train, val and test folders of such.")
     keys = [printable(path.relative_to(root).as_posix()) for path, _, _ in found]
     parts = [part for _, _, part in found] if split else None
-    return _of_paths(name or root.name, [path for path, _, _ in found], [label for _, label, _ in found], sorted(classes), keys, parts)
+    return _of_paths(name or root.name, [str(path) for path, _, _ in found], [label for _, label, _ in found], sorted(classes), keys, parts)
 
 
 def archive(path: Path, home: Path) -> data.Dataset:
@@ -123,14 +123,16 @@ def table(path: Path) -> data.Dataset:
     if unlabelled:
         raise UserError(f"{path} has no path or label in line {listed(unlabelled)}. Expected both in every line. Fill them in or remove the lines.")
     given = [row["path"].strip() for row in rows]
-    outside = [one for one in given if not _is_within(path.parent, one)]
+    base = os.path.normpath(path.parent.absolute())
+    outside = [one for one in given if not _is_within(base, one)]
     if outside:
         raise UserError(
             f"{path} lists {len(outside):,} files outside of {path.parent}: {listed(outside)}. Expected images below the folder of the CSV. "
             "Put the CSV into a folder that holds them all."
         )
-    files = [(path.parent / one).absolute() for one in given]
-    missing = [one for one, file in zip(given, files, strict=True) if not _is_file(file)]
+    top = str(path.parent.absolute())
+    files = [os.path.join(top, one) for one in given]  # noqa: PTH118  a million of them
+    missing = [one for one, file in zip(given, files, strict=True) if not os.path.isfile(file)]  # noqa: PTH113
     if missing:
         raise UserError(
             f"{path} lists {len(missing):,} files that do not exist: {listed(missing)}. Expected paths relative to {path.parent}. Correct or remove them."
@@ -183,11 +185,11 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def _of_paths(
-    name: str, paths: Sequence[Path], labels: Sequence[str], classes: Sequence[str], keys: Sequence[str],
+    name: str, paths: Sequence[str], labels: Sequence[str], classes: Sequence[str], keys: Sequence[str],
     parts: Sequence[str] | None, groups: Sequence[str] | None = None,
 ) -> data.Dataset:  # fmt: skip
     number = {label: place for place, label in enumerate(classes)}
-    images = EncodedImages([printable(str(path)) for path in paths], lambda row: bytes_of(paths[row]), np.arange(len(paths)))
+    images = EncodedImages([printable(path) for path in paths], lambda row: bytes_of(paths[row]), np.arange(len(paths)))
     return data.table(name, [number[label] for label in labels], classes, images, keys, parts, groups)
 
 
@@ -205,17 +207,9 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or path.is_symlink())
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than the file system takes
-        return False
-
-
-def _is_within(top: Path, given: str) -> bool:
-    """Whether a path leads below `top`, whatever is or is not there."""
-    base = os.path.normpath(top.absolute())
-    return os.path.normpath(f"{base}{os.sep}{given}" if not os.path.isabs(given) else given).startswith(base.rstrip(os.sep) + os.sep)  # noqa: PTH117
+def _is_within(base: str, given: str) -> bool:
+    """Whether a path leads below a normalised one, whatever is or is not there."""
+    return os.path.normpath(os.path.join(base, given)).startswith(base.rstrip(os.sep) + os.sep)  # noqa: PTH118
 
 
 def _check_link(one: Path, root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -94,11 +94,16 @@ def _cifar(kind: Any, name: str, root: Path) -> data.Dataset:
     return data.table(name, labels, names, data.ArrayImages(np.ascontiguousarray(np.concatenate(pixels))), None, parts)
 
 
+_OF_PROTOCOL_5 = (*pickle.BYTEARRAY8, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)  # the first makes room for as many bytes as a damaged file says
+
+
 def unpickled(content: bytes) -> Any:
     """Return what a CIFAR pickle holds; anything but plain values and arrays is refused."""
     import io
 
     class Arrays(pickle._Unpickler):  # the one in Python: the one in C makes room for as many memos as a damaged file says
+        dispatch: ClassVar = {code: does for code, does in pickle._Unpickler.dispatch.items() if code not in _OF_PROTOCOL_5}
+
         def find_class(self, module: str, name: str) -> Any:
             if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
                 return lambda *_: np.ndarray((0,), np.int8)  # filled by what comes next, which numpy checks against its bytes
