@@ -13,7 +13,7 @@ from torch import nn
 from regraft import backbone
 from regraft.plan import Phase
 from regraft.train import Batches, head, solve
-from regraft.train.tune import Tuned, Tuning, _mixed, groups, rate
+from regraft.train.tune import Tuned, Tuning, _Means, _mixed, groups, rate
 
 
 def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,6 +168,21 @@ def test_what_is_kept_is_what_was_judged_best(tmp_path: Path, fields: dict[str, 
     assert loss == pytest.approx(left.history[left.best_epoch]["val_loss"], rel=1e-4)
     best = min(row["val_loss"] for row in left.history) if "monitor" in fields else max(row["val_accuracy"] for row in left.history)
     assert left.history[left.best_epoch][str(fields.get("monitor", "val_accuracy"))] == best
+
+
+def test_means_over_an_epoch_are_those_of_all_its_images_at_once() -> None:
+    rng = torch.Generator().manual_seed(0)
+    seen = 0
+    for sizes in ([5], [4, 4, 3], [1, 7, 2, 1], [64, 64, 10]):
+        logits, targets = torch.randn(sum(sizes), 4, generator=rng), torch.randint(0, 4, (sum(sizes),), generator=rng)
+        means = _Means()
+        assert means.of("val") == {}
+        for some, wanted in zip(logits.split(sizes), targets.split(sizes), strict=True):
+            means.add(torch.nn.functional.cross_entropy(some, wanted), some, wanted)
+        loss, right = torch.nn.functional.cross_entropy(logits, targets), (logits.argmax(dim=1) == targets).float().mean()
+        assert means.of("val") == pytest.approx({"val_loss": float(loss), "val_accuracy": float(right)}, rel=1e-5)
+        seen += 1
+    assert seen == 4
 
 
 def test_averaged_weights_differ_from_the_last_ones(tmp_path: Path) -> None:

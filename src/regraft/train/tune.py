@@ -50,6 +50,7 @@ class Tuning(L.LightningModule):
         self.suffix, self.head, self.phase, self.seed, self.depth = suffix, head, phase, seed, depth
         self.register_buffer("weights", weights, persistent=False)
         self.without_gradient: list[str] | None = None
+        self.seen, self.judged = _Means(), _Means()  # training and validation images of an epoch
         self._quick = _Quick(None, 0)
 
     def use(self, quick: Callable[..., Tensor], size: int) -> None:
@@ -72,6 +73,10 @@ class Tuning(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.seed * 100_003 + self.current_epoch)  # dropout and mixing: an epoch is the same after a resume
         self.ready()
+        self.seen = _Means()
+
+    def on_validation_epoch_start(self) -> None:
+        self.judged = _Means()
 
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
         features, targets = batch
@@ -81,8 +86,7 @@ class Tuning(L.LightningModule):
         loss = self._loss(logits, targets)
         if share < 1:
             loss = share * loss + (1 - share) * self._loss(logits, targets[other])
-        accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
-        self.log_dict({"train_loss": loss.detach(), "train_accuracy": accuracy}, on_step=False, on_epoch=True, batch_size=len(targets))
+        self.seen.add(loss.detach(), logits.detach(), targets)
         return loss
 
     def on_after_backward(self) -> None:
@@ -92,9 +96,7 @@ class Tuning(L.LightningModule):
     def validation_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> None:
         features, targets = batch
         logits = self(*features)
-        accuracy = (logits.argmax(dim=1) == targets).float().mean()
-        values = {"val_loss": functional.cross_entropy(logits, targets), "val_accuracy": accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(targets))
+        self.judged.add(functional.cross_entropy(logits, targets), logits, targets)
 
     def configure_optimizers(self) -> Any:
         phase = self.phase
@@ -111,6 +113,25 @@ class Tuning(L.LightningModule):
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         weights = self.weights if isinstance(self.weights, Tensor) else None
         return functional.cross_entropy(logits, targets, weight=weights, label_smoothing=self.phase.label_smoothing)
+
+
+class _Means:
+    """Loss and accuracy over an epoch: sums that stay on the device, for `self.log` at every step costs more than the step of a head."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        size = len(targets)
+        sums = torch.stack([loss.float() * size, (logits.argmax(dim=1) == targets).sum().float(), loss.new_tensor(size, dtype=torch.float32)])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def of(self, part: str) -> dict[str, float]:
+        """Return the means by the names that a history has for them."""
+        if self.sums is None:
+            return {}
+        loss, right, size = self.sums.tolist()
+        return {f"{part}_loss": loss / size, f"{part}_accuracy": right / size}
 
 
 class _Quick:
@@ -263,14 +284,16 @@ class _Course(Callback):
         self.watcher.step(f"phase {self.phase + 1}", done, (trainer.max_epochs or 1) * len(self.batches))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        assert isinstance(pl_module, Tuning)
+        values = pl_module.judged.of("val")
+        pl_module.log_dict(values)  # for the callbacks that keep the best epoch, or stop
         values["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.history.append({"phase": self.phase, "epoch": trainer.current_epoch, **values, "seconds": time.perf_counter() - self.started})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train_")}
-        self.history[-1].update(values)
-        self.without_gradient = getattr(pl_module, "without_gradient", None)
+        assert isinstance(pl_module, Tuning)
+        self.history[-1].update(pl_module.seen.of("train"))
+        self.without_gradient = pl_module.without_gradient
         self.watcher.row(self.history[-1])
 
 
