@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    home, found = Path(tempfile.mkdtemp()), dict[str, Any]()
-    try:
+    found = dict[str, Any]()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         for data in options.data:
             where = str(Path(data).resolve()) if Path(data).exists() else data
             for name in options.variants.split(","):
@@ -67,8 +68,6 @@ def main() -> None:
                 mean, loss = sum(one["accuracy"]) / options.seeds, sum(one["loss"]) / options.seeds
                 each = ", ".join(f"{value:.4f}" for value in one["accuracy"])
                 print(f"{Path(data).name:16} {name:26} val {mean:.4f} ({each})  loss {loss:.4f}  {sum(one['seconds']) / options.seeds:6.1f} s", flush=True)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     write(options.out, train_images=options.train_images, resolution=options.resolution, seeds=options.seeds, found=found)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -77,12 +76,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         images = sources.load(options.cifar, home)
         rows = [found(images, options.images, options.resolution, seed, home) for seed in range(options.seeds)]
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     print(f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {checks.SAME}, of features {checks.ALIKE}\n")
     print(f"| seed | exact, of {PLANTED} | near, of {PLANTED} | other near pairs | flipped labels in the first {LOOKED_AT:.0%} | stand out |")
     print("|---|---|---|---|---|---|")

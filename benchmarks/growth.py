@@ -111,16 +111,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    cifar, home = options.cifar.resolve(), Path(tempfile.mkdtemp())
+    cifar = options.cifar.resolve()
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         found = {
             "images": by_images(cifar, home, [int(count) for count in options.images.split(",")]),
             "epochs": by_epochs(cifar, home, options.at, [int(count) for count in options.epochs.split(",")]),
             "techniques": by_techniques(cifar, home, options.at, options.trials),
         }
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     if options.plot:
         draw(found, options.plot)
     write(options.out, **found, resolution=int(_RESOLUTION))

@@ -53,14 +53,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    home, found = Path(tempfile.mkdtemp()), dict[str, Any]()
-    try:
+    found = dict[str, Any]()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         for given in options.data:
             name, _, few = given.partition("=")
             where = str(Path(name).resolve()) if Path(name).exists() else name
             found[Path(name).name] = ranked(where, ["--train-images", few] if few else [], options, home)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     write(options.out, **found)
 
 

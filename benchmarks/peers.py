@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -148,10 +147,10 @@ def main() -> None:
     options = arguments()
     venv = (options.venv or installing.default_folder()).expanduser().absolute()
     faults = installing.install(venv)
-    home = Path(tempfile.mkdtemp(prefix="peers-"))
     names = list(plans(options.task, options.epochs))
     names = [*names[:1], *([SECOND] if options.task == "frozen" else []), *names[1:], *options.peers]
-    try:
+    with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         known = prepared(options, home)
         place = running.Place(
             home / "images", home / "weights.pt", home, venv, options.keep_compiled and options.keep_compiled.absolute(), options.train_images,
@@ -167,8 +166,6 @@ def main() -> None:
                 report["common_accuracy"], report["rows"] = table.common(report["runs"]), table.rows(names, report["runs"])
                 if options.out:
                     options.out.write_text(json.dumps(report, indent=2))
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     print(f"{options.task}: {options.train_images:,} train and {options.val_images:,} val images, {options.resolution} px, {options.epochs} epochs,", end=" ")
     print(f"batch {BATCH}, trials: {options.trials}")
     print(table.text(report["rows"], report["common_accuracy"]))

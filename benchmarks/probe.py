@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -189,17 +188,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     machine.keep_memory()
-    cifar, home, found = str(Path(options.cifar).resolve()), Path(tempfile.mkdtemp()), dict[str, Any]()
+    cifar, found = str(Path(options.cifar).resolve()), dict[str, Any]()
     train, val = map(int, options.images.split(","))
     ways = {
         "matrix": lambda: matrix(cifar, home, (train, val)), "passes": lambda: passes(cifar, home, options.trials),
         "solver": lambda: solver(cifar, home, options.solver_images), "promise": lambda: promise([*options.data, f"{cifar}=5000"], home),
     }  # fmt: skip
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         for part in options.parts.split(","):
             found[part] = ways[part]()
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     write(options.out, **found)
 
 

@@ -6,7 +6,6 @@ python benchmarks/report.py --cifar FOLDER [--trials 3] [--out report.json]
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -23,13 +22,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         timed(["compare", str(Path(options.cifar).resolve()), *WORDS], home)
         seconds = [timed(["report", "runs", "--out", f"report-{trial}.html", "-q"], home)[0] for trial in range(options.trials)]
         size = (home / "report-0.html").stat().st_size
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     print("\n| runs | test images | seconds, median (from–to) | MB |\n|---|---|---|---|")
     print(f"| 8 | 10,000 | {median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f}) | {size / 1e6:.2f} |")
     write(options.out, seconds=seconds, bytes=size)

@@ -37,8 +37,8 @@ def timed(words: list[str], home: Path) -> tuple[float, str, int]:
 def trial(cifar: Path | None, whole: bool) -> dict[str, Any]:
     """Return the figures of one trial."""
     found: dict[str, Any] = {}
-    home = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
         for name, words in (("regraft --help", ["--help"]), ("regraft techniques", ["techniques"])):
             found[f"{name}, s"] = timed(words, home)[0]
         seconds, out, _ = timed(["compare", "digits", "-q", "--json"], home)
@@ -57,8 +57,6 @@ def trial(cifar: Path | None, whole: bool) -> dict[str, Any]:
             found["cifar10 all images, 96 px, linear-probe, s"] = seconds
             found["cifar10 all images, 96 px, linear-probe, test accuracy"] = json.loads(out)["rows"][0]["test"]["accuracy"]
             found["cifar10 all images, 96 px, linear-probe, peak memory MB"] = memory
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     return found
 
 
