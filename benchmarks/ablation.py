@@ -1,6 +1,6 @@
 """Prints what each ingredient of fine-tuning is worth: the technique's own plan, and the same with one thing changed.
 
-    python benchmarks/ablation.py DATA [DATA …] [--train-images 1000] [--resolution 64] [--seeds 2] [--variants a,b] [--out ablation.json]
+    python benchmarks/ablation.py DATA [DATA …] [--train-images 1000] [--val-images N] [--resolution 64] [--seeds 2] [--variants a,b] [--out ablation.json]
 
 Judged on validation, as the defaults are; the test part stays shut. Every row is `regraft fit` in a process of its own, the split is the
 same for all, the seeds decide order, augmentation and head.
@@ -30,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     "EMA 0.98": ["phases.0.ema=0.98"],
     "augment light": ["phases.0.augment=light"],
     "augment standard": ["phases.0.augment=standard"],
-    "BatchNorm kept": ["phases.0.batch_norm=keep"],
+    "BatchNorm adapts": ["phases.0.batch_norm=adapt"],
 }
 
 
@@ -40,6 +40,7 @@ def row(data: str, changes: list[str], options: argparse.Namespace, home: Path) 
     for seed in range(options.seeds):
         shutil.rmtree(home / "run", ignore_errors=True)
         words = ["fit", data, "--technique", "fine-tune", "--train-images", str(options.train_images), "--resolution", str(options.resolution)]
+        words += ["--val-images", str(options.val_images)] if options.val_images else []
         words += ["--seed", str(seed), "--compile", "off", "--out", "run", "-q", "--json", *(word for change in changes for word in ("--set", change))]
         scores = json.loads(timed(words, home)[1])
         for name, value in (("accuracy", scores["val"]["accuracy"]), ("loss", scores["val"]["loss"]), ("seconds", scores["seconds"]["train"])):
@@ -53,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+")
     parser.add_argument("--train-images", type=int, default=1000)
+    parser.add_argument("--val-images", type=int)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--variants", default=",".join(VARIANTS))

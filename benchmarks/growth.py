@@ -1,6 +1,6 @@
 """Prints how the cost grows with the number of images, of epochs, and of techniques compared, and draws it on logarithmic axes.
 
-    python benchmarks/growth.py --cifar FOLDER [--images 1000,2000,…,50000] [--trials 1] [--out growth.json] [--plot growth.png]
+    python benchmarks/growth.py --cifar FOLDER [--images 1000,2000,…,50000] [--trials 1] [--techniques-only] [--out growth.json] [--plot growth.png]
 
 Every point is a process of its own, from start to result. Images: linear-probe with an empty cache, and a second run on the same frozen
 part. Epochs: a head trained by batches on kept features. Techniques: k frozen plans in one comparison against the dearest of them alone.
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="1,3,10,30")
     parser.add_argument("--at", type=int, default=5000, help="training images while epochs and techniques grow")
     parser.add_argument("--trials", type=int, default=1, help="of the comparison")
+    parser.add_argument("--techniques-only", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -115,12 +116,12 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        found = {
-            "images": by_images(cifar, home, [int(count) for count in options.images.split(",")]),
-            "epochs": by_epochs(cifar, home, options.at, [int(count) for count in options.epochs.split(",")]),
-            "techniques": by_techniques(cifar, home, options.at, options.trials),
-        }
-    if options.plot:
+        found: dict[str, Any] = {}
+        if not options.techniques_only:
+            found["images"] = by_images(cifar, home, [int(count) for count in options.images.split(",")])
+            found["epochs"] = by_epochs(cifar, home, options.at, [int(count) for count in options.epochs.split(",")])
+        found["techniques"] = by_techniques(cifar, home, options.at, options.trials)
+    if options.plot and not options.techniques_only:
         draw(found, options.plot)
     write(options.out, **found, resolution=int(_RESOLUTION))
 

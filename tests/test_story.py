@@ -19,7 +19,7 @@ from PIL import Image
 import regraft as api
 from conftest import reading, toy, write_folder
 from regraft import run as runs
-from regraft import workflow
+from regraft import sources, workflow
 
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
 EPOCHS = ("--set", "phases.0.epochs=2", "--set", "phases.0.batch_size=16")
@@ -122,6 +122,18 @@ def test_compare_ranks_on_val_opens_test_once_and_shares_the_frozen_part(regraft
     assert Path("compare/photos/leaderboard.json").is_file()
 
 
+def test_rows_that_are_given_one_network_in_turn_score_as_each_would_alone(photos: Path) -> None:
+    ways = ["from-scratch", "linear-probe", "fine-tune", "multi-layer-probe", "fine-tune-top"]
+    done = api.compare(photos, ways, ["test_resnet"], weights="random", resolution=32, changes=["phases.0.epochs=1"], out="board")
+    assert len(done.runs) == len(ways)
+    dataset = sources.load(photos, Path("home"))
+    for one in done.runs:
+        together = one.predictions("test")
+        alone = workflow.opening.open_test(one, dataset).predictions("test")
+        assert np.array_equal(together["logits"], alone["logits"]), one.name
+        assert together["keys"].tolist() == alone["keys"].tolist()
+
+
 def test_a_failed_row_is_reported_and_the_others_finish(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
     result = regraft(
         "compare", photos, "--techniques", "linear-probe", "--backbones", "inception_v3,test_resnet", "--weights", "random", "--resolution", "32", "-q", "--json"
@@ -142,8 +154,6 @@ def test_seeds_give_mean_and_spread_on_one_split(regraft, photos: Path) -> None:
 
 
 def test_fit_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regraft import sources
-
     dataset = sources.load(photos, Path("home"))
     names, read = reading(dataset, monkeypatch)
     shut = {names[row] for row in dataset.split().test}
@@ -207,8 +217,6 @@ def stop_after(watched: str, epochs: int):  # type: ignore[no-untyped-def]
     ("technique", "phase", "steps"), [("fine-tune-top", "phase 1", 15), ("gradual-unfreezing", "phase 3", 15), ("fine-tune", "phase 1", 3)]
 )
 def test_a_resumed_run_equals_one_that_was_never_stopped(photos: Path, technique: str, phase: str, steps: int) -> None:
-    from regraft import sources
-
     data = sources.load(photos, Path("home"))
     changes = ["phases.0.batch_size=16"] if technique != "gradual-unfreezing" else [f"phases.{n}.batch_size=16" for n in (1, 2, 3)]
     changes += ["head=dropout 0.3"] if technique == "fine-tune-top" else []

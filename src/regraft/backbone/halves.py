@@ -50,13 +50,11 @@ class Prefix(nn.Module):
         out: Features = self.body(images)
         return out
 
-    def digest(self) -> str:
-        """Name of this very function: its code, weights and buffers."""
+    def digest(self, tensors: dict[str, str] | None = None) -> str:
+        """Name of this very function: its code, weights and buffers; `tensors` are its `digests` where they are at hand."""
         settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.body))  # strides, paddings, epsilons, kinds of activation
-        state = hashlib.blake2b(f"{self.body.code}\n{settings}".encode(), digest_size=16)
-        for name, tensor in sorted([*self.named_parameters(), *self.named_buffers()], key=lambda item: item[0]):
-            state.update(_named(name, tensor))
-        return state.hexdigest()
+        named = sorted((self.digests() if tensors is None else tensors).items())
+        return hashlib.blake2b(f"{self.body.code}\n{settings}\n{named}".encode(), digest_size=16).hexdigest()
 
     def digests(self) -> dict[str, str]:
         """Return a digest of every parameter and buffer by name, so that what changed can be told."""

@@ -70,11 +70,7 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
     Raises:
         UserError: For a stage that does not exist or lies after `until`.
     """
-    if until:
-        taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
-    else:
-        taken = [span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)]  # the stage with its tail
-    layouts = ["flat" if flatten else layout(source, name) for name in taken]
+    taken, layouts = _taken(source, until, flatten)
     first = None
     if train == "all":
         first = next(iter(source.trace.eval.nodes)).name
@@ -87,6 +83,21 @@ def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool =
                 "Train an earlier stage, or take features later."
             )
     return halves.cut(source.trace, source.values, first, taken, layouts)
+
+
+def width(source: Backbone, until: Sequence[str] = (), flatten: bool = False) -> int:
+    """Return how many features a backbone gives an image, taken where and as in `cut`."""
+    taken, layouts = _taken(source, until, flatten)
+    return halves.gather([torch.zeros(source.values[name]) for name in taken], layouts).shape[1]
+
+
+def _taken(source: Backbone, until: Sequence[str], flatten: bool) -> tuple[list[str], list[str]]:
+    """Return the names of the nodes whose values are the features, and how each becomes a vector."""
+    if until:
+        taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
+    else:
+        taken = [span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)]  # the stage with its tail
+    return taken, ["flat" if flatten else layout(source, name) for name in taken]
 
 
 def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:

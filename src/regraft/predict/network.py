@@ -35,24 +35,29 @@ class Network(nn.Module):
         return out
 
 
-def restored(finished: run.Run, device: str) -> tuple[Backbone, nn.Sequential]:
+def restored(finished: run.Run, device: str, body: Backbone | None = None) -> tuple[Backbone, nn.Sequential]:
     """Return backbone and head of a run with their trained weights, in eval mode on a device.
+
+    Args:
+        finished: The run.
+        device: "cpu" or "cuda".
+        body: A backbone of the run's name and resolution that is at hand and may be given the run's weights; else one is made.
 
     Raises:
         UserError: When the run was altered, or the weights do not belong to the plan.
     """
     run.verify(finished)
     plan = finished.plan
-    model = backbone.load(plan.backbone, "random", plan.resolution)
+    model = body or backbone.load(plan.backbone, "random", plan.resolution)
     whole, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
     top = head.make(plan.head, int(np.prod(whole.shapes[0])), len(finished.classes), plan.seed)
     try:
         tensors = finished.weights()
-        body = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
-        lacking = [name for name in _needed(model, whole) if name not in body]
+        own = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+        lacking = [name for name in _needed(model, whole) if name not in own]
         if lacking:
             raise ValueError(f"no weights {', '.join(lacking[:3])}")
-        backbone.restore(model, body)
+        backbone.restore(model, own)
         top.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"The weights in {finished.path} do not belong to its plan ({str(error).splitlines()[0]}). Fit it again with --overwrite.") from error

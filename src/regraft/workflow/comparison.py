@@ -96,7 +96,7 @@ def _side_by_side(data: Dataset, out: Path, rows: Sequence[tuple[dict[str, Any],
     for one in done:
         row = {"name": one.name, "backbone": one.plan.backbone, "technique": one.plan.technique, "seed": one.plan.seed}
         with _failing(row, failed, settings):
-            opened.append(one if one.test else open_test(one, data, settings))
+            opened.append(one if one.test else open_test(one, data, settings, shelf.like(one.plan)))
     if not opened:
         raise UserError(f"No row finished. {failed[0]['name']}: {failed[0]['error']}")
     board = report.leaderboard(opened, failed)

@@ -24,7 +24,8 @@ class Contract:
     """Digests of the frozen part, taken before a phase and held against those after it."""
 
     def __init__(self, number: int, phase: Phase, prefix: Prefix, suffix: Suffix) -> None:
-        self.number, self.phase, self.before, self.tensors = number, phase, prefix.digest(), prefix.digests()
+        self.number, self.phase, self.tensors = number, phase, prefix.digests()
+        self.before = prefix.digest(self.tensors)
         self.norms = (_norms(prefix), _norms(suffix))
 
     def checked(self, prefix: Prefix, optimized: Optimized) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class Contract:
             the optimizer's groups, and the parameters without a gradient.
         """
         now = prefix.digests()
-        after = prefix.digest()
+        after = prefix.digest(now)
         frozen, trained = self.norms
         return {
             "phase": self.number, "train": self.phase.train, "kept": after == self.before,

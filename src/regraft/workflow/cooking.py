@@ -20,7 +20,7 @@ from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.named import asked, folder
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
-from regraft.workflow.story import fit, new_head, parameters
+from regraft.workflow.story import final_cut, fit, new_head, parameters
 from regraft.workflow.summary import layers
 
 CIFAR_CLASSES = 10
@@ -42,7 +42,7 @@ def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = Non
     plan.check(backbone.facts(plan.backbone), ())
     model = backbone.load(plan.backbone, "random", plan.resolution, plan.seed)
     listed = layers(model, plan, classes)
-    counts = parameters(model, plan, new_head(model, plan, classes))
+    counts = parameters(final_cut(model, plan), new_head(model, plan, classes))
     counts["statistics"] = sum(row["statistics"] for row in listed)
     told = _told(recipe)
     if classes != CIFAR_CLASSES or {**plan.model_dump(), **recipe.plan.model_dump(include=_ARITHMETIC)} != recipe.plan.model_dump():

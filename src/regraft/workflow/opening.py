@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft import backbone, evaluate, files, machine, predict, run
+from regraft.backbone import Backbone
 from regraft.data import PARTS, Dataset, Unreadable
 from regraft.errors import UserError, listed
 from regraft.run import Run
@@ -16,25 +17,26 @@ from regraft.workflow.settings import Settings
 from regraft.workflow.story import final_cut, readable
 
 
-def open_test(finished: Run, data: Dataset, settings: Settings | None = None) -> Run:
+def open_test(finished: Run, data: Dataset, settings: Settings | None = None, body: Backbone | None = None) -> Run:
     """Score a run on the test part of the very split that it was fitted on, and record that the part was opened.
 
     Args:
         finished: The run.
         data: The images that it was fitted on.
         settings: `home`, `device` and `watcher` count; the split is the one of the run.
+        body: A backbone of the run's name and resolution that may be given the run's weights; else one is made.
 
     Raises:
         UserError: When these are other images or another split.
     """
     settings = settings or Settings()
     with files.held(finished.path):
-        _open(run.load(finished.path), data, settings)
+        _open(run.load(finished.path), data, settings, body)
     return run.load(finished.path)
 
 
-def _open(finished: Run, data: Dataset, settings: Settings) -> None:
-    model, top = predict.restored(finished, machine.device(settings.device))
+def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | None) -> None:
+    model, top = predict.restored(finished, machine.device(settings.device), body)
     data, split = readable(data, model, ("train", "val") if settings.skip_bad else (), settings)
     if split.digest != finished.scores["split_digest"] and settings.skip_bad:
         data, split = readable(data, model, PARTS, settings)  # a comparison left out broken test images as well
@@ -53,7 +55,7 @@ def _open(finished: Run, data: Dataset, settings: Settings) -> None:
         run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
 
 
-def _readable_part(part: Part, model: backbone.Backbone, settings: Settings) -> Part:
+def _readable_part(part: Part, model: Backbone, settings: Settings) -> Part:
     """Return the part, without images that cannot be decoded where they may be skipped."""
     try:
         part.pixels(model)

@@ -17,7 +17,7 @@ from regraft.data import Dataset, Split
 from regraft.plan import Plan
 from regraft.workflow import keeping
 from regraft.workflow.settings import Settings
-from regraft.workflow.story import new_head, parameters
+from regraft.workflow.story import final_cut, new_head, parameters
 
 _PROBE = 16  # images of the pass that is timed for the estimate
 _BACKWARD = 2.0  # a backward pass costs about two forward ones
@@ -96,7 +96,7 @@ def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None =
     return {
         "plan": plan.model_dump(mode="json"), "plan_digest": plan.digest, "data": data.name,
         "images": {name: len(split[name]) for name in ("train", "val", "test")}, "classes": len(data.classes),
-        "parameters": parameters(model, plan, top), "phases": phases, "seconds": round(sum(phase["seconds"] for phase in phases), 1),
+        "parameters": parameters(final_cut(model, plan), top), "phases": phases, "seconds": round(sum(phase["seconds"] for phase in phases), 1),
     }  # fmt: skip
 
 

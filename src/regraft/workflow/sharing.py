@@ -15,17 +15,23 @@ from regraft.workflow.story import loaded
 
 
 class Shelf:
-    """Networks as they came, for plans that train the head only: each is loaded once, and their digests prove that it stays as it came."""
+    """The network that was loaded last, so that rows in a row that want the same one have it made once."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.networks: dict[tuple[object, ...], backbone.Backbone] = {}
 
     def of(self, plan: Plan) -> backbone.Backbone | None:
-        """Return the network of a plan, or None where the plan would change it; only the last one used stays."""
+        """Return the network of a plan as it comes, or None where the plan would change it; digests prove that it stays so."""
         if any(phase.train != "head" for phase in plan.phases):
             return None
-        key = _network(plan)
+        return self._kept(_network(plan), plan)
+
+    def like(self, plan: Plan) -> backbone.Backbone:
+        """Return a network of a plan's kind to be given other weights."""
+        return self._kept((plan.backbone, plan.resolution), plan.model_copy(update={"weights": "random"}))
+
+    def _kept(self, key: tuple[object, ...], plan: Plan) -> backbone.Backbone:
         if key not in self.networks:
             self.networks = {key: loaded(plan, self.settings)}
         return self.networks[key]

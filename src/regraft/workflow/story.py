@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,9 @@ def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
     return backbone.cut(model, backbone.earliest(model, [phase.train for phase in plan.phases]), plan.stages_taken, plan.flattens)
 
 
-def state(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, Tensor]:
+def state(model: Backbone, halves: tuple[Prefix, Suffix], top: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that the finished network needs, by name; what was cut off is left out."""
-    prefix, suffix = final_cut(model, plan)
-    used = {id(tensor) for half in (prefix, suffix) for tensor in (*half.parameters(), *half.buffers())}
+    used = {id(tensor) for half in halves for tensor in (*half.parameters(), *half.buffers())}
     named = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     kept = {name for name in model.model.state_dict() if id(named[name]) in used}
     return {**{f"backbone.{name}": named[name] for name in sorted(kept)}, **{f"head.{name}": value for name, value in top.state_dict().items()}}
@@ -146,8 +146,7 @@ def state(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, Tensor]:
 
 def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
     """Return an untrained head for the features that a plan takes."""
-    frozen, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
-    made = head.make(plan.head, int(np.prod(frozen.shapes[0])), classes, plan.seed)
+    made = head.make(plan.head, backbone.width(model, plan.stages_taken, plan.flattens), classes, plan.seed)
     return made.to(next(model.model.parameters()).device)
 
 
@@ -166,6 +165,11 @@ class _Work:
     history: list[dict[str, Any]] = field(default_factory=list)
     contract: list[dict[str, Any]] = field(default_factory=list)
     paces: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def halves(self) -> tuple[Prefix, Suffix]:
+        """The network by what is frozen throughout and what some phase trains."""
+        return final_cut(self.model, self.plan)
 
     def carry_out(self) -> None:
         """Do every phase that is not done yet."""
@@ -239,7 +243,7 @@ class _Work:
         return done.history, Optimized(tune.described(module, phase), done.without_gradient)
 
     def _keep(self, number: int) -> None:
-        run.write_weights(self._file(number, "safetensors"), state(self.model, self.plan, self.head))
+        run.write_weights(self._file(number, "safetensors"), state(self.model, self.halves, self.head))
         noted = {"history": self.history, "contract": self.contract, "paces": self.paces}
         run.write_json(self._file(number, "json"), {**noted, "seconds": self.ledger.seconds, "total": self.ledger.total})
 
@@ -265,11 +269,10 @@ class _Work:
 def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None:
     """Score train and val in eval mode and write the folder; `scores.json` comes last."""
     plan, out, model = work.plan, work.out, work.model
-    prefix, suffix = final_cut(model, plan)
     with work.ledger.time("evaluate"):
-        said = {part.name: logits(part, model, prefix, suffix, work.head, plan) for part in (work.train, work.val)}
+        said = {part.name: logits(part, model, *work.halves, work.head, plan) for part in (work.train, work.val)}
     found = {part.name: evaluate.scores(said[part.name], part.labels).plain() for part in (work.train, work.val)}
-    tensors = state(model, plan, work.head)
+    tensors = state(model, work.halves, work.head)
     used = [entry for part in (work.train, work.val) for entry in part.used.values()]
     run.write_weights(out / "model.safetensors", tensors)
     run.write_json(out / "environment.json", machine.environment())
@@ -283,16 +286,21 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
         "data": data.name, "origin": origin.noted(settings), "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
         "contract": verdict(work.contract), "leaks": checks.leaks(data, split), "files": run.digests(out),
         "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
-        "parameters": parameters(model, plan, work.head), "peak_memory_mb": machine.peak_memory_mb(),
+        "parameters": parameters(work.halves, work.head), "peak_memory_mb": machine.peak_memory_mb(),
         "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
     }  # fmt: skip
     run.write_json(out / "scores.json", scores)
     run.tidy(out)
 
 
-def parameters(model: Backbone, plan: Plan, top: nn.Module) -> dict[str, int]:
-    """Return how many parameters the network has, how many of them some phase trains, how many stay frozen, and the size of its buffers."""
-    prefix, suffix = final_cut(model, plan)
+def parameters(halves: tuple[Prefix, Suffix], top: nn.Module) -> dict[str, int]:
+    """Return how many parameters the network has, how many of them some phase trains, how many stay frozen, and the size of its buffers.
+
+    Args:
+        halves: By what is frozen throughout, from `final_cut`.
+        top: The head.
+    """
+    prefix, suffix = halves
     frozen = sum(p.numel() for p in prefix.parameters())
     trained = sum(p.numel() for half in (suffix, top) for p in half.parameters())
     buffers = sum(b.numel() for half in (prefix, suffix, top) for b in half.buffers())
