@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import toy
-from regraft import data, stratify
+from regraft import data
 from regraft.errors import UserError
 
 
@@ -96,29 +98,49 @@ def test_a_subset_of_train_is_stratified_and_leaves_the_other_parts_alone() -> N
 def test_identical_images_without_names_fall_into_the_same_part() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (200, 4, 4, 3), dtype=np.uint8)
-    images = np.concatenate([images, images[:100], images[:50]])
-    labels = np.concatenate([np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2])
+    images = np.concatenate([images, images[:100], images[:50], images[:20]])
+    labels = np.concatenate([np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2, 1 - np.arange(20) % 2])  # the last ones under the other class
     made = data.table("twins", labels, ["a", "b"], data.ArrayImages(images))
     for seed in range(20):
         split = made.split(seed)
         parts = [set(made.hashes[split[part]].tolist()) for part in ("train", "val", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 200
-    assert len(set(made.keys.tolist())) == 350
+        for label in (0, 1):
+            counts = [len(set(made.hashes[split[part]][made.labels[split[part]] == label].tolist())) for part in ("val", "test")]
+            assert 6 <= counts[0] <= 20, counts
+            assert 14 <= counts[1] <= 34, counts
+    assert len(set(made.keys.tolist())) == 370
 
 
-def test_images_that_fall_alike_are_parted_only_where_a_part_would_stay_empty() -> None:
-    rng, seen, few = np.random.default_rng(0), 0, 0
-    for _ in range(2000):
-        unit = rng.integers(0, rng.integers(2, 60), rng.integers(3, 80)) / 60
-        for test, val in ((0.2, 0.1), (0.0, 0.1), (0.2, 0.0), (0.0, 0.0)):
-            parts = stratify.fall(unit, test, val)
-            assert set(parts) == {"train", *["test"] * (test > 0), *["val"] * (val > 0)}
-            parted = any(len(set(parts[unit == value].tolist())) > 1 for value in np.unique(unit))
-            few += parted
-            assert not parted or len(np.unique(unit)) < 10
+def test_an_image_that_is_there_too_often_is_for_training() -> None:
+    rng, seen = np.random.default_rng(0), 0
+    for copies in (13, 30, 60, 200):
+        images = rng.integers(0, 255, (100, 4, 4, 3), dtype=np.uint8)
+        images = np.concatenate([images, np.repeat(images[:1], copies - 1, axis=0)])
+        made = data.table("blank", np.concatenate([np.arange(100) % 2, np.zeros(copies - 1, int)]), ["a", "b"], data.ArrayImages(images))
+        often = Counter(made.hashes.tolist()).most_common(1)[0][0]
+        for seed in range(20):
+            split = made.split(seed)
+            assert often not in made.hashes[split.val].tolist() + made.hashes[split.test].tolist()
+            assert 2 <= len(split.val) <= 20
             seen += 1
-    assert seen == 8000
-    assert few < 200
+    assert seen == 80
+
+
+def test_a_class_of_hardly_different_images_is_in_every_part() -> None:
+    for different in (1, 2, 3):
+        images = np.zeros((60, 2, 2, 3), np.uint8)
+        images[:, 0, 0, 0] = np.arange(60) % different
+        images[30:, 1, 1] = np.arange(30)[:, None] + 1
+        made = data.table("few", [0] * 30 + [1] * 30, ["a", "b"], data.ArrayImages(images))
+        for seed in range(10):
+            split = made.split(seed)
+            assert all(set(made.labels[split[part]].tolist()) == {0, 1} for part in ("train", "val", "test")), (different, seed)
+
+
+def test_a_table_without_images_says_so() -> None:
+    with pytest.raises(UserError, match="empty"):
+        toy(12).take(np.zeros(0, np.int64)).split()
 
 
 def test_identical_images_get_different_keys() -> None:

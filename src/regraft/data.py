@@ -6,6 +6,7 @@ Refuses to decode, to download and to guess: `sources` fills the table, this roo
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -197,9 +198,12 @@ class Dataset:
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
             part[open_rows] = stratify.fall(unit[open_rows][first], test, val)[group_of]
         else:
+            _, first, copy_of, copies = np.unique(names[open_rows], return_index=True, return_inverse=True, return_counts=True)
+            once = open_rows[first]
             for label in range(len(self.classes)):
-                mine = open_rows[self.labels[open_rows] == label]
-                part[mine] = stratify.fall(unit[mine], test, val)
+                mine = np.flatnonzero(self.labels[once] == label)
+                part[once[mine]] = stratify.fall(unit[once[mine]], test, val, copies[mine])
+            part[open_rows] = part[once][copy_of]
         rows = {name: np.flatnonzero(part == name).astype(np.int64) for name in PARTS}
         for name, wanted in (("train", train_images), ("val", val_images)):
             if wanted is not None:
@@ -211,10 +215,14 @@ class Dataset:
         return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
 
     def _contents(self) -> NDArray[np.str_]:
-        """Return the keys; where images are called by their content, the same for images that are identical, so that they fall together."""
-        if str(self.keys[0]).partition("#")[0] == str(self.hashes[0]):
-            return self.hashes
-        return self.keys
+        """Return the keys; where images are called by their content, the same for images that are identical, so that they fall together.
+
+        A class with fewer different images than there are parts keeps its keys, or some part would have none of it.
+        """
+        if not len(self) or str(self.keys[0]).partition("#")[0] != str(self.hashes[0]):
+            return self.keys
+        different = Counter(label for label, _ in set(zip(self.labels.tolist(), self.hashes.tolist(), strict=True)))
+        return np.where([different[label] < len(PARTS) for label in self.labels.tolist()], self.keys, self.hashes)
 
     def _follow_given(self, part: NDArray[np.str_], open_rows: Rows) -> Rows:
         """Give the open rows of each group the part that the source gave to others of it; returns the rows still open."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SLACK = 0.15  # by which a class may miss its share of a part before images are moved
+_LAST = 1e-6  # of the numbers, at the end that is always train's
 
 
 def number(text: str) -> float:
@@ -19,37 +20,37 @@ def number(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) / 2**64
 
 
-def fall(unit: NDArray[np.float64], test: float, val: float) -> NDArray[np.str_]:
+def fall(unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.int64] | None = None) -> NDArray[np.str_]:
     """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
 
     Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
+
+    Args:
+        unit: The numbers, all different.
+        test: Share of the test part.
+        val: Share of the val part.
+        copies: How often each image is there. One that is there so often that it would fill a part alone goes to train.
     """
+    if copies is not None:
+        room = min((share * copies.sum() + _slack(share * copies.sum()) for share in (test, val) if share), default=np.inf)
+        unit = np.where(copies > room, 1 - (1 - unit) * _LAST, unit)
     order = np.argsort(unit, kind="stable")
     ends, low = [], 0.0
     for share in (test, val):
         count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
-        slack = max(1.0, np.ceil(_SLACK * wanted))
         least = 1 if share else 0
-        ends.append(int(np.clip(count, max(least, wanted - slack), max(least, wanted + slack))) if share else 0)
+        ends.append(int(np.clip(count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted)))) if share else 0)
         low += share
     while sum(ends) >= len(unit) > 1:
         ends[ends.index(max(ends))] -= 1
-    test_end = _between(unit[order], ends[0], 0)
-    val_end = _between(unit[order], test_end + ends[1], test_end) if ends[1] else test_end
-    if val_end >= len(unit):  # too few different numbers
-        test_end, val_end = ends[0], sum(ends)
     parts = np.full(len(unit), "train", dtype="<U5")
-    parts[order[:test_end]] = "test"
-    parts[order[test_end:val_end]] = "val"
+    parts[order[: ends[0]]] = "test"
+    parts[order[ends[0] : sum(ends)]] = "val"
     return parts
 
 
-def _between(ranked: NDArray[np.float64], border: int, least: int) -> int:
-    """Return the border next below, else above, that parts no equal numbers."""
-    if not 0 < border < len(ranked) or ranked[border - 1] != ranked[border]:
-        return border
-    first, beyond = np.searchsorted(ranked, ranked[border], "left"), np.searchsorted(ranked, ranked[border], "right")
-    return int(first if first > least else beyond)
+def _slack(wanted: float) -> float:
+    return max(1.0, float(np.ceil(_SLACK * wanted)))
 
 
 def quotas(counts: Mapping[int, int], wanted: int) -> dict[int, int]:
