@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,7 +236,7 @@ def test_an_image_that_vanishes_is_named(photos: Path, tmp_path: Path) -> None:
     data = sources.load(photos, tmp_path / "home")
     lost = Path(data.images.names[data.split().train[3]])  # type: ignore[attr-defined]
     lost.unlink()
-    with pytest.raises(api.UserError, match=rf"1 image cannot be decoded: {lost} \(it is not there any more\).* --skip-bad"):
+    with pytest.raises(api.errors.UserError, match=rf"1 image cannot be decoded: {lost} \(it is not there any more\).* --skip-bad"):
         api.fit(data, "linear-probe", "test_resnet", out="out", **OPTIONS)  # type: ignore[arg-type]
     assert not Path("out").exists()
 
@@ -320,7 +321,8 @@ with files.held(Path(sys.argv[1]), sys.argv[2]):
         other.communicate()
 
 
-def test_what_other_verbs_write_has_one_writer_too(regraft, photos: Path, holding) -> None:  # type: ignore[no-untyped-def]
+def test_what_other_verbs_write_has_one_writer_too(regraft, photos: Path, holding, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("regraft.workflow.opening._PATIENCE", 0.5)
     assert regraft("fit", photos, *QUICK, "--out", "mine").code == 0
     before = contents(Path("mine"))
     for (folder, file), words in (
@@ -336,6 +338,70 @@ def test_what_other_verbs_write_has_one_writer_too(regraft, photos: Path, holdin
     assert contents(Path("mine")) == before
     assert regraft("predict", "mine", photos, "--out", "other.csv", "-q").code == 0  # another file beside it
     assert [path.name for path in Path().glob(".other*")] == []
+
+
+def test_a_run_that_is_opened_elsewhere_is_waited_for(regraft, photos: Path, holding) -> None:  # type: ignore[no-untyped-def]
+    assert regraft("fit", photos, *QUICK, "--out", "mine").code == 0
+    other = holding("mine")
+    soon = threading.Timer(2, os.kill, (other, signal.SIGKILL))
+    soon.start()
+    opened = regraft("evaluate", "mine", "--split", "test", "-q")
+    assert not soon.is_alive()
+    assert opened.code == 0, opened.err
+
+
+def test_overwrite_removes_nothing_while_another_process_writes_to_something_in_the_folder(regraft, photos: Path, holding) -> None:  # type: ignore[no-untyped-def]
+    words = ("compare", photos, "--techniques", "linear-probe", *QUICK[2:], "--backbones", "test_resnet", "--out", "board")
+    assert regraft(*words).code == 0
+    before = contents(Path("board"))
+    for folder, file in (("board/linear-probe", ""), ("board/linear-probe", "rows.csv")):
+        other = holding(folder, file)
+        second = regraft(*words, "--overwrite")
+        assert (second.code, f"is being written by process {other} (" in second.err) == (2, True), second.err
+        assert before.items() <= contents(Path("board")).items()
+        os.kill(other, signal.SIGKILL)
+        while Path(f"/proc/{other}/exe").exists():
+            time.sleep(0.05)
+    assert regraft(*words, "--overwrite").code == 0
+    assert [path for path in Path("board").rglob(".*") if "lock" in path.name] == []
+
+
+def test_a_lock_of_who_came_later_is_left_to_him(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with files.held(folder):
+        shutil.rmtree(folder)  # by hand
+        later = files.held(folder)
+        later.__enter__()
+    assert (folder / ".lock").is_file()
+    with pytest.raises(errors.UserError, match="is being written by process"), files.held(folder):
+        pass
+    later.__exit__(None, None, None)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_file_system_knows_no_locks_everything_goes_on_without(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn) -> None:  # type: ignore[no-untyped-def]
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with files.held(tmp_path / "out"):
+        (tmp_path / "out" / "row").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["row"]
+    assert not recwarn.list
+
+
+def test_a_file_name_with_hardly_room_for_a_lock_is_written_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for length in (200, 239, 240, 244, 245, 249):
+        with files.held(folder, "a" * length):
+            pass
+        assert list(folder.iterdir()) == [], length
+    for length in (250, 255):
+        with pytest.raises(errors.UserError, match="name too long"), files.held(folder, "a" * length):
+            pass
+        assert list(folder.iterdir()) == [], length
 
 
 def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,9 @@ from regraft.errors import NoRoom, UserError
 
 LOCK = ".lock"  # held by whoever writes into a folder; the system lets go of it when the process ends, however it ends
 _HOLDER = f"{LOCK}.json"  # who that is
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_RETRIED = 0.2  # seconds; a lock that is removed while it is asked for is asked for again
+GO_ON, AGAIN = "Make room, and go on with the same command and --resume.", "Make room, and give the same command again."  # where a disk is full
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
 _ABANDONED = 86_400  # seconds without a change, after which a scratch folder of another machine counts as left over
@@ -57,7 +60,14 @@ def is_ours(path: Path) -> bool:
 
 
 def empty(folder: Path) -> None:
-    """Remove everything in a folder but its lock."""
+    """Remove everything in a folder but its lock.
+
+    Raises:
+        UserError: When another process writes to something in it; nothing is removed then.
+    """
+    for lock in sorted(folder.rglob(f".*{LOCK}")) + sorted(folder.rglob(f"?*/{LOCK}")):
+        with held(lock.parent, lock.name.removesuffix(LOCK).removeprefix(".")):
+            pass
     for path in folder.iterdir():
         if path.name in (LOCK, _HOLDER):
             continue
@@ -65,10 +75,17 @@ def empty(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, file: str = "") -> Iterator[None]:
+def held(folder: Path, file: str = "", wait: float = 0.0, advice: str = GO_ON, elsewhere: bool = True) -> Iterator[None]:
     """Keep a folder, or one file in it, to this process while the block runs; the folder is made if it is not there.
 
     The lock is the operating system's: a killed process holds none. Where the file system knows no locks the block runs without one.
+
+    Args:
+        folder: The folder.
+        file: Name of the file in it.
+        wait: Seconds to wait for another process.
+        advice: What to do where the disk is full.
+        elsewhere: Whether the user may give another place with --out.
 
     Raises:
         UserError: When another process writes to it, which is named; or it cannot be made.
@@ -76,27 +93,28 @@ def held(folder: Path, file: str = "") -> Iterator[None]:
     import filelock
 
     what, holder = folder / file, folder / (f".{file}{_HOLDER}" if file else _HOLDER)
-    lock = filelock.FileLock(holder.with_suffix(""), timeout=0)
+    lock = filelock.FileLock(holder.with_suffix(""), timeout=max(wait, _RETRIED), fallback_to_soft=False)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        raise UserError(
-            f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. Wait until that is done, or give another --out."
-        ) from None
-    except NotImplementedError:
-        yield
-        return
-    except OSError as error:
-        raise unwritable(folder, error) from error
+        way = "Wait until that is done, or give another --out." if elsewhere else "Wait until that is done."
+        raise UserError(f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. {way}") from None
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
+            raise unwritable(folder, error, elsewhere) from error
+    mine = _inode(holder.with_suffix(""))
     try:
-        with writing(what):
+        with suppress(OSError):  # only words for whoever is refused
             holder.write_text(json.dumps({"pid": os.getpid(), "command": _command(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}))
+        with writing(what, advice, elsewhere):
             yield
     finally:
-        holder.unlink(missing_ok=True)
-        holder.with_suffix("").unlink(missing_ok=True)  # who opened it meanwhile sees that it is gone, and asks again
+        if _inode(holder.with_suffix("")) == mine:  # or the folder was removed meanwhile, and made again by somebody else
+            for left in (holder, holder.with_suffix("")):  # who opened the lock meanwhile sees that it is gone, and tries again
+                with suppress(OSError):
+                    left.unlink()
         lock.release()
         if made:
             with suppress(OSError):  # what came to nothing leaves nothing
@@ -104,12 +122,13 @@ def held(folder: Path, file: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path, advice: str = "Make room, and go on with the same command and --resume.") -> Iterator[None]:
+def writing(path: Path, advice: str = GO_ON, elsewhere: bool = True) -> Iterator[None]:
     """Turn what a disk refuses in the block into one sentence.
 
     Args:
         path: What is written to.
         advice: What to do where it is full.
+        elsewhere: Whether the user may give another place with --out.
 
     Raises:
         NoRoom: When the disk is full.
@@ -123,7 +142,7 @@ def writing(path: Path, advice: str = "Make room, and go on with the same comman
         if is_full(error):
             raise NoRoom(f"{path} cannot be written further: no space left on its disk. What was finished is kept. {advice}") from error
         if isinstance(error, OSError) and error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(path.absolute()):
-            raise unwritable(path, error) from error
+            raise unwritable(path, error, elsewhere) from error
         raise
 
 
@@ -136,9 +155,10 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """Return the sentence for something that cannot be written."""
-    return UserError(f"{path} cannot be written ({error.strerror or error}). Expected a place that can, with room. Give another one with --out.")
+def unwritable(path: Path, error: BaseException, elsewhere: bool = True) -> UserError:
+    """Return the sentence for something that cannot be written; `elsewhere` is whether the user may give another place with --out."""
+    way = "Give another one with --out." if elsewhere else "Let it be written to, and give the same command again."
+    return UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}). Expected a place that can, with room. {way}")
 
 
 def check_writable(folder: Path, given: Path, flag: str = "--out") -> None:
@@ -181,6 +201,13 @@ def _alive(process: int) -> bool:
     except OSError:  # it is somebody else's
         return True
     return True
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _command() -> str:

@@ -242,7 +242,11 @@ def said(place: Path) -> dict[str, Any]:
 
 def leftovers(place: Path) -> list[str]:
     """Return what no finished command leaves."""
-    return [str(path.relative_to(place)) for path in place.rglob(".*") if ".part" in path.name or path.name.startswith(".scratch") or path.name == ".lock.json"]
+    return [
+        str(path.relative_to(place))
+        for path in place.rglob(".*")
+        if ".part" in path.name or path.name.startswith(".scratch") or path.name.endswith((".lock", ".lock.json"))
+    ]
 
 
 # ── killing

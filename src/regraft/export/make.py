@@ -105,7 +105,7 @@ def export(
         raise UserError(f"{out} cannot be written ({error.strerror}). Give a place that can with --out.") from error
     try:
         made = scratch / "artefact"
-        with files.writing(out, "Make room, and give the same command again."):
+        with files.writing(out, files.AGAIN):
             write(made)
         theirs = parity.said(answers(made), samples.check)
         found = parity.compare(theirs, _chances(finished, "float32", samples.check))

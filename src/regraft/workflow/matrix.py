@@ -73,7 +73,7 @@ def probe(
     for name in backbones:
         backbone.check_name(name)
     _check_folder(out, settings.overwrite)
-    with files.held(out):
+    with files.held(out, advice=files.AGAIN):
         work = _Work(data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings)
         cells = work.every() if budget is None else work.within(budget, began)
         told, choices = work.conclude(cells, [one for one in runs if _comparable(one, work)])

@@ -16,6 +16,8 @@ from regraft.workflow.parts import Part, logits
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import final_cut, readable
 
+_PATIENCE = 30.0  # seconds to wait for another process that opens the same run; a comparison loses no row to somebody who looks at one
+
 
 def open_test(finished: Run, data: Dataset, settings: Settings | None = None, body: Backbone | None = None) -> Run:
     """Score a run on the test part of the very split that it was fitted on, and record that the part was opened.
@@ -30,7 +32,7 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None, bo
         UserError: When these are other images or another split.
     """
     settings = settings or Settings()
-    with files.held(finished.path):
+    with files.held(finished.path, wait=_PATIENCE, advice=files.AGAIN, elsewhere=False):
         _open(run.load(finished.path), data, settings, body)
     return run.load(finished.path)
 
@@ -49,10 +51,9 @@ def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | Non
     prefix, suffix = final_cut(model, finished.plan)
     said = logits(part, model, prefix, suffix, top, finished.plan)
     openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
-    with files.writing(finished.path, "Make room, and give the same command again."):
-        run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
-        sealed = run.digest(finished.path / "predictions-test.npz")
-        run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
+    run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
+    sealed = run.digest(finished.path / "predictions-test.npz")
+    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
 
 
 def _readable_part(part: Part, model: Backbone, settings: Settings) -> Part:
