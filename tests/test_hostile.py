@@ -66,6 +66,30 @@ def test_a_dirty_folder_is_named_whole_and_skipped_on_request(tmp_path: Path, re
     assert told["train"]["n"] + told["val"]["n"] <= 60
 
 
+@pytest.mark.parametrize("words", [("fit", "--skip-bad"), ("compare", "--techniques", "linear-probe", "--skip-bad"), ("check",)])
+def test_where_no_image_can_be_decoded_one_sentence_says_so(words: tuple[str, ...], tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    top = write_folder(tmp_path / "photos", toy(60))
+    for path in top.rglob("*.png"):
+        path.write_bytes(path.name.encode())
+    refused = regraft(words[0], top, "--backbone" if words[0] != "compare" else "--backbones", "test_resnet", "--weights", "random", *words[1:], "-q")
+    assert (refused.code, refused.out) == (2, "")
+    assert "No image of photos can be decoded" in refused.err or "images were left out because they cannot be decoded: " in refused.err
+    assert "(not an image)" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_part_that_cannot_be_decoded_is_odd_and_the_others_are_checked(tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    top = write_folder(tmp_path / "photos", toy(60), parts=True)
+    broken = list((top / "valid").rglob("*.png"))
+    for path in broken:
+        path.write_bytes(path.name.encode())
+    done = regraft("check", top, "--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "-q", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert {one["key"].split("/")[0] for one in told["odd"]} == {"valid"}
+    assert told["counts"]["odd"] == len(broken) > 5
+
+
 def test_what_is_printed_does_nothing_to_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     from regraft.cli import show
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from regraft import backbone, checks, machine, run, sources
 from regraft.backbone import Backbone
 from regraft.data import PARTS, Dataset, Split, Unreadable
+from regraft.errors import UserError, listed
 from regraft.plan import Plan
 from regraft.workflow import planning
 from regraft.workflow.parts import Part
@@ -162,15 +163,21 @@ def _features(
     for name in PARTS:
         rows = np.array([row for row in split[name].tolist() if row in good], dtype=np.int64)
         try:
-            Part(name, data.take(rows), settings).pixels(model)
+            if len(rows):
+                Part(name, data.take(rows), settings).pixels(model)
         except Unreadable as error:
             odd += [{"row": int(rows[row]), "why": f"cannot be read: {reason}"} for row, reason in zip(error.rows, error.reasons, strict=True)]
             rows = np.delete(rows, error.rows)
+        if not len(rows):
+            continue
         part = Part(name, data.take(rows), settings)
         stored = part.pixels(model).arrays[0]
         odd += checks.flat(stored, rows)
         ends, many = part.kept(model, named, plans[0])
         found.append((ends.arrays[0], many.arrays[0], stored, rows))
+    if not found:
+        why = listed(one["why"] for one in odd)
+        raise UserError(f"No image of {data.name} can be decoded ({why}). Expected some whole ones. Repair them, or give other data.")
     ends_of, many_of, pixels, rows_of = zip(*found, strict=True)
     fits = _COPIES * 4 * sum(map(len, many_of)) * many_of[0].shape[1] < machine.free_memory()
     ends_of_all = np.concatenate(ends_of)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regraft import backbone, checks, evaluate, machine, run
 from regraft.backbone import Backbone, Prefix, Suffix
 from regraft.data import Dataset, Split, Unreadable
-from regraft.errors import listed
+from regraft.errors import UserError, listed
 from regraft.plan import Phase, Plan
 from regraft.run import Run
 from regraft.train import Batches, head, solve
@@ -112,9 +112,16 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
 
     Raises:
         Unreadable: When images cannot be decoded and `settings.skip_bad` is off.
+        UserError: When too few are left.
     """
+    lost: list[str] = []
     while True:
-        split = settings.split(data)
+        try:
+            split = settings.split(data)
+        except UserError as error:
+            if not lost:
+                raise
+            raise UserError(f"{error} {len(lost):,} images were left out because they cannot be decoded: {listed(lost)}.") from error
         bad: list[int] = []
         reasons: list[str] = []
         for name in names:
@@ -128,7 +135,7 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
         if not settings.skip_bad:
             raise Unreadable(bad, reasons)
         settings.watcher.say(f"Going on without {len(bad):,} images that cannot be decoded: {listed(reasons)}.")
-        data = data.take(np.setdiff1d(np.arange(len(data)), bad))
+        data, lost = data.take(np.setdiff1d(np.arange(len(data)), bad)), lost + reasons
 
 
 def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
