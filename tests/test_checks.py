@@ -168,3 +168,9 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
     first = {one["key"] for one in found["suspects"][: int(0.06 * len(small))]}
     hits = sum(f"{row:05}" in first for row in flipped if row not in victims)
     assert hits >= 0.6 * sum(row not in victims for row in flipped)
+
+
+def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look_like_itself() -> None:
+    told = {"label": "a", "said": "a", "chance_label": 0.6, "chance_said": 0.6}
+    assert workflow.checking.doubt(told) == "is not clearly that (60%)"
+    assert workflow.checking.doubt({**told, "said": "b"}) == "looks like b (60%)"

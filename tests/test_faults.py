@@ -425,6 +425,19 @@ def test_two_processes_on_one_cache_that_is_too_small_get_right_entries() -> Non
     assert "0 wrong entries" in done.stdout
 
 
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again_and_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "pace[1].json"
+    code = "import os, signal, sys; from pathlib import Path; from regraft import files\nwith files.whole(Path(sys.argv[1])) as scratch: scratch.touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "pace1.json")], check=False)
+    left = [one.name for one in tmp_path.glob(".pace*")]
+    assert len(left) == 2, left  # the second of the first file removed what the first had left
+    with files.whole(path) as mine:
+        mine.touch()
+        assert [one.name for one in tmp_path.glob(".pace*") if one.name in left] == [one for one in left if one.startswith(".pace1.")]
+
+
 def test_files_written_by_two_processes_never_meet(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from regraft import run\nfor n in range(400): run.write_json(Path(sys.argv[1]), {'n': n, 'more': 'x' * 5000})"
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "shared.json")], stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -498,6 +498,15 @@ def test_a_comparison_from_a_folder_without_a_probe_is_refused(regraft, photos: 
     assert "There is no probe in nowhere. Expected a folder that `regraft probe` wrote." in result.err
 
 
+def test_three_images_a_class_are_enough(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    few = write_folder(tmp_path / "few", toy(6, classes=2))
+    done = regraft("probe", few, "--backbones", "test_resnet", "--weights", "random", "--resolutions", "32", "-q", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert {one["kind"] for one in told["places"]} >= {"single"}
+    assert len(told["recommendations"]) == 3
+
+
 def test_networks_of_every_kind_can_be_probed(photos: Path) -> None:
     names = ["test_vit", "test_efficientnet", "test_convnext"]
     done = api.probe(str(photos), names, [32], weights="random", out="p", train_images=40)

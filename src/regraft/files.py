@@ -6,6 +6,8 @@ Refuses to know what is written.
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import json
 import os
 import secrets
@@ -35,11 +37,18 @@ _ABANDONED = 86_400  # seconds without a change, after which a scratch folder of
 def whole(path: Path, suffix: str = "") -> Iterator[Path]:
     """Give a name beside `path` to write to; the file takes its own name when the block ends well, and disappears otherwise.
 
+    What a killed process of this machine left of the same file is removed.
+
     Args:
         path: The file.
         suffix: What the name must end in, for writers that would add it.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
+    machine = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+    scratch = path.with_name(f".{path.name}.{machine}-{os.getpid()}.part{suffix}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{machine}-*.part{suffix}"):
+        owner = left.name.removesuffix(f".part{suffix}").rpartition("-")[2]
+        if owner.isdecimal() and not _alive(int(owner)):
+            left.unlink(missing_ok=True)
     try:
         yield scratch
         os.replace(scratch, path)

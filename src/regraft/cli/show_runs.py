@@ -66,8 +66,10 @@ def check(told: dict[str, Any], path: Path | None) -> None:
         for group in told[kind][:5]:
             named = " = ".join(f"{key} ({part}, {label})" for key, part, label in zip(group["keys"], group["parts"], group["labels"], strict=True))
             out.print(f"{kind}: {named}", markup=False)
+    from regraft.workflow import checking
+
     for one in told["suspects"][:10]:
-        out.print(f"label: {one['key']} ({one['part']}) says {one['label']}, looks like {one['said']} ({one['chance_said']:.0%})", markup=False)
+        out.print(f"label: {one['key']} ({one['part']}) says {one['label']}, {checking.doubt(one)}", markup=False)
     for one in told["odd"][:10]:
         out.print(f"odd: {one['key']}: {one['why']}", markup=False)
     where = f"written to {path}" if path else "--json lists up to 200 findings of each kind, --out check.html shows them"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _MOST = 4  # places
 _HELD_OUT = 5  # one training image in five judges
+_FEWEST = 2  # images to fit to
 _RIDGES = (0.01, 0.1, 1.0)
 
 
@@ -21,7 +22,7 @@ def chosen(places: Sequence[Tensor], labels: Tensor, classes: int) -> list[int]:
     It ends when no further one helps by more than one standard error of the difference on the same images.
 
     A subset is judged by a ridge regression from its features to one-hot labels, fitted to four fifths of the images and scored on the rest. All
-    subsets share one Gram matrix, so each costs one small solve.
+    subsets share one Gram matrix, so each costs one small solve. With hardly any training images it is the last place alone.
 
     Args:
         places: Features of each place, `(n, d)` each.
@@ -29,6 +30,8 @@ def chosen(places: Sequence[Tensor], labels: Tensor, classes: int) -> list[int]:
         classes: Number of classes.
     """
     judge = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % _HELD_OUT == 0
+    if int((~judge).sum()) < _FEWEST:
+        return [len(places) - 1]
     x = torch.cat(list(places), dim=1)
     mean, std = x[~judge].mean(dim=0), x[~judge].std(dim=0).clamp(min=1e-6)
     x = (x - mean) / std

@@ -193,6 +193,12 @@ def _suspect(data: Dataset, part_of: NDArray[np.str_], seen: NDArray[np.int64], 
     }  # fmt: skip
 
 
+def doubt(suspect: dict[str, Any]) -> str:
+    """Return in words what is wrong with a suspected label."""
+    what = "is not clearly that" if suspect["said"] == suspect["label"] else f"looks like {suspect['said']}"
+    return f"{what} ({suspect['chance_said']:.0%})"
+
+
 def _crosses(group: dict[str, Any]) -> bool:
     return len(set(group["parts"])) > 1
 

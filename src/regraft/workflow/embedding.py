@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,12 +109,10 @@ def _free(path: Path, overwrite: bool) -> Path:
 def _write(features: Any, path: Path) -> None:
     import pyarrow.parquet as pq
 
-    scratch = path.with_name(f".{path.name}.part")
     try:
-        pq.write_table(features, scratch)
-        os.replace(scratch, path)
+        with files.whole(path) as scratch:
+            pq.write_table(features, scratch)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

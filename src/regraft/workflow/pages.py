@@ -210,7 +210,7 @@ def _check_galleries(told: dict[str, Any], data: Dataset) -> list[Gallery]:
         images = data.images.read(np.array([one["row"] for one in suspects], dtype=np.int64))
         shots = []
         for image, one in zip(images, suspects, strict=True):
-            doubts = (f"labelled {one['label']} ({one['chance_label']:.0%})", f"looks like {one['said']} ({one['chance_said']:.0%})")
+            doubts = (f"labelled {one['label']} ({one['chance_label']:.0%})", checking.doubt(one))
             shots.append(Shot(image, lines(one["row"], *doubts, one["part"])))
         found.append(Gallery("Doubtful labels", "The most doubtful first.", shots))
     return found
