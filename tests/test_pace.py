@@ -438,6 +438,20 @@ def test_what_was_measured_is_remembered_so_that_the_same_run_takes_the_same_way
     assert not (own_cache / "paces").exists()
 
 
+def test_who_is_stopped_while_the_pace_is_remembered_has_noted_none_of_his_own(photos: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def stopped(path: Path, _: object) -> None:
+        written.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regraft.workflow.pacing.run.write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        api.fit(photos, "fine-tune", "test_resnet", weights="random", resolution=32, out="out")
+    assert written[0].parent == own_cache / "paces"
+    assert not list(Path("out").rglob("pace-*"))
+
+
 def test_a_phase_may_see_smaller_images_than_the_plan(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[int] = []
     original = views.see

@@ -39,7 +39,8 @@ def evaluation(scores: dict[str, Any], path: str) -> None:
     half = next(row for row in found["coverage"] if row["coverage"] == 0.8)
     out.print(f"answering only the surest 80 %: accuracy {half['accuracy']:.4f} (probability {half['confidence']:.2f} and more)")
     if scores.get("opened"):
-        out.print(f"the test part was opened {len(scores['opened'])} times, last {scores['opened'][-1]}")
+        times = len(scores["opened"])
+        out.print(f"the test part was opened {'once, at' if times == 1 else f'{times} times, last'} {scores['opened'][-1]}")
 
 
 def report(told: dict[str, Any], path: str) -> None:

@@ -35,7 +35,7 @@ def paced(module: Tuning, batches: Batches, plan: Plan, notes: Path, settings: S
     batch = next(iter(Batches(batches.read, batches.labels, batches.size, batches.seed)))
     chosen = pace.choose(module.ready(), batch, steps, precision, settings.compile, known)
     if known != before or not notes.is_file():
-        for path in (notes, shelf):
+        for path in (shelf, notes):  # who is killed between them begins anew with both
             path.parent.mkdir(parents=True, exist_ok=True)
             run.write_json(path, known)
     if len(known) > 1:
