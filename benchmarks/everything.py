@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+_ABLATION = ["--train-images", "2000", "--val-images", "2000"]
 
 
 def commands(cifar: str, quick: bool) -> dict[str, list[str]]:
@@ -24,7 +25,7 @@ def commands(cifar: str, quick: bool) -> dict[str, list[str]]:
         "limits": ["limits.py", "--compile", *(["--trials", "1", "--resolution", "32"] if quick else [])],
         "growth": ["growth.py", "--cifar", cifar, *(["--images", "500,1000", "--epochs", "1,2", "--at", "500"] if quick else ["--trials", "3"])],
         "gpu": ["gpu.py", "--cifar", cifar, *(["--small-on-cpu"] if quick else [])],
-        "ablation": ["ablation.py", cifar, "--train-images", *(["200", "--seeds", "1", "--variants", "as it is"] if quick else ["2000", "--val-images", "2000"])],
+        "ablation": ["ablation.py", cifar, *(["--train-images", "200", "--seeds", "1", "--variants", "as it is"] if quick else _ABLATION)],
         "probe": ["probe.py", "--cifar", cifar, *(["--images", "300,200", "--solver-images", "1000", "--trials", "1"] if quick else [])],
         "hit-rate": ["hit_rate.py", "digits", f"{cifar}={200 if quick else 1000}", *(["--resolutions", "32,48", "--until", "blocks.5.3,end"] if quick else [])],
         "recipes": ["recipes.py", "--cifar", cifar, *(["--parts", "small", "--only", "densenet121-transfer"] if quick else [])],
