@@ -425,6 +425,31 @@ def test_two_processes_on_one_cache_that_is_too_small_get_right_entries() -> Non
     assert "0 wrong entries" in done.stdout
 
 
+def test_what_is_left_of_weights_whose_writing_was_killed_is_swept(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+from pathlib import Path
+from regraft import run
+weights = {"a": torch.zeros(50_000_000)}
+print("now", flush=True)
+while True:
+    run.write_weights(Path(sys.argv[1]), weights)
+"""
+    for _ in range(20):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "here" / "weights.safetensors")], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.3)
+        writer.kill()
+        writer.communicate()
+        if any(path.name != "weights.safetensors" for path in (tmp_path / "here").iterdir()):
+            break
+    else:
+        pytest.fail("no killed process left anything; this test sees nothing")
+    files.sweep(tmp_path / "here")
+    assert {path.name for path in (tmp_path / "here").iterdir()} <= {"weights.safetensors"}
+
+
 def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again_and_nobody_elses(tmp_path: Path) -> None:
     path = tmp_path / "pace[1].json"
     code = "import os, signal, sys; from pathlib import Path; from regraft import files\nwith files.whole(Path(sys.argv[1])) as scratch: scratch.touch(); os.kill(os.getpid(), signal.SIGKILL)"

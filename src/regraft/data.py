@@ -198,7 +198,7 @@ class Dataset:
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
             part[open_rows] = stratify.fall(unit[open_rows][first], test, val)[group_of]
         else:
-            _, first, copy_of, copies = np.unique(names[open_rows], return_index=True, return_inverse=True, return_counts=True)
+            first, copy_of, copies = self._different(names, open_rows)
             once = open_rows[first]
             for label in range(len(self.classes)):
                 mine = np.flatnonzero(self.labels[once] == label)
@@ -223,6 +223,14 @@ class Dataset:
             return self.keys
         different = Counter(label for label, _ in set(zip(self.labels.tolist(), self.hashes.tolist(), strict=True)))
         return np.where([different[label] < len(PARTS) for label in self.labels.tolist()], self.keys, self.hashes)
+
+    def _different(self, names: NDArray[np.str_], rows: Rows) -> tuple[Rows, Rows, Rows]:
+        """Return positions in `rows` of one of each name, for each row the position of its own there, and how many rows have it."""
+        if names is self.keys:  # all different
+            every = np.arange(len(rows))
+            return every, every, np.ones_like(every)
+        _, first, which, counts = np.unique(names[rows], return_index=True, return_inverse=True, return_counts=True)
+        return first, which, counts
 
     def _follow_given(self, part: NDArray[np.str_], open_rows: Rows) -> Rows:
         """Give the open rows of each group the part that the source gave to others of it; returns the rows still open."""

@@ -59,7 +59,7 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove the files that a killed process had not finished; only for who holds the folder."""
-    for path in [*folder.glob(".*.part*"), *folder.glob("*.part")]:
+    for path in [*folder.glob(".*.part*"), *folder.glob("*.part"), *folder.glob(".tmp??????")]:  # the last are safetensors'
         path.unlink(missing_ok=True)
 
 
