@@ -200,3 +200,22 @@ def test_open_images_follow_the_part_that_their_group_was_given() -> None:
 
 def test_facts_and_names_stay_short() -> None:
     assert repr(toy()) == "Dataset('toy', 120 images, 3 classes)"
+
+
+def test_a_class_with_one_image_beside_a_given_test_part_is_for_training() -> None:
+    for count in (1, 2):
+        parts = ["train"] * (60 + count) + ["test"] * 21
+        labels = [0] * 30 + [1] * 30 + [2] * count + [0] * 10 + [1] * 10 + [2]
+        made = data.table(
+            "given", labels, ["a", "b", "c"], data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)), [f"{row:03}" for row in range(len(labels))], parts
+        )
+        for seed in range(10):
+            split = made.split(seed)
+            assert 2 in made.labels[split.train]
+
+
+def test_labels_that_are_fractions_are_refused() -> None:
+    images = data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match="no whole numbers"):
+        data.table("f", np.array([0, 1, 0, 1, 0, 1.5]), ["a", "b"], images, list("abcdef"))
+    assert data.table("f", np.array([0.0, 1, 0, 1, 0, 1]), ["a", "b"], images, list("abcdef")).labels.tolist() == [0, 1, 0, 1, 0, 1]

@@ -267,3 +267,9 @@ def test_mistakes_of_embed_are_said_in_a_sentence(regraft, photos: Path, tmp_pat
     assert not Path("new.parquet").exists()
     assert regraft(*words, "--out", "new.parquet", "--skip-bad").code == 0
     assert pq.read_table(io.BytesIO(Path("new.parquet").read_bytes())).num_rows == 119
+
+
+def test_embedding_leaves_no_image_out(photos: Path) -> None:
+    features = api.embed(photos, "test_resnet", 32, weights="random", train_images=10, val_images=3)
+    assert len(features) == 120
+    assert (np.abs(np.asarray(features)).sum(axis=1) > 0).all()

@@ -481,3 +481,53 @@ def test_statistics_move_in_a_real_run_only_where_the_plan_lets_them(photos: Pat
         moved = [not torch.equal(value, before[name.removeprefix("backbone.")]) for name, value in done.weights().items() if "running_mean" in name]
         assert len(moved) > 5
         assert set(moved) == {policy == "adapt"}
+
+
+def test_a_network_that_diverged_is_no_result(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--set", "phases.0.optimizer=sgd", "--set", "phases.0.lr=100", "--set", "phases.0.epochs=12", "--set", "phases.0.label_smoothing=0")
+    done = regraft("fit", photos, "--technique", "fine-tune", *QUICK, *words, "--out", "wild")
+    assert done.code == 2
+    assert "wild diverged: the trained network gives numbers that are not finite." in done.err
+    assert not Path("wild/scores.json").exists()
+
+
+def test_a_batch_of_one_is_refused_where_batch_normalisation_needs_two(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    one = ("--set", "phases.0.batch_size=1", "--set", "phases.0.epochs=1")
+    for technique in ("feature-extraction", "from-scratch"):
+        done = regraft("fit", photos, "--technique", technique, *QUICK, *one, "--out", technique)
+        assert (done.code, "BatchNorm needs at least two images" in done.err) == (2, True), done.err
+    assert regraft("fit", photos, "--technique", "fine-tune", *QUICK, *one, "--out", "kept").code == 0
+
+
+def test_what_a_solved_head_has_no_use_for_is_said(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    done = regraft("fit", photos, "--technique", "linear-probe", *QUICK, "--set", "phases.0.lr=3e-4", "--set", "phases.0.epochs=50", "--out", "solved")
+    assert done.code == 0
+    assert "A head that is solved has no use for lr = 0.0003, epochs = 50." in Path("solved/log.txt").read_text()
+    quiet = regraft("fit", photos, "--technique", "linear-probe", *QUICK, "--out", "plain")
+    assert quiet.code == 0
+    assert "no use" not in Path("plain/log.txt").read_text()
+
+
+def test_seeds_that_would_all_be_the_same_are_refused(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    done = regraft("compare", photos, "--techniques", "linear-probe", "--backbones", "test_resnet", "--seeds", 2, "--set", "seed=3", "-q")
+    assert (done.code, "would make 2 equal rows" in done.err) == (2, True)
+
+
+def test_what_was_kept_is_not_read_where_nothing_is_to_be_kept(photos: Path) -> None:
+    def logits(name: str, keep: str) -> np.ndarray:
+        done = api.fit(photos, "linear-probe", "test_resnet", weights="random", resolution=32, out=name, keep=keep, changes=["precision=float32"])
+        return done.predictions()["logits"]
+
+    cold = logits("cold", "never")
+    assert not np.array_equal(logits("kept", "always"), cold)  # kept in half precision
+    assert np.array_equal(logits("warm", "never"), cold)
+
+
+def test_a_run_scored_on_other_images_says_what_it_said_of_its_own(photos: Path) -> None:
+    done = api.fit(photos, "fine-tune", "test_resnet", weights="random", resolution=32, out="out", changes=["phases.0.epochs=1"])
+    dataset = sources.load(photos, Path("home"))
+    said, _ = workflow.opening.score(done, dataset)
+    mine = done.predictions()
+    rows = [dataset.keys.tolist().index(key) for key in mine["keys"].tolist()]
+    assert len(rows) >= 9
+    assert np.allclose(said[rows], mine["logits"], atol=1e-5)

@@ -311,6 +311,8 @@ def table(
             raise UserError(f"{name} has {what} called by {len(longest):,} characters, {longest[:40]!r}…. Expected {LONGEST:,} at most. Shorten it.")
     try:
         numbers = np.asarray(labels, dtype=np.int64)
+        if np.asarray(labels).dtype.kind == "f" and (np.asarray(labels) != numbers).any():
+            raise ValueError("fractions are among them")
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name} has labels that are no whole numbers ({error}). Expected the number of a class for each image. Correct them.") from error
     _check(name, numbers, classes, images, tested and (parts is None or "test" not in parts))

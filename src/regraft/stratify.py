@@ -41,7 +41,7 @@ def fall(unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.
         least = 1 if share else 0
         ends.append(int(np.clip(count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted)))) if share else 0)
         low += share
-    while sum(ends) >= len(unit) > 1:
+    while sum(ends) >= max(1, len(unit)):
         ends[ends.index(max(ends))] -= 1
     parts = np.full(len(unit), "train", dtype="<U5")
     parts[order[: ends[0]]] = "test"

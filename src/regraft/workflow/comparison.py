@@ -61,6 +61,8 @@ def compare(
         UserError: When names are unknown, images unreadable, or the folder is taken.
     """
     settings, wish = settings or Settings(), wish or Wish()
+    if seeds > 1 and any(change.partition("=")[0].strip() == "seed" for change in wish.changes):
+        raise UserError(f"--seeds {seeds} and --set seed=… were given, which would make {seeds} equal rows. Expected one of the two. Leave one out.")
     tracking.check(settings.track)
     for way in ways:
         techniques.find(way)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def embed_named(
     Raises:
         UserError: For unknown names, an image that cannot be decoded, or a file that exists already.
     """
-    where = asked(settings, data)
+    where = replace(asked(settings, data), train_images=None, val_images=None)  # all images have features
     target = None if out is None else _free(Path(out).expanduser(), where.overwrite)
     images = sources.load(data, where.home)
     places = [until] if isinstance(until, str) else list(until)
@@ -75,7 +76,7 @@ def features_of(part: Part, model: Backbone, prefix: Prefix, plan: Plan) -> NDAr
     """Return what a network frozen throughout says of the images of a part, `(n, d)`: from the cache, or in one pass (into it, where there is room)."""
     settings = part.settings
     missing = part.lacks(model, prefix, prefix.digest(), plan)
-    if not missing or (settings.keep != "never" and cache.fits(missing, settings.home)):
+    if settings.keep != "never" and (not missing or cache.fits(missing, settings.home)):
         return part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0].astype(np.float32)
     read = part.live(model, prefix, plan, "none", plan.seed)
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from regraft import cache, machine, views
+from regraft import cache, files, machine, views
 from regraft.backbone import Backbone, Prefix, folded
 from regraft.plan import Phase, Plan
 from regraft.workflow.settings import Settings
@@ -102,7 +102,17 @@ def pace(folder: Path, needed: int) -> tuple[float, float]:
     What fits into half of the free memory comes back from there; more has to be read from the disk again.
     """
     cache.fits(0, folder)  # makes the folder, or says why it cannot
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    scratch = files.scratch_folder(folder / "pace")
+    try:
+        return _paced(scratch / "sample", needed)
+    except OSError as error:
+        raise files.unwritable(folder, error, elsewhere=False) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _paced(path: Path, needed: int) -> tuple[float, float]:
+    with path.open("w+b") as file:
         sample = np.random.default_rng(0).random(_SAMPLE // 4, dtype=np.float32).view(np.float16)
         started = time.perf_counter()
         file.write(sample.data.cast("B"))

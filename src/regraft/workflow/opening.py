@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import backbone, evaluate, files, machine, predict, run
+from regraft import evaluate, files, machine, predict, run
 from regraft.backbone import Backbone
 from regraft.data import PARTS, Dataset, Unreadable
 from regraft.errors import UserError, listed
@@ -83,5 +83,5 @@ def score(finished: Run, data: Dataset, settings: Settings | None = None) -> tup
         )
     part = Part("all", data.take(np.arange(len(data))), settings)
     model, top = predict.restored(finished, machine.device(settings.device))
-    prefix, suffix = backbone.cut(model, "head", finished.plan.stages_taken, finished.plan.flattens)
+    prefix, suffix = final_cut(model, finished.plan)
     return logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels

@@ -117,6 +117,8 @@ def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str
         if not decision.kept:
             return train.live(model, prefix, plan, phase.augment, plan.seed, looks), val.live(model, prefix, plan, "none", plan.seed)
     named = [(prefix, digest)]
+    if augmented and looks == 1:
+        settings.watcher.say("Each image is seen in one augmented view, since the frozen part computes it once; views = 4 in a phase gives it four.")
     entries = [train.kept(model, named, plan, view)[0] for view in looked]
     return from_entries(entries, device_of(model)), from_entries(val.kept(model, named, plan), device_of(model))
 
@@ -128,7 +130,7 @@ def logits(part: Part, model: Backbone, prefix: Prefix, suffix: Suffix, head: nn
     head.eval()
     digest, settings = prefix.digest(), part.settings
     missing = part.lacks(model, prefix, digest, plan)
-    if keep and not prefix.is_empty and (not missing or (settings.keep != "never" and cache.fits(missing, settings.home))):
+    if keep and not prefix.is_empty and settings.keep != "never" and (not missing or cache.fits(missing, settings.home)):
         read = from_entries(part.kept(model, [(prefix, digest)], plan), device_of(model))
     else:
         read = part.live(model, prefix, plan, "none", plan.seed)

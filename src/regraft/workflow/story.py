@@ -28,6 +28,7 @@ from regraft.workflow.contract import Contract, Optimized, verdict
 from regraft.workflow.parts import Part, device_of, logits, readers
 from regraft.workflow.settings import Settings
 
+_BY_STEPS = ("lr", "epochs", "batch_size", "schedule", "warmup", "momentum", "layer_decay", "min_delta", "batch_norm")  # what only training by batches needs
 _SOLVED_AT_ONCE = 500  # images read at a time for a solved head; they may come through the network
 
 
@@ -157,6 +158,12 @@ def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
     return made.to(next(model.model.parameters()).device)
 
 
+def _adapts(top: nn.Module, suffix: Suffix, phase: Phase) -> bool:
+    """Return whether some BatchNorm takes its statistics from the batch."""
+    halves = (top, suffix) if phase.batch_norm == "adapt" else (top,)
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for half in halves for module in half.modules())
+
+
 @dataclass
 class _Work:
     """A run under way."""
@@ -204,6 +211,9 @@ class _Work:
             self.watcher.say(f"The freeze contract is BROKEN: {listed(self.contract[-1]['changed'])} changed though frozen. Do not trust this run.")
 
     def _solve(self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None) -> list[dict[str, Any]]:
+        told = phase.model_dump(exclude_defaults=True)
+        if aside := [f"{name} = {told[name]}" for name in _BY_STEPS if name in told]:
+            self.watcher.say(f"A head that is solved has no use for {listed(aside)}.")
         parts = []
         for read, part in ((read_train, self.train), (read_val, self.val)):
             features = torch.cat([features for (features,), _ in Batches(read, part.labels, _SOLVED_AT_ONCE, None)])
@@ -215,7 +225,7 @@ class _Work:
         self.head[-1].load_state_dict(found.layer.state_dict())
         for row in found.history:
             self.watcher.row(row)
-        self.watcher.say(f"Solved the head for {len(phase.l2)} values of L2; {found.l2:g} does best on validation.")
+        self.watcher.say(f"Solved the head for {len(found.history)} values of L2; {found.l2:g} does best on validation.")
         return found.history
 
     def _tune(
@@ -230,6 +240,8 @@ class _Work:
         checks = Batches(read_val, self.val.labels, max(250, phase.batch_size), None)
         kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         resume = self.resume
+        if phase.batch_size == 1 and _adapts(self.head, suffix, phase):
+            raise UserError("batch_size = 1 was given, but BatchNorm needs at least two images to train on. Give a larger batch_size.")
         while True:
             batches = Batches(read_train, self.train.labels, max(1, phase.batch_size // share), seed)
             try:
@@ -278,6 +290,8 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     plan, out, model = work.plan, work.out, work.model
     with work.ledger.time("evaluate"):
         said = {part.name: logits(part, model, *work.halves, work.head, plan) for part in (work.train, work.val)}
+    if not all(np.isfinite(one).all() for one in said.values()):
+        raise UserError(f"{out.name} diverged: the trained network gives numbers that are not finite. Expected a rate that it can bear. Lower phases.N.lr.")
     found = {part.name: evaluate.scores(said[part.name], part.labels).plain() for part in (work.train, work.val)}
     tensors = state(model, work.halves, work.head)
     used = [entry for part in (work.train, work.val) for entry in part.used.values()]
