@@ -515,3 +515,16 @@ def test_sizes_and_hashes_of_files_are_read_once(photos: Path, monkeypatch: pyte
     assert (data.take(np.arange(20)).hashes == data.hashes[:20]).all()
     assert (data.take(np.arange(5, 15)).hashes == data.hashes[5:15]).all()
     assert len(hashed) == len(data)
+
+
+def test_no_more_views_are_computed_than_there_are_epochs(photos: Path, own_cache: Path) -> None:
+    changes = ["phases.0.augment=light", "phases.0.epochs=2", "phases.0.patience=0"]
+    two = api.fit(photos, "feature-extraction", TINY, weights="random", resolution=32, out="two", changes=[*changes, "phases.0.views=2"])
+    kinds = [len(json.loads(path.read_text())["arrays"][0]["shape"]) for path in own_cache.glob("*/meta.json")]
+    assert kinds.count(2) == 4  # two views of train, train as it is, val
+    many = api.fit(photos, "feature-extraction", TINY, weights="random", resolution=32, out="many", changes=[*changes, "phases.0.views=9"])
+    assert [len(json.loads(path.read_text())["arrays"][0]["shape"]) for path in own_cache.glob("*/meta.json")].count(2) == 4
+    assert np.array_equal(two.predictions()["logits"], many.predictions()["logits"])
+    assert "one augmented view" not in (many.path / "log.txt").read_text()
+    one = api.fit(photos, "feature-extraction", TINY, weights="random", resolution=32, out="one", changes=changes)
+    assert "Each image is seen in one augmented view" in (one.path / "log.txt").read_text()

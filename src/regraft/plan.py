@@ -137,6 +137,11 @@ class Phase(_Strict):
     batch_norm: Literal["adapt", "keep"] = Field("adapt", description="whether BatchNorm statistics of the trained part move")
     l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(L2_PATH, min_length=1, max_length=1000, description="L2 values that 'lbfgs' tries, chosen on val")
 
+    @property
+    def looks(self) -> int:
+        """In how many views each image is seen where a frozen part comes first: no more than there are epochs, one without augmentation."""
+        return min(self.views, self.epochs) if self.augment != "none" else 1
+
     @model_validator(mode="after")
     def _solved_heads_train_nothing_else(self) -> Phase:
         if self.optimizer == "lbfgs" and self.train != "head":

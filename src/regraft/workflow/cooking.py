@@ -124,7 +124,7 @@ def beside(recipe: Recipe, done: Run) -> dict[str, Any]:
     scores = done.scores
     once = scores["seconds"]["extract"] + scores.get("shared_seconds", 0.0)
     tuned = [phase for phase in done.plan.phases if phase.optimizer != "lbfgs"]
-    looks = max((phase.views for phase in tuned if phase.augment != "none"), default=1)
+    looks = max((phase.looks for phase in tuned), default=1)
     epochs = sum("epoch" in row for row in done.history())
     measured = {f"{part}_{what}": scores[part][what] for part in ("train", "val") for what in ("loss", "accuracy")}
     minutes = (scores["seconds"]["total"] + scores.get("shared_seconds", 0.0)) / 60

@@ -78,7 +78,7 @@ def costs(prefix: Prefix, plan: Plan, phase: Phase, counts: tuple[int, int], pas
     """
     augmented = phase.augment != "none"
     needed = sum(counts) * ((1 if phase.optimizer == "lbfgs" else phase.epochs) + (not augmented))
-    first = counts[0] * (phase.views if augmented else 1) + counts[1]
+    first = counts[0] * phase.looks + counts[1]
     each = cache.size_of(prefix, 1)
     return first * (pass_seconds + each / pace[0]) + needed * each / pace[1], needed * pass_seconds
 

@@ -105,7 +105,7 @@ def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
 def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str, plan: Plan, phase: Phase) -> tuple[Reader, Reader]:
     """Return how the two parts are read in a phase: from kept features where there is a frozen part and keeping them pays."""
     augmented = phase.augment != "none"
-    looks = phase.views if augmented else 1
+    looks = phase.looks
     settings = train.settings
     looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
     if prefix.is_empty:
@@ -117,7 +117,7 @@ def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str
         if not decision.kept:
             return train.live(model, prefix, plan, phase.augment, plan.seed, looks), val.live(model, prefix, plan, "none", plan.seed)
     named = [(prefix, digest)]
-    if augmented and looks == 1:
+    if augmented and phase.views == 1 < phase.epochs:
         settings.watcher.say("Each image is seen in one augmented view, since the frozen part computes it once; views = 4 in a phase gives it four.")
     entries = [train.kept(model, named, plan, view)[0] for view in looked]
     return from_entries(entries, device_of(model)), from_entries(val.kept(model, named, plan), device_of(model))

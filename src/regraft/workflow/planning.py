@@ -105,7 +105,7 @@ def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Set
     model = model.at(plan.resolution_of(phase))
     prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
     counts = (len(split.train), len(split.val))
-    looks = phase.views if phase.augment != "none" else 1
+    looks = phase.looks
     epochs = 1 if phase.optimizer == "lbfgs" else phase.epochs
     trained = sum(p.numel() for p in suffix.parameters())
     needed, once, again, decision = 0, 0.0, 0.0, None
