@@ -391,3 +391,16 @@ def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     shots = [page.Shot(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b")) for _ in range(60)]
     text = page.html(told, page.Extra([page.Gallery("Worst mistakes", "", shots)]), "0")
     assert len(text) < 8e6
+
+
+def test_runs_of_one_name_are_told_apart_and_a_test_part_opened_for_one_is_said(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    for folder, seed in (("a/runs/mine", 0), ("b/runs/mine", 1)):
+        words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "--seed", seed, "-q", "--out", folder)
+        assert regraft("fit", photos, *words).code == 0
+    assert regraft("evaluate", "a/runs/mine", "--split", "test", "-q").code == 0
+    for order in (("a/runs/mine", "b/runs/mine"), ("b/runs/mine", "a/runs/mine")):
+        done = regraft("report", *order, "--out", "page.html", "--overwrite")
+        assert done.code == 0, done.err
+        page = Path("page.html").read_text()
+        assert "The test part was opened: a/runs/mine 1 ×" in page
+        assert "b/runs/mine" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -531,3 +532,37 @@ def test_a_run_scored_on_other_images_says_what_it_said_of_its_own(photos: Path)
     rows = [dataset.keys.tolist().index(key) for key in mine["keys"].tolist()]
     assert len(rows) >= 9
     assert np.allclose(said[rows], mine["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["fit", "compare", "probe"])
+def test_overwrite_touches_no_folder_that_holds_what_is_not_ours(regraft, photos: Path, verb: str) -> None:  # type: ignore[no-untyped-def]
+    words = {
+        "fit": QUICK,
+        "compare": ("--backbones", *QUICK[1:], "--techniques", "linear-probe"),
+        "probe": ("--backbones", *QUICK[1:4], "--resolutions", *QUICK[5:]),
+    }
+    out = ("--out", "mine", "--overwrite")
+    Path("mine").mkdir()
+    assert regraft("plan", photos, *QUICK[:-1], "--save", "mine/plan.toml").code == 0
+    (Path("mine") / "notes").mkdir()
+    (Path("mine") / "notes" / "one.txt").write_text("mine")
+    refused = regraft(verb, photos, *words[verb], *out)
+    assert (refused.code, "holds something other than a run (notes)" in refused.err) == (2, True), refused.err
+    (Path("mine") / "state.json").write_text("{}")  # a run with somebody's folder in it
+    assert regraft(verb, photos, *words[verb], *out).code == 2
+    assert (Path("mine") / "notes" / "one.txt").read_text() == "mine"
+    shutil.rmtree("mine")
+    assert regraft(verb, photos, *words[verb], *out).code == 0
+    assert regraft(verb, photos, *words[verb], *out).code == 0
+
+
+def test_a_home_that_nobody_has_is_a_name_like_any_other(regraft) -> None:  # type: ignore[no-untyped-def]
+    done = regraft("fit", "~nobody-of-that-name", *QUICK)
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert "~nobody-of-that-name" in done.err
+
+
+def test_other_images_are_not_named_for_the_part_that_is_kept(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    assert regraft("fit", photos, *QUICK, "--technique", "linear-probe", "--out", "mine").code == 0
+    done = regraft("evaluate", "mine", photos, "-q")
+    assert (done.code, "Expected --split all to score it on those images." in done.err) == (2, True)

@@ -177,6 +177,14 @@ def check_writable(folder: Path, given: Path, flag: str = "--out") -> None:
         raise UserError(f"{given} cannot be written: {there} allows no writing. Give a place that does with {flag}.")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` as the home it stands for; as it is where it stands for none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def scratch_folder(beside: Path) -> Path:
     """Return a new folder beside a path, named after it, this machine and this process, so that `abandoned` can tell when nobody fills it any more."""
     made = beside.with_name(f".scratch-{beside.name}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")

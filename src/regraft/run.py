@@ -30,7 +30,8 @@ from regraft.plan import Plan
 from regraft.watch import Watcher
 
 _BEGUN = frozenset({"state.json", "checkpoints"})  # all there is before the plan is written
-_OURS = ("plan.toml", "leaderboard.json", "state.json", "comparison.json", "probe.json")
+_OURS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")  # a plan alone may be anybody's
+_FOLDERS = frozenset({"checkpoints", "track"})  # in a run
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,21 @@ def check_free(path: Path, kind: str, resume: bool | None, overwrite: bool) -> N
     if not there:
         return
     if overwrite:
-        if not any((path / name).exists() for name in _OURS) and {one.name for one in there} - _BEGUN:
+        alien = [one.name for one in there if one.is_dir() and one.name not in _FOLDERS and not _is_begun(one)]
+        if alien or not _is_begun(path):
+            named = f" ({', '.join(sorted(alien)[:3])})" if alien else ""
             raise UserError(
-                f"{path} holds something other than a run, so --overwrite does not touch it. Expected a run folder. Give another --out, or empty it yourself."
+                f"{path} holds something other than a run{named}, so --overwrite does not touch it. Expected a run folder. "
+                "Give another --out, or empty it yourself."
             )
     elif not resume:
         ways = "" if resume is None else "--resume to go on with it, "
         raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass {ways}--overwrite to replace it, or another --out.")
+
+
+def _is_begun(path: Path) -> bool:
+    """Return whether a folder is a run, a comparison or a probe, finished or not."""
+    return any((path / name).exists() for name in _OURS) or not {one.name for one in path.iterdir() if not files.is_ours(one)} - _BEGUN
 
 
 def load(path: Path) -> Run:

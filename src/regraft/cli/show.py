@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -87,7 +88,8 @@ def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = ()) -> None
         f"{seconds['total']:.1f} s ({', '.join(f'{name} {seconds[name]:.1f}' for name in ('load', 'extract', 'train', 'evaluate'))}), "
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained, {scores['peak_memory_mb']:,} MB at most"
     )
-    out.print(f"written to {path}" + ("" if "test" in scores else f"; the test part is shut, `regraft evaluate {path} --split test` opens it"), markup=False)
+    shut = "test" not in scores and not (Path(path) / "test.json").is_file()
+    out.print(f"written to {path}" + (f"; the test part is shut, `regraft evaluate {path} --split test` opens it" if shut else ""), markup=False)
 
 
 def warned(cautions: Sequence[str]) -> None:

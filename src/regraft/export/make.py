@@ -52,7 +52,7 @@ def place_of(finished: Run, kind: str, out: Path | None, int8: bool) -> Path:
         raise unknown("export format", kind, FORMATS)
     if int8 and kind != "onnx":
         raise UserError(f"--int8 was given with --to {kind}. Expected --to onnx, the one format that has it. Leave one of them out.")
-    return Path(out).expanduser() if out is not None else Path("exports") / f"{finished.path.resolve().name}{'.int8' if int8 else ''}{FORMATS[kind]}"
+    return files.expanded(out) if out is not None else Path("exports") / f"{finished.path.resolve().name}{'.int8' if int8 else ''}{FORMATS[kind]}"
 
 
 def ready(finished: Run, kind: str, out: Path, overwrite: bool) -> None:

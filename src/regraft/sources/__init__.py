@@ -15,6 +15,7 @@ import numpy as np
 
 from regraft import data
 from regraft.errors import UserError, nearest
+from regraft.files import expanded
 from regraft.sources import files, named, tables
 from regraft.sources.decode import POINTER
 
@@ -49,7 +50,7 @@ def load(given: str | Path | data.Dataset, home: Path) -> data.Dataset:
     if isinstance(given, data.Dataset):
         return given
     text = str(given)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text in SOURCES and not path.exists():
         return SOURCES[text][0](home)
     if text.startswith("hf:"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import UserError, listed
+from regraft.files import expanded
 from regraft.sources.decode import LARGEST_FILE, bytes_of, why
 from regraft.sources.files import ARCHIVES, SUFFIXES, check_growth, printable
 
@@ -38,7 +39,7 @@ class Found:
 
 def check(given: Sequence[str | Path]) -> None:
     """Raise one `UserError` where something that was given does not exist, or a pattern matches nothing."""
-    missing = [str(one) for one in given if str(one) != LIST and not Path(one).expanduser().exists() and not _matches(_home(one))]
+    missing = [str(one) for one in given if str(one) != LIST and not expanded(one).exists() and not _matches(_home(one))]
     if missing:
         raise UserError(
             f"There is nothing at {listed(missing)}. Expected image files, folders, patterns, zip or tar archives, Parquet files, "
@@ -66,7 +67,7 @@ def count(given: Sequence[str | Path]) -> int:
     """Return how many images `found` will yield, or 0 where nobody can say without reading them: of a list, or in a tar."""
     total = 0
     for one in given:
-        path = Path(one).expanduser()
+        path = expanded(one)
         if str(one) == LIST or (path.is_file() and path.name.lower().endswith(ARCHIVES) and not path.name.lower().endswith(".zip")):
             return 0
         packed = _packed(path)
@@ -271,7 +272,7 @@ def _is_image(name: str) -> bool:
 
 
 def _home(one: str | Path) -> str:
-    return str(Path(one).expanduser())
+    return str(expanded(one))
 
 
 def _shown(path: Path) -> str:

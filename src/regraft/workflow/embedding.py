@@ -44,7 +44,7 @@ def embed_named(
         UserError: For unknown names, an image that cannot be decoded, or a file that exists already.
     """
     where = replace(asked(settings, data), train_images=None, val_images=None)  # all images have features
-    target = None if out is None else _free(Path(out).expanduser(), where.overwrite)
+    target = None if out is None else _free(files.expanded(out), where.overwrite)
     images = sources.load(data, where.home)
     places = [until] if isinstance(until, str) else list(until)
     wish = wish or Wish()

@@ -75,8 +75,8 @@ def probe_named(
 
 def _check(out: str | Path | None) -> None:
     """Raise `UserError` before any work where a folder that was asked for cannot be written."""
-    if out is not None and not Path(out).expanduser().is_file():  # a file is refused in words of its own
-        files.check_writable(Path(out).expanduser(), Path(out))
+    if out is not None and not files.expanded(out).is_file():  # a file is refused in words of its own
+        files.check_writable(files.expanded(out), Path(out))
 
 
 def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
@@ -109,7 +109,7 @@ def _recommended(probed: Path) -> dict[str, Path]:
 def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
     """Return the folder asked for, or `kind/name` with the next free number (the last one, to resume it)."""
     if out is not None:
-        return Path(out).expanduser()
+        return files.expanded(out)
     base = Path(kind) / "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:100].strip(".-")
     number, path = 1, base
     last = None
@@ -165,6 +165,8 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
             raise UserError("--split all scores a run on other images, but no DATA was given. Name the images after the run folder.")
         logits, targets = score(finished, sources.load(data, where.home), where)
         return _measured(finished, split, logits, targets)
+    if split == "val" and data is not None:
+        raise UserError(f"DATA {data} was given, but --split val shows what the run said when it was fitted. Expected --split all to score it on those images.")
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r} is no part. Expected 'val', 'test' or 'all'.")
     if split == "test":

@@ -100,22 +100,27 @@ def _found(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
 
 def _called_apart(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with names that differ: where two folders are called the same, their parents are named too."""
-    counts: dict[str, int] = {}
+    found = []
     for one in runs:
-        counts[one.name] = counts.get(one.name, 0) + 1
-    return [_Renamed.of(one) if counts[one.name] > 1 else one for one in runs]
+        others = [other.path.absolute().parts for other in runs if other is not one]
+        mine = one.path.absolute().parts
+        depth = next((deep for deep in range(1, len(mine)) if all(other[-deep:] != mine[-deep:] for other in others)), len(mine))
+        found.append(one if depth == 1 else _Renamed.of(one, depth))
+    return found
 
 
 class _Renamed(Run):
-    """A run called by its folder and its parent's."""
+    """A run called by its folder and so many of its parents as tell it from others."""
 
     @property
     def name(self) -> str:
-        return f"{self.path.absolute().parent.name}/{self.path.name}"
+        return str(self.__dict__["called"])
 
     @classmethod
-    def of(cls, one: Run) -> Run:
-        return cls(one.path, one.plan, one.classes, one.scores)
+    def of(cls, one: Run, depth: int) -> Run:
+        made = cls(one.path, one.plan, one.classes, one.scores)
+        made.__dict__["called"] = "/".join(one.path.absolute().parts[-depth:])
+        return made
 
 
 def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Settings) -> Extra:
