@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 from regraft.errors import UserError, listed, nearest, unknown
 
 
@@ -15,3 +19,11 @@ def test_nothing_near_offers_nothing() -> None:
 def test_long_lists_are_counted() -> None:
     assert listed(range(3)) == "0, 1, 2"
     assert listed(range(1005)) == "0, 1, 2, 3, 4 and 1,000 more"
+
+
+def test_a_path_that_cannot_be_used_is_one_sentence(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    for words in (("fit", "x" * 300), ("predict", "r" * 300, "x.png"), ("cache", "size", "--cache", tmp_path / "file")):
+        done = regraft(*words)
+        assert (done.code, "Traceback" in done.err) == (2, False), (words, done.err)
+        assert "cannot be used (" in done.err, done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ from regraft.cli.serving import app as serving_app
 from regraft.cli.using import app as using_app
 from regraft.errors import UserError, plain
 
+_MISTAKEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # paths, and not our bugs
 _INTERRUPTED = 130  # how typer reports Ctrl-C
 
 app = typer.Typer(
@@ -256,6 +258,13 @@ def main() -> None:
         code = _INTERRUPTED
     except BrokenPipeError:
         code = 0
+    except OSError as error:
+        if error.errno not in _MISTAKEN or error.filename is None:
+            raise
+        sys.stderr.write(
+            f"regraft: {plain(str(error.filename))} cannot be used ({error.strerror}). Expected a path that can be. Check its name and permissions.\n"
+        )
+        code = 2
     except Exception as error:
         if not callable(getattr(error, "show", None)):
             raise

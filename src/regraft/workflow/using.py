@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,8 @@ def _classifier(path: Path, given: Sequence[str | Path], device: str, batch_size
 def _rows(
     classifier: predict.Classifier, given: Sequence[str | Path], top: int, least: float | None, watcher: Watcher, known: Callable[[str], bool], before: int = 0
 ) -> Iterator[dict[str, Any]]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
     total, done = max(streams.count(given), 0), before
     fresh = (one for one in streams.found(given, sys.stdin) if not known(one.name))
     for said in classifier.stream(fresh, least):
