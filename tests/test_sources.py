@@ -20,7 +20,7 @@ from conftest import toy, write_folder
 from regraft import sources
 from regraft.data import Unreadable
 from regraft.errors import UserError
-from regraft.sources import decode, named
+from regraft.sources import decode, named, streams
 
 
 def load(given: object, tmp_path: Path):  # type: ignore[no-untyped-def]
@@ -189,6 +189,29 @@ def test_npz_of_keras_and_medmnist_have_parts(tmp_path: Path) -> None:
     assert keras.images.array.max() == round(29 / 30 * 255)
 
 
+def test_labels_of_arrays_may_be_one_hot_and_nothing_else_that_is_wide(tmp_path: Path) -> None:
+    x, y = np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 5), np.uint8), np.arange(30) % 3
+    seen = 0
+    for kind in (bool, np.uint8, np.int64, np.float32):
+        np.savez(tmp_path / "hot.npz", images=x, labels=np.eye(3)[y].astype(kind))
+        found = load(tmp_path / "hot.npz", tmp_path)
+        values = [image[0, 0, 0] % 3 for image in found.images.read(np.arange(30))]
+        assert found.labels.tolist() == values, kind
+        seen += 1
+    assert seen == 4
+    for wide in (np.stack([y, y], axis=1), np.full((30, 3), 1 / 3), np.zeros((30, 3)), np.ones((30, 3, 1))):
+        np.savez(tmp_path / "wide.npz", images=x, labels=wide)
+        with pytest.raises(UserError, match="Expected one label an image"):
+            load(tmp_path / "wide.npz", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int32, np.float32])
+def test_images_of_zeros_and_ones_are_black_and_white(tmp_path: Path, kind: type) -> None:
+    x = np.random.default_rng(0).integers(0, 2, (30, 5, 5)).astype(kind)
+    np.savez(tmp_path / "masks.npz", images=x, labels=np.arange(30) % 3)
+    assert set(np.unique(load(tmp_path / "masks.npz", tmp_path).images.array).tolist()) == {0, 255}
+
+
 def test_own_sources_come_by_dotted_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trayscan.py").write_text(
         "import numpy as np\ndef trays():\n    return np.arange(30 * 12, dtype=np.uint8).reshape(30, 2, 2, 3), ['x', 'y', 'z'] * 10\ndef wrong():\n    return 3\n"
@@ -345,6 +368,40 @@ def test_class_numbers_are_numbers_even_where_names_look_like_other_numbers(tmp_
     assert found.classes == ("7", "9", "10")
     with pytest.raises(UserError, match="has 3 rows without a label"):
         load(parquet(tmp_path, [0, 1, 2] * 3 + [None] * 3, ["a", "b", "c"]), tmp_path)
+
+
+def test_a_parquet_file_is_not_guessed_at(tmp_path: Path) -> None:
+    image = [{"bytes": png(np.full((2, 2, 3), row, np.uint8)), "path": None} for row in range(12)]
+    weather, animal = ["wet", "dry"] * 6, ["cat", "dog", "cow"] * 4
+    pq.write_table(pa.table({"image": image, "weather": weather, "animal": animal}), tmp_path / "two.parquet")
+    with pytest.raises(UserError, match="weather, animal could each be the label"):
+        load(tmp_path / "two.parquet", tmp_path)
+    pq.write_table(pa.table({"image": image, "animal": pa.array(animal).dictionary_encode()}), tmp_path / "one.parquet")
+    assert load(tmp_path / "one.parquet", tmp_path).classes == ("cat", "cow", "dog")
+    names = json.dumps({"info": {"features": {"animal": {"names": ["cat", "dog", "cow"]}}}})
+    told = pa.table({"image": image, "place": list(range(12)), "animal": [0, 1, 2] * 4}).replace_schema_metadata({"huggingface": names})
+    pq.write_table(told, tmp_path / "told.parquet")
+    assert load(tmp_path / "told.parquet", tmp_path).classes == ("cat", "dog", "cow")
+
+
+def test_the_folder_one_stands_in_has_a_name_and_what_regraft_wrote_there_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = toy(60)
+    folder = write_folder(tmp_path / "photos", original)
+    before = load(folder, tmp_path)
+    for made in ("compare/photos/a-row", "mine", "runs/one"):
+        (folder / made).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / made / "curves.png")
+    for holds in ("compare/photos/leaderboard.json", "mine/state.json", "runs/one/state.json"):
+        (folder / holds).write_text("{}")
+    pq.write_table(pa.table({"key": ["a"], "feature_0": [1.0]}), folder / "features.parquet")
+    monkeypatch.chdir(folder)
+    found = load(".", tmp_path)
+    assert (found.name, found.classes, found.fingerprint) == ("photos", before.classes, before.fingerprint)
+    monkeypatch.chdir(folder / original.classes[0])
+    assert load("..", tmp_path).name == "photos"
+    seen = [one.name for one in streams.found([folder])]
+    assert (len(seen), streams.count([folder])) == (60, 60)
+    assert not [name for name in seen if "curves" in name]
 
 
 def test_trainval_counts_only_where_there_is_no_train(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from regraft.errors import NoRoom, UserError
 
 LOCK = ".lock"  # held by whoever writes into a folder; the system lets go of it when the process ends, however it ends
+_RESULTS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")  # a plan alone may be anybody's
 _HOLDER = f"{LOCK}.json"  # who that is
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _RETRIED = 0.2  # seconds; a lock that is removed while it is asked for is asked for again
@@ -66,6 +67,11 @@ def sweep(folder: Path) -> None:
 def is_ours(path: Path) -> bool:
     """Return whether a file is no content: a lock, or something unfinished."""
     return path.name.startswith(".") and (path.name.endswith((LOCK, _HOLDER)) or ".part" in path.name)
+
+
+def holds_results(folder: Path) -> bool:
+    """Return whether a folder is a run, a comparison or a probe, finished or not."""
+    return any((folder / name).exists() for name in _RESULTS)
 
 
 def empty(folder: Path) -> None:

@@ -30,7 +30,6 @@ from regraft.plan import Plan
 from regraft.watch import Watcher
 
 _BEGUN = frozenset({"state.json", "checkpoints"})  # all there is before the plan is written
-_OURS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")  # a plan alone may be anybody's
 _FOLDERS = frozenset({"checkpoints", "track"})  # in a run
 
 
@@ -203,7 +202,7 @@ def check_free(path: Path, kind: str, resume: bool | None, overwrite: bool) -> N
 
 def _is_begun(path: Path) -> bool:
     """Return whether a folder is a run, a comparison or a probe, finished or not."""
-    return any((path / name).exists() for name in _OURS) or not {one.name for one in path.iterdir() if not files.is_ours(one)} - _BEGUN
+    return files.holds_results(path) or not {one.name for one in path.iterdir() if not files.is_ours(one)} - _BEGUN
 
 
 def load(path: Path) -> Run:

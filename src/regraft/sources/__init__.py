@@ -56,7 +56,7 @@ def load(given: str | Path | data.Dataset, home: Path) -> data.Dataset:
     if text.startswith("hf:"):
         return named.hub(text.removeprefix("hf:"), home)
     if path.is_dir():
-        packed = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+        packed = tables.in_folder(path)
         return tables.parquet(packed, path.resolve().name) if packed else files.folder(path)
     if path.is_file():
         return _of_file(path, home)

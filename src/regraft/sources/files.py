@@ -19,7 +19,7 @@ import numpy as np
 
 from regraft import data
 from regraft.errors import NoRoom, UserError, listed, nearest
-from regraft.files import abandoned, is_full, scratch_folder
+from regraft.files import abandoned, holds_results, is_full, scratch_folder
 from regraft.sources.decode import EncodedImages, bytes_of
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"])
@@ -42,11 +42,12 @@ def folder(root: Path, name: str | None = None) -> data.Dataset:
     Raises:
         UserError: When there are no class folders with images.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    name = name or (root.name if root.name.strip(".") else root.resolve().name)  # "." and ".." are no names
+    folders = _folders(root)
     if len(folders) == 1 and not any(_is_image(path) for path in root.iterdir()):
         only = folders[0]
         if only.name.lower() not in PART_NAMES and any(path.is_dir() for path in only.iterdir()):
-            return folder(only, name or root.name)  # an archive often holds one folder with everything in it
+            return folder(only, name)  # an archive often holds one folder with everything in it
     split = {path: PART_NAMES[path.name.lower()] for path in folders if path.name.lower() in PART_NAMES}
     if split and len(split) < len(folders):
         others = listed(path.name for path in folders if path not in split)
@@ -57,17 +58,17 @@ def folder(root: Path, name: str | None = None) -> data.Dataset:
     found: list[tuple[Path, str, str]] = []
     classes: set[str] = set()
     for top, part in split.items() if split else [(root, "")]:
-        for one in sorted(path for path in top.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for one in _folders(top):
             _check_link(one, root)
             classes.add(printable(one.name))
             found += [(path, printable(one.name), part) for path in _images(one)]
     if not found:
         loose = sum(_is_image(path) for path in root.iterdir())
         what = f"holds {loose:,} images but no class folders" if loose else "holds no images"
-        raise UserError(f"{root} {what}. Expected one folder a class, as in {root.name}/cat/1.jpg, or train, val and test folders of such.")
+        raise UserError(f"{root} {what}. Expected one folder a class, as in {root / 'cat/1.jpg'}, or train, val and test folders of such.")
     keys = [printable(path.relative_to(root).as_posix()) for path, _, _ in found]
     parts = [part for _, _, part in found] if split else None
-    return _of_paths(name or root.name, [str(path) for path, _, _ in found], [label for _, label, _ in found], sorted(classes), keys, parts)
+    return _of_paths(name, [str(path) for path, _, _ in found], [label for _, label, _ in found], sorted(classes), keys, parts)
 
 
 def archive(path: Path, home: Path) -> data.Dataset:
@@ -197,6 +198,12 @@ def _part(given: str, path: Path) -> str:
     if given and given.lower() not in PART_NAMES:
         raise UserError(f"{path} has the split {given!r}. Expected train, val, test, or nothing. Correct the column.")
     return PART_NAMES[given.lower()] if given else ""
+
+
+def _folders(top: Path) -> list[Path]:
+    """Return the folders in one that may hold images, sorted: none that is hidden, and none that regraft wrote its results to."""
+    inside = (path for path in top.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    return sorted(path for path in inside if not holds_results(path) and not any(holds_results(one) for one in path.glob("*/")))
 
 
 def _images(top: Path) -> list[Path]:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from regraft.errors import UserError, listed
-from regraft.files import expanded
+from regraft.files import expanded, holds_results
+from regraft.sources import tables
 from regraft.sources.decode import LARGEST_FILE, bytes_of, why
 from regraft.sources.files import ARCHIVES, SUFFIXES, check_growth, printable
 
@@ -70,8 +70,10 @@ def count(given: Sequence[str | Path]) -> int:
         path = expanded(one)
         if str(one) == LIST or (path.is_file() and path.name.lower().endswith(ARCHIVES) and not path.name.lower().endswith(".zip")):
             return 0
-        packed = _packed(path)
-        total += sum(map(_rows, packed)) if packed else sum(1 for _ in _of(_home(one)))
+        if path.is_dir():
+            total += sum(map(_rows, tables.in_folder(path))) + sum(1 for _ in _of_folder(path))
+        else:
+            total += _rows(path) if path.name.lower().endswith(".parquet") else sum(1 for _ in _of(_home(one)))
     return total
 
 
@@ -90,25 +92,18 @@ def _of(text: str) -> Iterator[Found]:
 
 
 def _at(path: Path) -> Iterator[Found]:
-    packed = _packed(path)
-    if packed:
-        for file in packed:
+    if path.is_dir():
+        for file in tables.in_folder(path):
             yield from _of_parquet(file)
-    elif path.is_dir():
         yield from _of_folder(path)
+    elif path.name.lower().endswith(".parquet"):
+        yield from _of_parquet(path)
     elif path.name.lower().endswith(".zip"):
         yield from _of_zip(path)
     elif path.name.lower().endswith(ARCHIVES):
         yield from _of_tar(path)
     else:
         yield _file(path)
-
-
-def _packed(path: Path) -> list[Path]:
-    """Return the Parquet files that a path means: itself, or those in it where it is a folder as the hub lays them out."""
-    if path.is_dir():
-        return sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
-    return [path] if path.name.lower().endswith(".parquet") else []
 
 
 def _of_folder(top: Path) -> Iterator[Found]:
@@ -135,7 +130,7 @@ def _of_folder(top: Path) -> Iterator[Found]:
                 elif not is_folder and _is_image(entry.name):
                     waiting.append(_file(path))  # a folder inside is met where it is
             elif entry.is_dir():
-                waiting.append(path)
+                waiting += [] if holds_results(path) else [path]
             elif entry.is_file() and _is_image(entry.name):
                 waiting.append(_file(path))
 
@@ -191,7 +186,7 @@ def _of_parquet(path: Path) -> Iterator[Found]:
     row = 0
     try:
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            column = _image_column(file.schema_arrow)
+            column = tables.image_column(file.schema_arrow)
             if column is None:
                 yield _refused(path, f"no column of images: expected a struct with bytes, or bytes; it has {listed(file.schema_arrow.names)}")
                 return
@@ -203,18 +198,6 @@ def _of_parquet(path: Path) -> Iterator[Found]:
                     yield Found(name, _raising("no bytes in this row") if content is None else partial(bytes, content))
     except (pa.ArrowException, OSError, ValueError) as error:
         yield _refused(path, f"no readable Parquet file from row {row} on ({why(error)})")
-
-
-def _image_column(schema: Any) -> str | None:
-    import pyarrow as pa
-
-    def is_binary(kind: Any) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    structs = [field.name for field in schema if pa.types.is_struct(field.type) and any(one.name == "bytes" and is_binary(one.type) for one in field.type)]
-    plain = [field.name for field in schema if is_binary(field.type)]
-    both = structs or plain
-    return next((name for name in ("image", "img", "bytes") if name in both), both[0] if both else None)
 
 
 def _rows(path: Path) -> int:

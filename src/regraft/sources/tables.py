@@ -64,10 +64,21 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
     return data.table(name, numbers, classes, images, own, parts if any(parts) else None)
 
 
+def in_folder(folder: Path) -> list[Path]:
+    """Return the Parquet files with images in a folder as the hub lays them out; one that cannot be read is among them, and says why when it is."""
+    return sorted(path for path in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")] if _may_hold_images(path))
+
+
+def image_column(schema: Any) -> str | None:
+    """Return the name of the column that holds encoded images, alone or in a struct, or None."""
+    images = _structs(schema) or [field.name for field in schema if _is_binary(field.type)]
+    return next((name for name in ("image", "img", "bytes") if name in images), images[0] if images else None)
+
+
 def npz(path: Path) -> data.Dataset:
     """Return the images in an `.npz`: `x_train, y_train, x_test, y_test`, `train_images, train_labels, …`, or `images, labels`.
 
-    Images are uint8, or floats in 0 … 1, of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
+    Images are uint8, or numbers in 0 … 1, of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`; labels `(n,)`, or one-hot `(n, classes)`.
 
     Raises:
         UserError: When the arrays are missing or have another shape.
@@ -86,7 +97,7 @@ def npz(path: Path) -> data.Dataset:
     if not found:
         raise UserError(f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them.")
     pixels = np.concatenate([as_pixels(arrays[x], f"{x} in {path}") for x, _, _ in found])
-    raw = np.concatenate([arrays[y].reshape(len(arrays[y]), -1)[:, 0] for _, y, _ in found])
+    raw = np.concatenate([one_each(arrays[y], f"{y} in {path}") for _, y, _ in found])
     parts = [part for x, _, part in found for _ in range(len(arrays[x]))]
     return of_arrays(path.name, pixels, raw, None, parts if any(parts) else None)
 
@@ -99,6 +110,7 @@ def of_arrays(
     parts: Sequence[str] | None = None,
 ) -> data.Dataset:
     """Return a dataset of arrays; without class names these are the labels that occur."""
+    labels = one_each(np.asarray(labels), f"the labels of {name}")
     if classes is None:
         classes = ordered({str(label) for label in np.asarray(labels).tolist()})
         number = {label: place for place, label in enumerate(classes)}
@@ -107,6 +119,18 @@ def of_arrays(
         place = {str(label): row for row, label in enumerate(classes)}
         labels = [place.get(str(label), -1) for label in np.asarray(labels).tolist()]
     return data.table(name, labels, classes, data.ArrayImages(pixels), None, parts)
+
+
+def one_each(labels: NDArray[Any], what: str) -> NDArray[Any]:
+    """Return labels `(n,)`, one an image: as they are, of a single column, or the number of the one that is 1 where they are one-hot."""
+    if labels.ndim == 1:
+        return labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return labels[:, 0]
+    if labels.ndim == 2 and labels.dtype.kind in "buif" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+        found: NDArray[Any] = labels.argmax(axis=1)
+        return found
+    raise UserError(f"{what} have the shape {labels.shape}. Expected one label an image: (n,), or one-hot (n, classes). Give one column.")
 
 
 def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
@@ -123,8 +147,9 @@ def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= 0 and high <= 255):
             raise UserError(f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it.")
-        scale = 255.0 if array.dtype.kind == "f" and high <= 1 else 1.0
-        array = (array.astype(np.float32) * scale).round().astype(np.uint8)
+        array = (array.astype(np.float32) * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8)
+    elif array.max(initial=0) == 1:  # black and white, as numbers
+        array = array * np.uint8(255)
     return np.ascontiguousarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
 
 
@@ -159,21 +184,41 @@ def _batches(path: Path) -> Iterator[tuple[list[str] | None, list[bytes | None],
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
     import pyarrow as pa
 
-    images = [field.name for field in schema if pa.types.is_struct(field.type) and any(_holds_bytes(inner) for inner in field.type)]
-    plain = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    labels = [name for name in _LABELS if name in plain] or plain
-    if len(images) != 1 or not labels:
+    images = _structs(schema)
+    kinds = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    plain = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+    named = [name for name in _LABELS if name in plain] or [name for name in plain if _class_names(schema, name)]
+    labels = named[:1] or plain
+    if len(images) != 1 or len(labels) != 1:
+        several = f" {listed(labels)} could each be the label." if len(labels) > 1 else ""
         raise UserError(
-            f"{path} has the columns {listed(schema.names)}. Expected one image column (a struct with bytes) and a label column. "
+            f"{path} has the columns {listed(schema.names)}.{several} Expected one image column (a struct with bytes) and a label column. "
             "Rename the label column to 'label'."
         )
     return images[0], labels[0]
 
 
-def _holds_bytes(field: Any) -> bool:
+def _structs(schema: Any) -> list[str]:
+    """Return the columns in which images lie as the hub has them: a struct with `bytes`."""
     import pyarrow as pa
 
-    return bool(field.name == "bytes" and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)))
+    return [field.name for field in schema if pa.types.is_struct(field.type) and any(one.name == "bytes" and _is_binary(one.type) for one in field.type)]
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _may_hold_images(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return image_column(pq.read_schema(path)) is not None
+    except (pa.ArrowException, OSError, ValueError):
+        return True
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
