@@ -373,6 +373,26 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(regr
     assert (lost.code, "cannot be calibrated" in lost.err) == (2, True)
 
 
+def test_a_reader_that_has_gone_is_no_fault(finished: Path, photos: Path) -> None:
+    many = " ".join([str(photos)] * 20)  # more than a pipe holds
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert "Error" not in done.stderr
+
+
+def test_names_on_standard_input_may_be_bytes_that_are_no_text(finished: Path, photos: Path, tmp_path: Path) -> None:
+    name = b"caf\xe9.png"
+    path = os.fsencode(tmp_path) + b"/" + name
+    Path(os.fsdecode(path)).write_bytes(next(photos.rglob("*.png")).read_bytes())
+    utf8 = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, "-m", "regraft", "predict", finished, "-", "--json", "-q"], input=path + b"\n", capture_output=True, env=utf8)
+    assert done.returncode == 0, done.stderr.decode()
+    row = json.loads(done.stdout)["predictions"][0]
+    assert (row["path"], row["error"]) == (f"{tmp_path}/caf\\xe9.png", None)
+
+
 def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
     words = ("predict", finished, photos / "class0", "--top", 2, "-q")
     lines = list(csv.DictReader(io.StringIO(regraft(*words, "--format", "csv").out)))
@@ -421,6 +441,7 @@ def test_altered_weights_are_refused(regraft, finished: Path, photos: Path, tmp_
         (("PHOTOS", "--format", "parquet"), "--format parquet was given without a file"),
         (("PHOTOS", "--out", "p.txt"), "does not say in which format to write"),
         (("PHOTOS", "--format", "table", "--out", "p.csv"), "does not say in which format to write"),
+        (("PHOTOS", "--json", "--format", "csv"), "--json and --format csv were both given"),
         (("PHOTOS", "--resume"), "--resume and --overwrite were given without a file"),
         (("PHOTOS", "--min-confidence", "90"), "--min-confidence 90 was given. Expected a probability"),
         (("PHOTOS", "--min-confidence", "0"), "--min-confidence 0 was given"),
@@ -455,5 +476,15 @@ def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_re
     assert classifier.predict(np.stack([np.asarray(Image.open(file)) for file in files])) == classifier.predict(files)
     assert [one.label for one in classifier.files(files)] == classifier.predict(files)
     assert classifier.predict([]) == []
-    with pytest.raises(UserError, match="cannot be read as an image"):
-        classifier.predict([photos])
+    pixels = np.asarray(Image.open(files[0]))
+    mistakes = {
+        "1 image cannot be decoded": [photos],
+        "images is the single path": str(files[0]),
+        "the type float64. Expected images .* uint8, or paths": pixels[None] / 255,
+        "has the shape .* single image into a batch": pixels,
+        "grey channel": pixels[None, :, :, 0],
+        "images holds ndarray": [pixels],
+    }
+    for says, given in mistakes.items():
+        with pytest.raises(UserError, match=says):
+            classifier.predict(given)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, toy, write_folder
-from regraft import run, workflow
+from regraft import run, sources, workflow
 from regraft.errors import UserError
-from regraft.report import evidence, page
+from regraft.report import board, evidence, page
 from regraft.workflow import Settings, Wish
 
 QUICK = ["--weights", "random", "--resolution", "32", "-q"]
@@ -391,6 +391,45 @@ def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     shots = [page.Shot(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b")) for _ in range(60)]
     text = page.html(told, page.Extra([page.Gallery("Worst mistakes", "", shots)]), "0")
     assert len(text) < 8e6
+
+
+def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "-q", "--json")
+    for folder, seed in (("all/one", 0), ("all/again", 0), ("all/other", 1)):
+        assert regraft("fit", photos, *words, "--seed", seed, "--out", folder).code == 0
+    runs = {name: run.load(Path("all", name)) for name in ("one", "again", "other")}
+    assert board.leaderboard([runs["one"], runs["again"]])["seeds"] == []
+    assert board.leaderboard(list(runs.values()))["seeds"][0]["seeds"] == 2
+    done = regraft("evaluate", "all")
+    assert (done.code, "all holds 3 runs and is none itself: again, one, other" in done.err) == (2, True)
+
+
+def test_the_verdict_names_a_run_that_cannot_be_told_apart() -> None:
+    def pair(name: str, real: bool) -> dict[str, object]:
+        return {"name": name, "real": real, "points": -0.01, "sentence": f"said of {name}"}
+
+    scores = {"accuracy": 0.9, "ci95": (0.88, 0.92), "n": 500}
+    runs = {name: {"measures": scores, "scores": {"seconds": {"total": 1.0}}} for name in ("best", "worse", "alike")}
+    told = {"board": {"selected": "best"}, "part": "val", "runs": runs, "pairs": [pair("worse", True), pair("alike", False)]}
+    assert evidence._verdict(told).endswith("said of alike")
+    assert evidence._verdict({**told, "pairs": told["pairs"][:1]}).endswith("said of worse")  # type: ignore[index]
+
+
+def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "-q", "--json")
+    data = sources.load(photos, Path("home"))
+    shut = data.keys[data.split().test]
+    (photos / shut[0]).write_bytes(b"")
+    assert regraft("fit", photos, *words, "--out", "two words").code == 0
+    stopped = regraft("evaluate", "two words", "--split", "test", "-q")
+    assert (stopped.code, "--skip-bad goes on without them" in stopped.err, Path("two words/test.json").exists()) == (2, True, False)
+    opened = regraft("evaluate", "two words", "--split", "test", "--skip-bad", "--json")
+    assert opened.code == 0, opened.err
+    assert json.loads(opened.out)["test"]["n"] == len(shut) - 1
+    every = regraft("evaluate", "two words", photos, "--split", "all", "--skip-bad", "--json", "-q")
+    assert json.loads(every.out)["all"]["n"] == 120 - 1
+    assert "written to" not in regraft("evaluate", "two words", "-q").out
+    assert "`regraft evaluate 'two words again' --split test`" in regraft("fit", photos, *words[:-1], "--out", "two words again", "--skip-bad").out
 
 
 def test_runs_of_one_name_are_told_apart_and_a_test_part_opened_for_one_is_said(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]

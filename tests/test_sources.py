@@ -170,7 +170,7 @@ def test_every_undecodable_file_is_named_with_its_reason(photos: Path, tmp_path:
     assert "the file is empty" in text
     assert "not an image" in text
     assert all(str(whole[row]) in text for row in (0, 50, 100))
-    assert "Repair or remove them, or pass --skip-bad" in text
+    assert "Repair or remove them; --skip-bad goes on" in text
 
 
 def test_a_decompression_bomb_is_refused() -> None:

@@ -56,7 +56,7 @@ class Unreadable(UserError):
         count = f"{len(rows):,} image{'s' if len(rows) > 1 else ''}"
         super().__init__(
             f"{count} cannot be decoded: {listed(reasons)}. Expected whole JPEG, PNG, WebP, BMP, TIFF or GIF files. "
-            "Repair or remove them, or pass --skip-bad to go on without them."
+            "Repair or remove them; --skip-bad goes on without them."
         )
 
 

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from regraft import data, run
 from regraft.errors import UserError
-from regraft.sources.decode import EncodedImages
+from regraft.sources import given
 
 if TYPE_CHECKING:
     from regraft.plan import Plan
@@ -79,7 +79,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         from regraft import workflow
 
-        images = _images(X)
+        images = given.images(X, "X")
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if len(labels) != len(images):
@@ -112,7 +112,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from regraft.workflow import parts
 
         check_is_fitted(self, "files_")
-        images = _images(X)
+        images = given.images(X, "X")
         if not len(images):
             return np.zeros((0, len(self.classes_)))
         hashes = images.hashes()
@@ -190,22 +190,3 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return
         with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
             yield Path(scratch)
-
-
-def _images(given: Given) -> data.Images:
-    """Return images from an array `(n, h, w, 3)` uint8 or from paths; raises `UserError` for anything else."""
-    if isinstance(given, (str, Path)):
-        raise UserError(f"X is the single path {str(given)!r}. Expected an array (n, h, w, 3) of uint8, or a list of paths. Put it into a list.")
-    if isinstance(given, np.ndarray) and given.dtype.kind not in "OUT":
-        if given.ndim != 4 or given.shape[3] != 3 or given.dtype != np.uint8:
-            raise UserError(
-                f"X has the shape {given.shape} and the type {given.dtype}. Expected images (n, h, w, 3) of uint8, or paths. "
-                "Repeat a grey channel three times; turn numbers from 0 to 1 into (X * 255).astype('uint8')."
-            )
-        return data.ArrayImages(given)
-    paths = list(given)
-    strange = next((one for one in paths if not isinstance(one, (str, Path))), None)
-    if strange is not None:
-        raise UserError(f"X holds {type(strange).__name__}. Expected paths of image files, or one array (n, h, w, 3) of uint8. Stack arrays with numpy.stack.")
-    files = [Path(one).expanduser() for one in paths]
-    return EncodedImages([str(one) for one in files], lambda row: files[row].read_bytes(), np.arange(len(files)))

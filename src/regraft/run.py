@@ -25,7 +25,7 @@ from torch import Tensor
 from regraft import files
 from regraft import plan as plans
 from regraft.data import PARTS, Dataset, Split
-from regraft.errors import UserError
+from regraft.errors import UserError, listed
 from regraft.plan import Plan
 from regraft.watch import Watcher
 
@@ -213,6 +213,9 @@ def load(path: Path) -> Run:
     """
     path = Path(path)
     if not (path / "plan.toml").is_file():
+        rows = [one.name for one in listing(path)]
+        if rows:
+            raise UserError(f"{path} holds {len(rows):,} runs and is none itself: {listed(rows)}. Expected one run. Name {path / rows[0]}, for example.")
         raise UserError(f"{path} is no run. Expected a folder that `regraft fit` or `regraft compare` wrote.")
     if not (path / "scores.json").is_file():
         raise UserError(f"The run in {path} is not finished. Go on with the same `regraft fit` command and --resume.")

@@ -17,6 +17,7 @@ from regraft.cli.options import (
     Precision,
     Quiet,
     Resolution,
+    SkipBad,
     SplitSeed,
     TrainImages,
     ValImages,
@@ -50,14 +51,14 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[str | None, typer.Argument(help="The images; by default those of the run.")] = None,
     split: Annotated[str, typer.Option(help="'val', 'test' (opens it, and that is recorded), or 'all' images of other data.")] = "val",
-    cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
+    skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Show a run's scores by class, its calibration and what it confuses; open its test part, or score it on other images."""
     from regraft.cli import show, show_runs
     from regraft.workflow import evaluate_named
 
     with show.progress(quiet) as watcher:
-        scores = evaluate_named(run, data, split, home=cache, device=device, watcher=watcher)
+        scores = evaluate_named(run, data, split, home=cache, device=device, skip_bad=skip_bad, watcher=watcher)
     show.as_json(scores) if json else show_runs.evaluation(scores, str(run))
 
 

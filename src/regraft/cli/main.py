@@ -258,6 +258,8 @@ def main() -> None:
         code = _INTERRUPTED
     except BrokenPipeError:
         code = 0
+    except SystemExit as stopped:  # click's answer to a reader that has gone, such as `| head`
+        code = 0 if isinstance(stopped.__context__, BrokenPipeError) else stopped.code
     except OSError as error:
         if error.errno not in _MISTAKEN or error.filename is None:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def as_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
 
-def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = ()) -> None:
+def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = (), written: bool = True) -> None:
     """Print what a run reached and cost, after what must be read first."""
     warned(cautions)
     table = Table("part", "accuracy", "95 % interval", "log-loss", "images", box=None, pad_edge=False)
@@ -89,7 +90,8 @@ def run(scores: dict[str, Any], path: str, cautions: Sequence[str] = ()) -> None
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained, {scores['peak_memory_mb']:,} MB at most"
     )
     shut = "test" not in scores and not (Path(path) / "test.json").is_file()
-    out.print(f"written to {path}" + (f"; the test part is shut, `regraft evaluate {path} --split test` opens it" if shut else ""), markup=False)
+    opens = f"; the test part is shut, `regraft evaluate {shlex.quote(path)} --split test` opens it" if shut else ""
+    out.print(f"{'written to' if written else 'the run in'} {path}{opens}", markup=False)
 
 
 def warned(cautions: Sequence[str]) -> None:
@@ -141,7 +143,7 @@ def leaderboard(board: dict[str, Any], path: str) -> None:
     out.print()
     out.print(board["verdict"], markup=False)
     out.print(f"written to {path}: leaderboard.csv, leaderboard.json, curves.png, accuracy-against-seconds.png, and a folder for each row", markup=False)
-    out.print(f"regraft report {path}   puts the evidence on one page", markup=False, style="dim")
+    out.print(f"regraft report {shlex.quote(path)}   puts the evidence on one page", markup=False, style="dim")
 
 
 def probe(told: dict[str, Any], path: str) -> None:
@@ -184,7 +186,8 @@ def probe(told: dict[str, Any], path: str) -> None:
     out.print(told["verdict"], markup=False)
     out.print(f"written to {path}: probe.json, places.csv, three pictures, and plan-fastest.toml, plan-balanced.toml, plan-best.toml for", markup=False)
     asked = "".join(f" --{name.replace('_', '-')} {value}" for name, value in told["asked"].items() if value)
-    out.print(f"  regraft fit DATA --plan {path}/plan-best.toml{asked}   or   regraft compare DATA --from-probe {path}{asked}", markup=False)
+    place = shlex.quote(path)
+    out.print(f"  regraft fit DATA --plan {place}/plan-best.toml{asked}   or   regraft compare DATA --from-probe {place}{asked}", markup=False)
 
 
 def explanation(told: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ _MOST = 30  # classes and findings that fit a screen
 
 def evaluation(scores: dict[str, Any], path: str) -> None:
     """Print what a run reached, by class, and how far its probabilities are to be believed."""
-    show.run(scores, path, scores["warnings"])
+    show.run(scores, path, scores["warnings"], written=False)
     part, found = scores["part"], scores["measures"]
     out.print()
     table = Table(f"class, on {part}", "images", "precision", "recall", "F1", box=None, pad_edge=False)

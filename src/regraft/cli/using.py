@@ -35,6 +35,8 @@ def predict(
     from regraft.workflow import predict_named, predict_to
 
     kind = format_of(format, out)
+    if json and out is None and format not in (None, "json"):
+        raise UserError(f"--json and --format {format} were both given. Expected one of them: --json prints one object. Leave one out.")
     if out is None and (resume or overwrite):
         raise UserError("--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out.")
     with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:

@@ -17,7 +17,7 @@ from regraft.backbone import Backbone
 from regraft.errors import UserError
 from regraft.predict import ahead
 from regraft.predict.network import Network, network
-from regraft.sources.decode import decoded
+from regraft.sources import given
 from regraft.sources.streams import Found
 
 Pixels = NDArray[np.uint8]
@@ -82,13 +82,15 @@ class Classifier:
         """Return the class of each image: paths, or an array `(n, h, w, 3)` uint8.
 
         Raises:
-            UserError: When a file is missing or no image.
+            UserError: When it is something else, or a file is missing or no image.
         """
         return [self.classes[number] for number in self.predict_proba(images).argmax(axis=1)]
 
     def predict_proba(self, images: Iterable[str | Path] | Pixels) -> NDArray[np.float64]:
         """Return probabilities `(n, classes)`, rows summing to 1, not calibrated; takes and raises what `predict` does."""
-        pixels: Iterable[Pixels] = images if isinstance(images, np.ndarray) else (_read(Path(path)) for path in images)
+        checked = given.images(images, "images")
+        starts = range(0, len(checked), self.batch_size)
+        pixels = (image for start in starts for image in checked.read(np.arange(start, min(len(checked), start + self.batch_size))))
         return np.exp(evaluate.log_softmax(self.logits(pixels)))
 
     def logits(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
@@ -160,12 +162,3 @@ class Classifier:
 def load(path: str | Path, device: str = "auto") -> Classifier:
     """Return a finished run as a classifier; raises `UserError` when there is none."""
     return Classifier(run.load(Path(path)), device)
-
-
-def _read(path: Path) -> Pixels:
-    try:
-        return decoded(path.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}). Expected a whole JPEG, PNG, WebP, BMP, TIFF or GIF file. Check the path and the file."
-        ) from error

@@ -82,12 +82,13 @@ def _row(one: Run, selected: Run) -> dict[str, Any]:
 
 
 def _over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return mean and spread of each backbone and technique that ran with several seeds."""
+    """Return mean and spread of each backbone and technique that ran with several seeds; runs of one seed are one."""
     found: dict[str, list[Run]] = {}
     for one in runs:
         found.setdefault(one.plan.model_copy(update={"seed": 0}).digest, []).append(one)
     rows = []
-    for same in found.values():
+    for alike in found.values():
+        same = list({one.plan.seed: one for one in alike}.values())
         if len(same) < 2:
             continue
         row: dict[str, Any] = {"backbone": same[0].plan.backbone, "technique": same[0].plan.technique, "seeds": len(same)}

@@ -108,6 +108,6 @@ def _verdict(told: dict[str, Any]) -> str:
         times = cost[best] / max(cost[name], 1e-9)
         return f"{text} {name} cannot be told apart from it with {scores['n']:,} images and took {times:.1f} times less time."
     if alike:
-        return f"{text} {told['pairs'][0]['sentence']}"
+        return f"{text} {alike[0]['sentence']}"
     closest = min(told["pairs"], key=lambda one: abs(one["points"]))
     return f"{text} {closest['sentence']}"

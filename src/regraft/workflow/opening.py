@@ -25,7 +25,7 @@ def open_test(finished: Run, data: Dataset, settings: Settings | None = None, bo
     Args:
         finished: The run.
         data: The images that it was fitted on.
-        settings: `home`, `device` and `watcher` count; the split is the one of the run.
+        settings: `home`, `device`, `skip_bad` and `watcher` count; the split is the one of the run.
         body: A backbone of the run's name and resolution that may be given the run's weights; else one is made.
 
     Raises:
@@ -45,7 +45,7 @@ def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | Non
     if split.digest != finished.scores["split_digest"]:
         raise UserError(
             f"{data.name} splits into {split.digest}, but the run in {finished.path} was fitted on {finished.scores['split_digest']}. "
-            "Expected the same images and split. Give the same data, --train-images and --split-seed."
+            "Expected the same images, which then fall into the same parts. Name those that the run was fitted on."
         )
     part = _readable_part(Part("test", data.take(split.test), settings), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
@@ -81,7 +81,7 @@ def score(finished: Run, data: Dataset, settings: Settings | None = None) -> tup
             f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. "
             "Expected the same classes in the same order."
         )
-    part = Part("all", data.take(np.arange(len(data))), settings)
     model, top = predict.restored(finished, machine.device(settings.device))
+    part = _readable_part(Part("all", data.take(np.arange(len(data))), settings), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
     return logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels

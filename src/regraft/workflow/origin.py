@@ -22,7 +22,8 @@ def noted(settings: Settings) -> dict[str, object]:
 def settings_of(finished: Run, settings: Settings) -> Settings:
     """Return settings under which the same images fall into the same parts as in a finished run."""
     known = finished.scores.get("origin", {})
-    return replace(settings, **{name: known[name] for name in _KEPT if name in known})
+    asked = replace(settings, **{name: known[name] for name in SPLIT_BY if name in known})
+    return replace(asked, skip_bad=settings.skip_bad or bool(known.get("skip_bad")))
 
 
 def images_of(finished: Run, given: str | None, settings: Settings) -> Dataset:
