@@ -275,6 +275,8 @@ class _Work:
         backbone.restore(self.model, {name.removeprefix("backbone."): value for name, value in kept.items() if name.startswith("backbone.")})
         self.head.load_state_dict({name.removeprefix("head."): value for name, value in kept.items() if name.startswith("head.")})
         noted = json.loads(self._file(number, "json").read_text())
+        for half in (self.halves[1], self.head):  # as training leaves it; sums of another layout differ in the last digit
+            half.to(memory_format=torch.channels_last)
         self.history, self.contract, self.paces = noted["history"], noted["contract"], noted["paces"]
         self.ledger.seconds = {key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()}
         self.ledger.before = noted["total"]
