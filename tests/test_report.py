@@ -282,13 +282,15 @@ def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(tmp_path: Path, re
     assert "Expected csv, tensorboard, mlflow or wandb" in regraft("fit", photos, "--out", "mine", "--track", "paper").err
 
 
-@pytest.mark.parametrize(("name", "resolution"), [(TINY, 96), ("test_vit", None), ("test_vit2", None), ("test_convnext", 96)])
-def test_maps_light_up_where_the_class_is(name: str, resolution: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "resolution", "seed"), [(TINY, 96, 0), *(("test_vit", None, seed) for seed in range(3)), ("test_vit2", None, 0), ("test_convnext", 96, 0)]
+)
+def test_maps_light_up_where_the_class_is(name: str, resolution: int | None, seed: int, tmp_path: Path) -> None:
     import regraft
 
     data = toy(150)
     changes = ["phases.0.epochs=25", "phases.0.lr=0.002", "phases.0.layer_decay=1.0"]
-    done = regraft.fit(data, "fine-tune", name, out=tmp_path / "run", weights="random", resolution=resolution, changes=changes)
+    done = regraft.fit(data, "fine-tune", name, out=tmp_path / "run", weights="random", resolution=resolution, seed=seed, changes=changes)
     assert done.scores["val"]["accuracy"] > 0.9
     from regraft import attention
 

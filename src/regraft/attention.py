@@ -26,7 +26,9 @@ _BATCH = 16
 def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: Sequence[int]) -> list[NDArray[np.float32]]:
     """Return what speaks for a class in each image, `(h, w)` of that image, 0 … 1; 0 outside the centre that the network sees.
 
-    Grad-CAM (Selvaraju 2017): the channels of the last map, weighted by how much the class's logit rises with each, what speaks against it left out.
+    HiResCAM (Draelos and Carin 2020): the last map times how much the class's logit rises with each value of it, summed over channels, what speaks
+    against the class left out. Grad-CAM (Selvaraju 2017) takes the mean of that rise over all places, which is the same only where the network does too:
+    in transformers with a class token it misses the place.
 
     Args:
         classifier: A finished run.
@@ -95,8 +97,8 @@ def _channels_last(value: Tensor, prefixed: int) -> Tensor:
 
 
 def _weighted(values: Tensor, slope: Tensor) -> Tensor:
-    """Return Grad-CAM `(n, h, w)`, 0 … 1, from maps and gradients `(n, h, w, c)`."""
-    speaks = (values * slope.mean(dim=(1, 2), keepdim=True)).sum(dim=3).clamp(min=0)
+    """Return HiResCAM `(n, h, w)`, 0 … 1, from maps and gradients `(n, h, w, c)`."""
+    speaks = (values * slope).sum(dim=3).clamp(min=0)
     return speaks / speaks.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 

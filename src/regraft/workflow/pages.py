@@ -180,7 +180,7 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
     sure = np.argsort(-chances.max(axis=1), kind="stable")
     right = sure[chances.argmax(axis=1)[sure] == targets[sure]][:_MAPS]
     looked = np.concatenate([right, worst[:_MAPS]])
-    about = "What speaks for the class that was said (Grad-CAM, Selvaraju 2017); first surest right ones, then the worst mistakes."
+    about = "What speaks for the class that was said (HiResCAM, Draelos and Carin 2020); first surest right ones, then the worst mistakes."
     try:
         classifier = predict.load(selected.path, settings.device)
         heats = attention.maps(classifier, data.images.read(rows[looked]), chances[looked].argmax(axis=1).tolist())
