@@ -528,3 +528,16 @@ def test_no_more_views_are_computed_than_there_are_epochs(photos: Path, own_cach
     assert "one augmented view" not in (many.path / "log.txt").read_text()
     one = api.fit(photos, "feature-extraction", TINY, weights="random", resolution=32, out="one", changes=changes)
     assert "Each image is seen in one augmented view" in (one.path / "log.txt").read_text()
+
+
+def test_where_the_processor_lacks_bfloat16_everything_is_float32(regraft, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    words = ["--backbone", TINY, "--weights", "random", "--resolution", 32, "--json"]
+    said = {}
+    for native in (True, False):
+        monkeypatch.setattr(machine, "has_bfloat16", lambda *_, native=native: native)
+        said[native] = json.loads(regraft("plan", photos, *words).out)["plan"]["precision"]
+    assert said == {True: "bfloat16", False: "float32"}
+    done = regraft(
+        "fit", photos, *words, "--technique", "fine-tune-top", "--set", "phases.0.epochs=1", "--set", "train_precision=bfloat16", "--out", "out", "-q"
+    )
+    assert json.loads(done.out)["paces"][0]["precision"] == "float32"

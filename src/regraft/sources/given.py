@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from regraft import data
 from regraft.errors import UserError
-from regraft.sources.decode import EncodedImages
+from regraft.sources.decode import EncodedImages, bytes_of
 
 
 def images(given: NDArray[Any] | Iterable[str | Path], what: str) -> data.Images:
@@ -38,4 +38,4 @@ def images(given: NDArray[Any] | Iterable[str | Path], what: str) -> data.Images
         kind = type(strange).__name__
         raise UserError(f"{what} holds {kind}. Expected paths of image files, or one array (n, h, w, 3) of uint8. Stack arrays with numpy.stack.")
     files = [Path(one).expanduser() for one in paths]
-    return EncodedImages([str(one) for one in files], lambda row: files[row].read_bytes(), np.arange(len(files)))
+    return EncodedImages([str(one) for one in files], lambda row: bytes_of(files[row]), np.arange(len(files)))
