@@ -39,11 +39,34 @@ def row(data: str, changes: list[str], options: argparse.Namespace, home: Path) 
     found: dict[str, Any] = {"accuracy": [], "loss": [], "seconds": []}
     for seed in range(options.seeds):
         shutil.rmtree(home / "run", ignore_errors=True)
-        words = ["fit", data, "--technique", "fine-tune", "--train-images", str(options.train_images), "--resolution", str(options.resolution)]
+        words = [
+            "fit",
+            data,
+            "--technique",
+            "fine-tune",
+            "--train-images",
+            str(options.train_images),
+            "--resolution",
+            str(options.resolution),
+        ]
         words += ["--val-images", str(options.val_images)] if options.val_images else []
-        words += ["--seed", str(seed), "--compile", "off", "--out", "run", "-q", "--json", *(word for change in changes for word in ("--set", change))]
+        words += [
+            "--seed",
+            str(seed),
+            "--compile",
+            "off",
+            "--out",
+            "run",
+            "-q",
+            "--json",
+            *(word for change in changes for word in ("--set", change)),
+        ]
         scores = json.loads(timed(words, home)[1])
-        for name, value in (("accuracy", scores["val"]["accuracy"]), ("loss", scores["val"]["loss"]), ("seconds", scores["seconds"]["train"])):
+        for name, value in (
+            ("accuracy", scores["val"]["accuracy"]),
+            ("loss", scores["val"]["loss"]),
+            ("seconds", scores["seconds"]["train"]),
+        ):
             found[name].append(value)
         found["images"] = scores["val"]["n"]
     return found
@@ -51,7 +74,9 @@ def row(data: str, changes: list[str], options: argparse.Namespace, home: Path) 
 
 def main() -> None:
     """Measure every variant on every dataset and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+")
     parser.add_argument("--train-images", type=int, default=1000)
     parser.add_argument("--val-images", type=int)
@@ -66,11 +91,22 @@ def main() -> None:
         for data in options.data:
             where = str(Path(data).resolve()) if Path(data).exists() else data
             for name in options.variants.split(","):
-                one = found.setdefault(Path(data).name, {})[name] = row(where, VARIANTS[name], options, home)
+                one = found.setdefault(Path(data).name, {})[name] = row(
+                    where, VARIANTS[name], options, home
+                )
                 mean, loss = sum(one["accuracy"]) / options.seeds, sum(one["loss"]) / options.seeds
                 each = ", ".join(f"{value:.4f}" for value in one["accuracy"])
-                print(f"{Path(data).name:16} {name:26} val {mean:.4f} ({each})  loss {loss:.4f}  {sum(one['seconds']) / options.seeds:6.1f} s", flush=True)
-    write(options.out, train_images=options.train_images, resolution=options.resolution, seeds=options.seeds, found=found)
+                print(
+                    f"{Path(data).name:16} {name:26} val {mean:.4f} ({each})  loss {loss:.4f}  {sum(one['seconds']) / options.seeds:6.1f} s",
+                    flush=True,
+                )
+    write(
+        options.out,
+        train_images=options.train_images,
+        resolution=options.resolution,
+        seeds=options.seeds,
+        found=found,
+    )
 
 
 if __name__ == "__main__":

@@ -27,23 +27,43 @@ FLIPPED = 0.02
 LOOKED_AT = 0.04  # share of the ranking in which flipped labels are looked for
 
 
-def planted(images: data.Dataset, count: int, seed: int) -> tuple[data.Dataset, np.ndarray, list[tuple[str, str]]]:
+def planted(
+    images: data.Dataset, count: int, seed: int
+) -> tuple[data.Dataset, np.ndarray, list[tuple[str, str]]]:
     """Return images with planted faults, the rows of flipped labels, and the pairs of keys that are near duplicates."""
     rng = np.random.default_rng(seed)
-    taken = images.take(np.sort(images.subset(np.flatnonzero(images.parts == "train"), count, seed)))
+    taken = images.take(
+        np.sort(images.subset(np.flatnonzero(images.parts == "train"), count, seed))
+    )
     pixels, labels = np.stack(taken.images.read(np.arange(count))), taken.labels.copy()
     parts = np.where(rng.permutation(count) < count // 5, "test", "train")
-    test, train = rng.permutation(np.flatnonzero(parts == "test")), rng.permutation(np.flatnonzero(parts == "train"))
+    test, train = (
+        rng.permutation(np.flatnonzero(parts == "test")),
+        rng.permutation(np.flatnonzero(parts == "train")),
+    )
     pixels[test[:PLANTED]] = pixels[train[:PLANTED]]
     labels[test[: 2 * PLANTED]] = labels[train[: 2 * PLANTED]]
     near = []
-    for number, (victim, donor) in enumerate(zip(test[PLANTED : 2 * PLANTED], train[PLANTED : 2 * PLANTED], strict=True)):
+    for number, (victim, donor) in enumerate(
+        zip(test[PLANTED : 2 * PLANTED], train[PLANTED : 2 * PLANTED], strict=True)
+    ):
         pixels[victim] = pixels[donor][:, ::-1] if number % 2 else _worse(pixels[donor])
         near.append((f"{donor:05}", f"{victim:05}"))
-    untouched = np.setdiff1d(np.arange(count), np.concatenate([test[: 2 * PLANTED], train[: 2 * PLANTED]]))
+    untouched = np.setdiff1d(
+        np.arange(count), np.concatenate([test[: 2 * PLANTED], train[: 2 * PLANTED]])
+    )
     flipped = rng.choice(untouched, round(FLIPPED * count), replace=False)
-    labels[flipped] = (labels[flipped] + rng.integers(1, len(images.classes), len(flipped))) % len(images.classes)
-    made = data.table("planted", labels, list(images.classes), data.ArrayImages(pixels), keys=[f"{row:05}" for row in range(count)], parts=parts.tolist())
+    labels[flipped] = (labels[flipped] + rng.integers(1, len(images.classes), len(flipped))) % len(
+        images.classes
+    )
+    made = data.table(
+        "planted",
+        labels,
+        list(images.classes),
+        data.ArrayImages(pixels),
+        keys=[f"{row:05}" for row in range(count)],
+        parts=parts.tolist(),
+    )
     return made, flipped, near
 
 
@@ -53,7 +73,9 @@ def _worse(image: np.ndarray) -> np.ndarray:
     return np.array(Image.open(buffer))
 
 
-def found(images: data.Dataset, count: int, resolution: int, seed: int, home: Path) -> dict[str, Any]:
+def found(
+    images: data.Dataset, count: int, resolution: int, seed: int, home: Path
+) -> dict[str, Any]:
     """Return the shares of planted faults that a check finds."""
     made, flipped, near = planted(images, count, seed)
     checked = workflow.check(made, Wish(resolution=resolution), Settings(home=home))
@@ -62,14 +84,21 @@ def found(images: data.Dataset, count: int, resolution: int, seed: int, home: Pa
     pairs = {tuple(sorted(one["keys"])) for one in told["near"]}
     mine = {tuple(sorted(pair)) for pair in near}
     return {
-        "seed": seed, "exact": told["across"]["exact"], "near": len(pairs & mine), "near_other": told["counts"]["near"] - len(pairs & mine),
-        "flipped": len(flipped), "found": sum(f"{row:05}" in looked for row in flipped), "stand_out": told["counts"]["suspects"],
-    }  # fmt: skip
+        "seed": seed,
+        "exact": told["across"]["exact"],
+        "near": len(pairs & mine),
+        "near_other": told["counts"]["near"] - len(pairs & mine),
+        "flipped": len(flipped),
+        "found": sum(f"{row:05}" in looked for row in flipped),
+        "stand_out": told["counts"]["suspects"],
+    }
 
 
 def main() -> None:
     """Plant, check, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar", required=True, help="a folder with CIFAR-10 as Parquet")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--resolution", type=int, default=96)
@@ -79,15 +108,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         images = sources.load(options.cifar, home)
-        rows = [found(images, options.images, options.resolution, seed, home) for seed in range(options.seeds)]
-    print(f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {checks.SAME}, of features {checks.ALIKE}\n")
-    print(f"| seed | exact, of {PLANTED} | near, of {PLANTED} | other near pairs | flipped labels in the first {LOOKED_AT:.0%} | stand out |")
+        rows = [
+            found(images, options.images, options.resolution, seed, home)
+            for seed in range(options.seeds)
+        ]
+    print(
+        f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {checks.SAME}, of features {checks.ALIKE}\n"
+    )
+    print(
+        f"| seed | exact, of {PLANTED} | near, of {PLANTED} | other near pairs | flipped labels in the first {LOOKED_AT:.0%} | stand out |"
+    )
     print("|---|---|---|---|---|---|")
     for row in rows:
         share = row["found"] / row["flipped"]
         flips = f"{row['found']} of {row['flipped']} ({share:.0%})"
-        print(f"| {row['seed']} | {row['exact']} | {row['near']} | {row['near_other']} | {flips} | {row['stand_out']} |")
-    print(f"\nmedian share of flipped labels found: {median(row['found'] / row['flipped'] for row in rows):.0%}")
+        print(
+            f"| {row['seed']} | {row['exact']} | {row['near']} | {row['near_other']} | {flips} | {row['stand_out']} |"
+        )
+    print(
+        f"\nmedian share of flipped labels found: {median(row['found'] / row['flipped'] for row in rows):.0%}"
+    )
     write(options.out, rows=rows)
 
 

@@ -8,7 +8,9 @@ from regraft.techniques import feature_extraction, linear_probe
 
 
 def _probe(model: ModelFacts, data: DataFacts, stage: int) -> Plan:
-    return linear_probe(model, data).model_copy(update={"until": model.stages[stage], "technique": f"probe-{model.stages[stage]}"})
+    return linear_probe(model, data).model_copy(
+        update={"until": model.stages[stage], "technique": f"probe-{model.stages[stage]}"}
+    )
 
 
 def probe_second_last(model: ModelFacts, data: DataFacts) -> Plan:
@@ -28,18 +30,37 @@ def probe_fourth_last(model: ModelFacts, data: DataFacts) -> Plan:
 
 def small_head(model: ModelFacts, data: DataFacts) -> Plan:
     """Train a linear head for ten epochs."""
-    return feature_extraction(model, data).model_copy(update={"head": "", "phases": (Phase(epochs=10, batch_size=128),)})
+    return feature_extraction(model, data).model_copy(
+        update={"head": "", "phases": (Phase(epochs=10, batch_size=128),)}
+    )
 
 
 def quick_head(model: ModelFacts, data: DataFacts) -> Plan:
     """Train a linear head for ten epochs at a higher rate."""
-    return feature_extraction(model, data).model_copy(update={"head": "", "phases": (Phase(epochs=10, batch_size=128, lr=1e-2),)})
+    return feature_extraction(model, data).model_copy(
+        update={"head": "", "phases": (Phase(epochs=10, batch_size=128, lr=1e-2),)}
+    )
 
 
 def deep_head(model: ModelFacts, data: DataFacts) -> Plan:
     """Train a head with a hidden layer for ten epochs."""
-    return feature_extraction(model, data).model_copy(update={"phases": (Phase(epochs=10, batch_size=128),)})
+    return feature_extraction(model, data).model_copy(
+        update={"phases": (Phase(epochs=10, batch_size=128),)}
+    )
 
 
-EIGHT = ("linear-probe", "multi-layer-probe", *(f"frozen_plans:{name}" for name in (
-    "probe_second_last", "probe_third_last", "probe_fourth_last", "small_head", "quick_head", "deep_head")))  # fmt: skip
+EIGHT = (
+    "linear-probe",
+    "multi-layer-probe",
+    *(
+        f"frozen_plans:{name}"
+        for name in (
+            "probe_second_last",
+            "probe_third_last",
+            "probe_fourth_last",
+            "small_head",
+            "quick_head",
+            "deep_head",
+        )
+    ),
+)

@@ -26,17 +26,31 @@ from regraft.data import ArrayImages, table
 _NETWORKS = ("tf_efficientnet_lite0", "resnet50")
 
 
-def extraction(name: str, images: int, resolution: int, trials: int, device: str) -> dict[str, float]:
+def extraction(
+    name: str, images: int, resolution: int, trials: int, device: str
+) -> dict[str, float]:
     """Return the spread of seconds that all images take through one frozen network, pixels to entry, after a pass that warms up."""
     source = backbone.load(name, "random", resolution)
     source.model.to(device)
     prefix, _ = backbone.cut(source, "head")
     rng = np.random.default_rng(0)
-    data = table("random", np.arange(images) % 10, [str(n) for n in range(10)], ArrayImages(rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)))
+    data = table(
+        "random",
+        np.arange(images) % 10,
+        [str(n) for n in range(10)],
+        ArrayImages(rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)),
+    )
     times = []
     with tempfile.TemporaryDirectory() as folder:
         pixels = cache.pixels(data, resolution, source.rules.interpolation, Path(folder))
-        look = cache.Look(pixels, np.arange(images), data.hashes, source.rules, resolution, precision="bfloat16" if machine.has_bfloat16(device) else "float32")
+        look = cache.Look(
+            pixels,
+            np.arange(images),
+            data.hashes,
+            source.rules,
+            resolution,
+            precision="bfloat16" if machine.has_bfloat16(device) else "float32",
+        )
         for trial in range(trials + 1):
             started = time.perf_counter()
             cache.activations(prefix, f"{trial}", look, Path(folder))
@@ -49,15 +63,30 @@ def tuning(cifar: Path, trials: int, more: list[str]) -> dict[str, Any]:
     walls, accuracy = [], 0.0
     for trial in range(trials):
         with tempfile.TemporaryDirectory() as folder:
-            words = ["fit", str(cifar), "--technique", "fine-tune", "--out", "run", "-q", "--seed", str(trial), *more]
+            words = [
+                "fit",
+                str(cifar),
+                "--technique",
+                "fine-tune",
+                "--out",
+                "run",
+                "-q",
+                "--seed",
+                str(trial),
+                *more,
+            ]
             walls.append(timed(words, Path(folder))[0])
-            accuracy = json.loads(timed(["evaluate", "run", "--split", "test", "--json", "-q"], Path(folder))[1])["test"]["accuracy"]
+            accuracy = json.loads(
+                timed(["evaluate", "run", "--split", "test", "--json", "-q"], Path(folder))[1]
+            )["test"]["accuracy"]
     return {**spread(walls), "test_accuracy": accuracy}
 
 
 def main() -> None:
     """Measure what the machine allows and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--resolution", type=int, default=224)
@@ -66,7 +95,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.small_on_cpu:
-        print("PyTorch finds no CUDA GPU here, so there is nothing to measure. --small-on-cpu shows that the script works.")
+        print(
+            "PyTorch finds no CUDA GPU here, so there is nothing to measure. --small-on-cpu shows that the script works."
+        )
         return
     machine.keep_memory()
     device, more = "cuda", list[str]()
@@ -76,11 +107,15 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in _NETWORKS:
         found[name] = extraction(name, options.images, options.resolution, options.trials, device)
-        print(f"{name:24} {options.images:,} images at {options.resolution} px: {found[name]['median']:.2f} s "
-              f"({found[name]['smallest']:.2f} – {found[name]['largest']:.2f})")  # fmt: skip
+        print(
+            f"{name:24} {options.images:,} images at {options.resolution} px: {found[name]['median']:.2f} s "
+            f"({found[name]['smallest']:.2f} – {found[name]['largest']:.2f})"
+        )
     if options.cifar:
         found["fine-tune"] = tuning(options.cifar.resolve(), options.trials, more)
-        print(f"fine-tune on CIFAR-10: {found['fine-tune']['median']:.1f} s, test accuracy {found['fine-tune']['test_accuracy']:.4f}")
+        print(
+            f"fine-tune on CIFAR-10: {found['fine-tune']['median']:.1f} s, test accuracy {found['fine-tune']['test_accuracy']:.4f}"
+        )
     write(options.out, device=device, images=options.images, resolution=options.resolution, **found)
 
 

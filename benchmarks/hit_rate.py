@@ -24,29 +24,79 @@ def ranked(data: str, count: list[str], options: argparse.Namespace, home: Path)
     reached = {}
     for side in options.resolutions.split(","):
         for place in options.until.split(","):
-            changes = [f"until={'' if place == 'end' else place}", f"phases.0.epochs={options.epochs}"]
-            words = ["fit", data, *count, "--technique", "fine-tune", "--resolution", side, "--out", f"runs/{side}-{place}", "-q", "--json"]
-            scores = json.loads(timed([*words, *(word for change in changes for word in ("--set", change))], home)[1])
+            changes = [
+                f"until={'' if place == 'end' else place}",
+                f"phases.0.epochs={options.epochs}",
+            ]
+            words = [
+                "fit",
+                data,
+                *count,
+                "--technique",
+                "fine-tune",
+                "--resolution",
+                side,
+                "--out",
+                f"runs/{side}-{place}",
+                "-q",
+                "--json",
+            ]
+            scores = json.loads(
+                timed([*words, *(word for change in changes for word in ("--set", change))], home)[
+                    1
+                ]
+            )
             reached[f"{side} {place}"] = scores["val"]["accuracy"]
     told = json.loads(
-        timed(["probe", data, *count, "--resolutions", options.resolutions, "--runs", str(runs), "--out", "probed", "--overwrite", "-q", "--json"], home)[1]
+        timed(
+            [
+                "probe",
+                data,
+                *count,
+                "--resolutions",
+                options.resolutions,
+                "--runs",
+                str(runs),
+                "--out",
+                "probed",
+                "--overwrite",
+                "-q",
+                "--json",
+            ],
+            home,
+        )[1]
     )
-    scores = {f"{row['resolution']} {row['places'][0]}": row for row in told["places"] if row["kind"] == "single"}
-    print(f"\n{told['data']}, {told['images']['train']:,} training and {told['images']['val']:,} validation images\n")
-    print("| px | place | fine-tuned | linear probe | k-NN | LogME | H-score | LEEP |\n|---|---|---|---|---|---|---|---|")
+    scores = {
+        f"{row['resolution']} {row['places'][0]}": row
+        for row in told["places"]
+        if row["kind"] == "single"
+    }
+    print(
+        f"\n{told['data']}, {told['images']['train']:,} training and {told['images']['val']:,} validation images\n"
+    )
+    print(
+        "| px | place | fine-tuned | linear probe | k-NN | LogME | H-score | LEEP |\n|---|---|---|---|---|---|---|---|"
+    )
     for cell, value in sorted(reached.items(), key=lambda item: -item[1]):
         row = scores[cell]
         leep = f"{row['leep']:.3f}" if row["leep"] is not None else "–"
-        print(f"| {cell.replace(' ', ' | ')} | {value:.4f} | {row['accuracy']:.4f} | {row['knn']:.4f} | {row['logme']:.3f} | {row['h_score']:.3f} | {leep} |")
+        print(
+            f"| {cell.replace(' ', ' | ')} | {value:.4f} | {row['accuracy']:.4f} | {row['knn']:.4f} | {row['logme']:.3f} | {row['h_score']:.3f} | {leep} |"
+        )
     print("\n| score | cells | Kendall | p | Spearman |\n|---|---|---|---|---|")
     for row in told["hit_rate"]:
-        print(f"| {row['score']} | {row['runs']} | {row['kendall']:+.2f} | {row['p']:.3f} | {row['spearman']:+.2f} |", flush=True)
+        print(
+            f"| {row['score']} | {row['runs']} | {row['kendall']:+.2f} | {row['p']:.3f} | {row['spearman']:+.2f} |",
+            flush=True,
+        )
     return {"reached": reached, "hit_rate": told["hit_rate"]}
 
 
 def main() -> None:
     """Rank the cells of every dataset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+", help="NAME or NAME=TRAINING_IMAGES")
     parser.add_argument("--resolutions", default="32,48,64,96")
     parser.add_argument("--until", default="blocks.3.2,blocks.5.3,end")
@@ -59,7 +109,9 @@ def main() -> None:
         for given in options.data:
             name, _, few = given.partition("=")
             where = str(Path(name).resolve()) if Path(name).exists() else name
-            found[Path(name).name] = ranked(where, ["--train-images", few] if few else [], options, home)
+            found[Path(name).name] = ranked(
+                where, ["--train-images", few] if few else [], options, home
+            )
     write(options.out, **found)
 
 

@@ -62,7 +62,10 @@ def ours(quick: backbone.Prefix, run: Any, resolution: int, precision: str) -> C
 
     def once() -> float:
         started = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
             run(images)
         return _BATCH / (time.perf_counter() - started)
 
@@ -75,10 +78,15 @@ def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[st
     prefix, _ = backbone.cut(source, "head")
     quick, half = backbone.folded(prefix), backbone.halved(backbone.folded(prefix))
     ways = {"plain float32": plain(name, resolution, _BATCH)}
-    ways |= {"regraft float32": ours(quick, quick, resolution, "float32"), "regraft bfloat16": ours(half, half, resolution, "bfloat16")}
+    ways |= {
+        "regraft float32": ours(quick, quick, resolution, "float32"),
+        "regraft bfloat16": ours(half, half, resolution, "bfloat16"),
+    }
     took = 0.0
     if compiling:
-        images = torch.randn(_BATCH, 3, resolution, resolution).to(memory_format=torch.channels_last)
+        images = torch.randn(_BATCH, 3, resolution, resolution).to(
+            memory_format=torch.channels_last
+        )
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
             run = backbone.compiled(half, images)
@@ -88,18 +96,33 @@ def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[st
     rates = interleaved(ways, trials)
     alone = [float(line) for line in _child(name, resolution, trials).split()]
     rates["plain float32, memory not kept"] = spread(alone)
-    return {"multiply_adds": backbone.multiply_adds(quick, torch.zeros(1, 3, resolution, resolution)), "compile_seconds": took, "rates": rates}
+    return {
+        "multiply_adds": backbone.multiply_adds(quick, torch.zeros(1, 3, resolution, resolution)),
+        "compile_seconds": took,
+        "rates": rates,
+    }
 
 
 def _child(name: str, resolution: int, trials: int) -> str:
     """Run the plain network in a process in which the allocator is left as it comes."""
-    words = [sys.executable, __file__, "--plain", name, "--resolution", str(resolution), "--trials", str(trials)]
+    words = [
+        sys.executable,
+        __file__,
+        "--plain",
+        name,
+        "--resolution",
+        str(resolution),
+        "--trials",
+        str(trials),
+    ]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:
     """Measure and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--resolution", type=int, default=96)
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--backbones", default=BACKBONES)
@@ -114,19 +137,31 @@ def main() -> None:
         return
     machine.keep_memory()
     peak = peaks(options.trials)
-    print(f"matrix product: float32 {peak['float32'] / 1e9:,.0f}, bfloat16 {peak['bfloat16'] / 1e9:,.0f} thousand million operations a second\n")
-    print(f"{'network':24} {'way':32} {'images/s':>9} {'smallest':>9} {'largest':>9} {'of plain':>9} {'of peak':>8}")
+    print(
+        f"matrix product: float32 {peak['float32'] / 1e9:,.0f}, bfloat16 {peak['bfloat16'] / 1e9:,.0f} thousand million operations a second\n"
+    )
+    print(
+        f"{'network':24} {'way':32} {'images/s':>9} {'smallest':>9} {'largest':>9} {'of plain':>9} {'of peak':>8}"
+    )
     found = {}
     for name in options.backbones.split(","):
         found[name] = network(name, options.resolution, options.trials, options.compile)
         base = found[name]["rates"]["plain float32"]["median"]
         for way, rate in found[name]["rates"].items():
-            share = 2 * found[name]["multiply_adds"] * rate["median"] / peak["bfloat16" if "bfloat16" in way else "float32"]
+            share = (
+                2
+                * found[name]["multiply_adds"]
+                * rate["median"]
+                / peak["bfloat16" if "bfloat16" in way else "float32"]
+            )
             figures = f"{rate['median']:9,.0f} {rate['smallest']:9,.0f} {rate['largest']:9,.0f} {rate['median'] / base:8.2f}× {share:8.0%}"
             print(f"{name:24} {way:32} {figures}")
         if options.compile:
             print(f"{name:24} {'compiling, s':32} {found[name]['compile_seconds']:9.1f}")
-    peak = {name: max(value, again) for (name, value), again in zip(peak.items(), peaks(options.trials).values(), strict=True)}
+    peak = {
+        name: max(value, again)
+        for (name, value), again in zip(peak.items(), peaks(options.trials).values(), strict=True)
+    }
     write(options.out, peak=peak, networks=found, resolution=options.resolution, batch=_BATCH)
 
 

@@ -20,7 +20,12 @@ REGRAFT = str(Path(sys.executable).with_name("regraft"))
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return median, smallest, largest and number of the values."""
-    return {"median": median(values), "smallest": min(values), "largest": max(values), "trials": len(values)}
+    return {
+        "median": median(values),
+        "smallest": min(values),
+        "largest": max(values),
+        "trials": len(values),
+    }
 
 
 def interleaved(ways: dict[str, Callable[[], float]], trials: int) -> dict[str, dict[str, float]]:
@@ -37,7 +42,13 @@ def interleaved(ways: dict[str, Callable[[], float]], trials: int) -> dict[str, 
 def timed(words: Sequence[str], home: Path, cache: str = "cache") -> tuple[float, str, int]:
     """Return wall seconds, stdout and peak memory in MB of one regraft command in a process of its own; memory is the largest so far."""
     started = time.perf_counter()
-    done = subprocess.run([REGRAFT, *words], capture_output=True, text=True, cwd=home, env={**os.environ, "REGRAFT_CACHE": str(home / cache)})
+    done = subprocess.run(
+        [REGRAFT, *words],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env={**os.environ, "REGRAFT_CACHE": str(home / cache)},
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"regraft {' '.join(words)} failed:\n{done.stderr}")
@@ -47,7 +58,9 @@ def timed(words: Sequence[str], home: Path, cache: str = "cache") -> tuple[float
 def machine_line() -> str:
     """Return processor, cores and versions in a line."""
     where = machine.environment()
-    versions = ", ".join(f"{name} {where['packages'][name]}" for name in ("torch", "timm", "lightning"))
+    versions = ", ".join(
+        f"{name} {where['packages'][name]}" for name in ("torch", "timm", "lightning")
+    )
     return f"{where['processor']}, {where['cores']} cores, {where['gpu'] or 'no GPU'}, Python {where['python']}, {versions}"
 
 

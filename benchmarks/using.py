@@ -37,15 +37,30 @@ from regraft.sources.decode import decoded
 _LATENCIES = 50  # single images a trial
 
 
-def rates(finished: run.Run, given: list[str], count: int, trials: int, home: Path) -> dict[str, dict[str, float]]:
+def rates(
+    finished: run.Run, given: list[str], count: int, trials: int, home: Path
+) -> dict[str, dict[str, float]]:
     """Return images a second of `predict` from encoded images, and of the frozen part over decoded ones."""
     classifier = predict.Classifier(finished)
     plan = finished.plan
     pixels = np.stack([decoded(one.read()) for one in islice(streams.found(given), count)])
-    data = table("pixels", np.arange(count) % 2, ["a", "b"], ArrayImages(pixels), keys=[f"{row:07}" for row in range(count)])
+    data = table(
+        "pixels",
+        np.arange(count) % 2,
+        ["a", "b"],
+        ArrayImages(pixels),
+        keys=[f"{row:07}" for row in range(count)],
+    )
     model, _ = predict.restored(finished, classifier.device)
     kept = cache.pixels(data, model.resolution, model.rules.interpolation, home)
-    look = cache.Look(kept, views.identities(data), data.hashes, model.rules, model.resolution, precision=plan.precision)
+    look = cache.Look(
+        kept,
+        views.identities(data),
+        data.hashes,
+        model.rules,
+        model.resolution,
+        precision=plan.precision,
+    )
     prefix, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
     turns = iter(range(1_000_000))
 
@@ -64,42 +79,68 @@ def rates(finished: run.Run, given: list[str], count: int, trials: int, home: Pa
         told = workflow.predict_to(finished.path, given, home / "rows.parquet", overwrite=True)
         return float(told["rows"]) / (time.perf_counter() - started)
 
-    ways: dict[str, Callable[[], float]] = {"extraction, decoded before": extraction, "predict, from encoded images": predicting}
+    ways: dict[str, Callable[[], float]] = {
+        "extraction, decoded before": extraction,
+        "predict, from encoded images": predicting,
+    }
     if count >= streams.count(given):
         ways["predict --out, network put together anew"] = written
     return interleaved(ways, trials)
 
 
-def latencies(finished: run.Run, made: Path, image: NDArray[np.uint8], trials: int) -> dict[str, dict[str, float]]:
+def latencies(
+    finished: run.Run, made: Path, image: NDArray[np.uint8], trials: int
+) -> dict[str, dict[str, float]]:
     """Return milliseconds from one decoded image to probabilities: medians of each turn."""
-    exact, usual = predict.Classifier(finished, "cpu", "float32"), predict.Classifier(finished, "cpu")
+    exact, usual = (
+        predict.Classifier(finished, "cpu", "float32"),
+        predict.Classifier(finished, "cpu"),
+    )
     model, _ = exact.network
     eager = timm.create_model(f"local-dir:{made / 'timm'}", pretrained=True).eval()
     one = image[None]
 
     def plainly() -> Any:
         with torch.inference_mode():
-            return eager(views.see(torch.from_numpy(one), torch.zeros(1, dtype=torch.int64), model.rules, model.resolution)).softmax(dim=1)
+            return eager(
+                views.see(
+                    torch.from_numpy(one),
+                    torch.zeros(1, dtype=torch.int64),
+                    model.rules,
+                    model.resolution,
+                )
+            ).softmax(dim=1)
 
-    ways: dict[str, Callable[[], Any]] = {"eager PyTorch (timm, float32)": plainly, "run, float32": lambda: exact.predict_proba(one)}
+    ways: dict[str, Callable[[], Any]] = {
+        "eager PyTorch (timm, float32)": plainly,
+        "run, float32": lambda: exact.predict_proba(one),
+    }
     ways["run, as fitted"] = lambda: usual.predict_proba(one)
     for name, file in (("ONNX", "run.onnx"), ("ONNX int8", "run.int8.onnx")):
         if (made / file).is_file():
             session = _session(made / file)
             ways[name] = lambda session=session: session.run(None, {"images": one})  # type: ignore[misc]
-    found: dict[str, dict[str, float]] = interleaved({name: _median_ms(way) for name, way in ways.items()}, trials)
+    found: dict[str, dict[str, float]] = interleaved(
+        {name: _median_ms(way) for name, way in ways.items()}, trials
+    )
     return found
 
 
-def parities(finished: run.Run, made: Path, pixels: list[NDArray[np.uint8]]) -> dict[str, dict[str, Any]]:
+def parities(
+    finished: run.Run, made: Path, pixels: list[NDArray[np.uint8]]
+) -> dict[str, dict[str, Any]]:
     """Return for each artefact the share of images with the run's class, and the largest difference of a probability."""
-    ours = np.exp(evaluate.log_softmax(predict.Classifier(finished, "cpu", "float32").logits(pixels)))
+    ours = np.exp(
+        evaluate.log_softmax(predict.Classifier(finished, "cpu", "float32").logits(pixels))
+    )
     session = _session(made / "run.onnx")
     said = {
         "ONNX": parity.said(lambda images: session.run(None, {"images": images})[0], pixels),
         "timm folder, the run's pixels": parity.said(folder.answers(made / "timm"), pixels),
         "timm folder, timm's transform": parity.said(_transformed(made / "timm"), pixels),
-        "run as fitted": np.exp(evaluate.log_softmax(predict.Classifier(finished, "cpu").logits(pixels))),
+        "run as fitted": np.exp(
+            evaluate.log_softmax(predict.Classifier(finished, "cpu").logits(pixels))
+        ),
     }
     return {
         name: {
@@ -133,11 +174,17 @@ def _median_ms(way: Callable[[], Any]) -> Callable[[], float]:
 
 def _transformed(path: Path) -> Any:
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(model), is_training=False
+    )
 
     def answers(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = model(torch.stack([transform(Image.fromarray(image)) for image in images])).softmax(dim=1).numpy()
+            found: NDArray[np.float32] = (
+                model(torch.stack([transform(Image.fromarray(image)) for image in images]))
+                .softmax(dim=1)
+                .numpy()
+            )
         return found
 
     return answers
@@ -145,8 +192,12 @@ def _transformed(path: Path) -> Any:
 
 def main() -> None:
     """Fit or take a run, export it, measure, and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, required=True, help="a folder with CIFAR-10 as Parquet")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cifar", type=Path, required=True, help="a folder with CIFAR-10 as Parquet"
+    )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--resolution", type=int, default=96)
     parser.add_argument("--trials", type=int, default=5)
@@ -162,30 +213,58 @@ def main() -> None:
 def measure(options: argparse.Namespace, home: Path) -> None:
     """Measure everything, with `home` for what is left by the way."""
     os.environ.setdefault("REGRAFT_CACHE", str(home / "cache"))
-    finished = run.load(options.run) if options.run else regraft.fit(
-        options.cifar, "linear-probe", out=home / "run", resolution=options.resolution, train_images=3000, val_images=1000
-    )  # fmt: skip
+    finished = (
+        run.load(options.run)
+        if options.run
+        else regraft.fit(
+            options.cifar,
+            "linear-probe",
+            out=home / "run",
+            resolution=options.resolution,
+            train_images=3000,
+            val_images=1000,
+        )
+    )
     test = [str(path) for path in sorted(options.cifar.glob("test*.parquet"))]
-    told = {kind: workflow.export_named(finished.path, kind, home / name) for kind, name in (("onnx", "run.onnx"), ("timm", "timm"))}
+    told = {
+        kind: workflow.export_named(finished.path, kind, home / name)
+        for kind, name in (("onnx", "run.onnx"), ("timm", "timm"))
+    }
     if options.int8:
-        told["int8"] = workflow.export_named(finished.path, "onnx", home / "run.int8.onnx", int8=True)
+        told["int8"] = workflow.export_named(
+            finished.path, "onnx", home / "run.int8.onnx", int8=True
+        )
     found = rates(finished, test, options.images, options.trials, home)
     base = found["extraction, decoded before"]["median"]
     for name, rate in found.items():
-        print(f"{name:44} {rate['median']:9,.0f} images/s   {rate['smallest']:,.0f} – {rate['largest']:,.0f}   {rate['median'] / base:5.2f} of extraction")
+        print(
+            f"{name:44} {rate['median']:9,.0f} images/s   {rate['smallest']:,.0f} – {rate['largest']:,.0f}   {rate['median'] / base:5.2f} of extraction"
+        )
     pixels = [decoded(one.read()) for one in islice(streams.found(test), options.images)]
     late = latencies(finished, home, pixels[0], options.trials)
     slow = late["eager PyTorch (timm, float32)"]["median"]
     for name, ms in late.items():
-        print(f"{name:44} {ms['median']:9.2f} ms         {ms['smallest']:.2f} – {ms['largest']:.2f}   {ms['median'] / slow:5.2f} of eager")
+        print(
+            f"{name:44} {ms['median']:9.2f} ms         {ms['smallest']:.2f} – {ms['largest']:.2f}   {ms['median'] / slow:5.2f} of eager"
+        )
     same = parities(finished, home, pixels)
     for name, one in same.items():
         apart = f"probabilities differ by up to {one['difference']:.1e}, {one['mean_difference']:.1e} in the mean"
         print(f"{name:44} {one['same_class']:9.2%} same class of {one['n']:,}; {apart}")
     if options.int8:
         cost = told["int8"]["quantised"]
-        print(f"int8: accuracy {cost['int8']['accuracy']:.4f} instead of {cost['float32']['accuracy']:.4f} on {cost['n']:,} validation images")
-    write(options.out, rates=found, latencies=late, parity=same, exports=told, resolution=options.resolution, threads=torch.get_num_threads())
+        print(
+            f"int8: accuracy {cost['int8']['accuracy']:.4f} instead of {cost['float32']['accuracy']:.4f} on {cost['n']:,} validation images"
+        )
+    write(
+        options.out,
+        rates=found,
+        latencies=late,
+        parity=same,
+        exports=told,
+        resolution=options.resolution,
+        threads=torch.get_num_threads(),
+    )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {
-    "architecture.md": "ARCHITECTURE.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md",
+    "architecture.md": "ARCHITECTURE.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
     "results.md": "benchmarks/RESULTS.md",
-}  # fmt: skip
+}
 _ASKED = re.compile(r"^<!-- made: ([\w ]+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
@@ -39,7 +42,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def led(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(there), link[1]))
-        on_site = pages.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
+        on_site = pages.get(target) or (
+            target.removeprefix("docs/") if target.startswith("docs/") else None
+        )
         return on_site or link[1]  # all pages lie side by side
 
     return _ASKED.sub(lambda asked: MADE[asked[1]](), _LINK.sub(led, markdown))
@@ -62,8 +67,9 @@ def phase_fields() -> str:
 def _fields(model: Any) -> str:
     schema = model.model_json_schema()
     rows = [
-        f"| `{name}` | {_kind(field)} | {_default(model, name)} | {_cell(field['description'])} |" for name, field in schema["properties"].items()
-    ]  # fmt: skip
+        f"| `{name}` | {_kind(field)} | {_default(model, name)} | {_cell(field['description'])} |"
+        for name, field in schema["properties"].items()
+    ]
     return "\n".join(["| field | what it takes | default | meaning |", "|---|---|---|---|", *rows])
 
 
@@ -81,10 +87,28 @@ def _kind(field: dict[str, Any]) -> str:
         return f"table of: {_kind(field['additionalProperties'])}"
     if field["type"] == "string":
         return "text"
-    low = f"{field['minimum']:,}" if "minimum" in field else f"above {field['exclusiveMinimum']:,}" if "exclusiveMinimum" in field else ""
-    high = f"{field['maximum']:,}" if "maximum" in field else f"below {field['exclusiveMaximum']:,}" if "exclusiveMaximum" in field else ""
+    low = (
+        f"{field['minimum']:,}"
+        if "minimum" in field
+        else f"above {field['exclusiveMinimum']:,}"
+        if "exclusiveMinimum" in field
+        else ""
+    )
+    high = (
+        f"{field['maximum']:,}"
+        if "maximum" in field
+        else f"below {field['exclusiveMaximum']:,}"
+        if "exclusiveMaximum" in field
+        else ""
+    )
     words = {"integer": "whole number", "number": "number"}[field["type"]]
-    return f"{words}, {low} to {high}" if low and high else f"{words}, {low}{' or more' if 'minimum' in field else ''}" if low else words
+    return (
+        f"{words}, {low} to {high}"
+        if low and high
+        else f"{words}, {low}{' or more' if 'minimum' in field else ''}"
+        if low
+        else words
+    )
 
 
 def _default(model: Any, name: str) -> str:
@@ -96,7 +120,13 @@ def _toml(value: Any) -> str:
     """Return a value as TOML writes it."""
     import tomli_w
 
-    return tomli_w.dumps({"x": value}, multiline_strings=False).removeprefix("x = ").strip().replace("\n    ", " ").replace(",\n]", " ]")
+    return (
+        tomli_w.dumps({"x": value}, multiline_strings=False)
+        .removeprefix("x = ")
+        .strip()
+        .replace("\n    ", " ")
+        .replace(",\n]", " ]")
+    )
 
 
 def example() -> str:
@@ -107,10 +137,20 @@ def example() -> str:
 
     stages = ("conv1", "layer1", "layer2", "layer3", "layer4")
     model = ModelFacts("resnet50", stages, stages, frozenset(stages), 224, False)
-    plan = techniques.make("probe-then-fine-tune", model, DataFacts("photos", 3000, ("cat", "dog"), (480, 640)))
+    plan = techniques.make(
+        "probe-then-fine-tune", model, DataFacts("photos", 3000, ("cat", "dog"), (480, 640))
+    )
     blocks = [list(_commented(Plan, plan, {"phases"}))]
     for number, phase in enumerate(plan.phases):
-        said = set() if number == 0 else {name for name in Phase.model_fields if getattr(phase, name) == Phase.model_fields[name].default}
+        said = (
+            set()
+            if number == 0
+            else {
+                name
+                for name in Phase.model_fields
+                if getattr(phase, name) == Phase.model_fields[name].default
+            }
+        )
         blocks.append(["[[phases]]", *_commented(Phase, phase, said)])
     return "\n\n".join("\n".join(block) for block in blocks)
 
@@ -136,12 +176,26 @@ def _verb(command: Any, name: str, parent: Any) -> Iterator[str]:
         yield f"{'##' if parent.parent is None else '###'} {name}"
     yield _cell(command.help)
     yield f"```text\n{name} {' '.join(command.collect_usage_pieces(context))}\n```"
-    records = [found for one in command.get_params(context) if (found := one.get_help_record(context)) and one.name != "help"]
+    records = [
+        found
+        for one in command.get_params(context)
+        if (found := one.get_help_record(context)) and one.name != "help"
+    ]
     if records:
-        yield "\n".join(["| word or flag | meaning |", "|---|---|", *(f"| {_flag(flag)} | {_cell(about)} |" for flag, about in records)])
+        yield "\n".join(
+            [
+                "| word or flag | meaning |",
+                "|---|---|",
+                *(f"| {_flag(flag)} | {_cell(about)} |" for flag, about in records),
+            ]
+        )
     if command.epilog:
         about, _, words = command.epilog.partition(":  ")
-        yield f"{about}:\n\n```sh\n{words}\n```" if about == "Example" and "   or   " not in words else _cell(command.epilog)
+        yield (
+            f"{about}:\n\n```sh\n{words}\n```"
+            if about == "Example" and "   or   " not in words
+            else _cell(command.epilog)
+        )
     for inner in sorted(getattr(command, "commands", {})):
         yield from _verb(command.commands[inner], f"{name} {inner}", context)
 
@@ -153,7 +207,9 @@ def _flag(text: str) -> str:
 def _cell(text: str) -> str:
     """Return text that a cell of a table can hold: no bar ends it, no angle bracket or asterisk is markup outside of backticks."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", "\\|"))
-    return "".join(part if part.startswith("`") else re.sub(r"([<*_])", r"\\\1", part) for part in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([<*_])", r"\\\1", part) for part in parts
+    )
 
 
 def public_names() -> str:
@@ -164,6 +220,9 @@ def public_names() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    "fields of a plan": plan_fields, "fields of a phase": phase_fields, "plan": lambda: f"```toml\n{example()}\n```", "verbs": verbs,
+    "fields of a plan": plan_fields,
+    "fields of a phase": phase_fields,
+    "plan": lambda: f"```toml\n{example()}\n```",
+    "verbs": verbs,
     "public names": public_names,
-}  # fmt: skip
+}

@@ -35,12 +35,16 @@ def toy(images: int = 120, classes: int = 3, side: int = 16, seed: int = 0) -> d
     for image, label in zip(pixels, labels, strict=True):
         start = (label % 3) * third
         image[start : start + third, start : start + third, label % 3] = 255
-    return data.table("toy", labels, [f"class{number}" for number in range(classes)], data.ArrayImages(pixels))
+    return data.table(
+        "toy", labels, [f"class{number}" for number in range(classes)], data.ArrayImages(pixels)
+    )
 
 
 def write_folder(root: Path, dataset: data.Dataset, parts: bool = False) -> Path:
     """Write a dataset as a folder of class folders of PNG files."""
-    for row, (label, image) in enumerate(zip(dataset.labels, dataset.images.read(np.arange(len(dataset))), strict=True)):
+    for row, (label, image) in enumerate(
+        zip(dataset.labels, dataset.images.read(np.arange(len(dataset))), strict=True)
+    ):
         part = ("train", "train", "valid", "test")[row // 3 % 4] if parts else ""
         folder = root / part / dataset.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,11 @@ def reading(dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[lis
 def unsealed(run: Path) -> Path:
     """Make a run's folder one of before files had digests, so that what is behind that check is reached; returns it."""
     path = run / "scores.json"
-    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "files"}))
+    path.write_text(
+        json.dumps(
+            {name: value for name, value in json.loads(path.read_text()).items() if name != "files"}
+        )
+    )
     return run
 
 

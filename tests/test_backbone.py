@@ -15,18 +15,51 @@ from regraft.backbone import source as sources
 from regraft.errors import UserError
 
 TINY = [
-    "test_byobnet", "test_coatnet", "test_convnext", "test_convnext2", "test_convnext3", "test_efficientnet", "test_efficientnet_evos",
-    "test_efficientnet_gn", "test_mambaout", "test_maxvit", "test_nfnet", "test_resnet", "test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos",
-]  # fmt: skip
+    "test_byobnet",
+    "test_coatnet",
+    "test_convnext",
+    "test_convnext2",
+    "test_convnext3",
+    "test_efficientnet",
+    "test_efficientnet_evos",
+    "test_efficientnet_gn",
+    "test_mambaout",
+    "test_maxvit",
+    "test_nfnet",
+    "test_resnet",
+    "test_vit",
+    "test_vit2",
+    "test_vit3",
+    "test_vit4",
+    "test_vit_relpos",
+]
 FAMILIES = [
-    *TINY, "vgg11_bn", "densenet121", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050", "regnety_002", "resnetv2_50x1_bit", "inception_v3",
-    "fastvit_t8", "efficientvit_b0", "repvgg_a0", "ghostnet_050", "deit_tiny_patch16_224", "xception41", "eva02_tiny_patch14_224", "tf_efficientnet_lite0",
-]  # fmt: skip
+    *TINY,
+    "vgg11_bn",
+    "densenet121",
+    "swin_tiny_patch4_window7_224",
+    "mobilenetv3_small_050",
+    "regnety_002",
+    "resnetv2_50x1_bit",
+    "inception_v3",
+    "fastvit_t8",
+    "efficientvit_b0",
+    "repvgg_a0",
+    "ghostnet_050",
+    "deit_tiny_patch16_224",
+    "xception41",
+    "eva02_tiny_patch14_224",
+    "tf_efficientnet_lite0",
+]
 
 
 def side(name: str) -> int | None:
     """A small resolution where the family allows one."""
-    return None if any(word in name for word in ("swin", "vit", "maxvit", "coatnet", "eva", "inception")) else 64
+    return (
+        None
+        if any(word in name for word in ("swin", "vit", "maxvit", "coatnet", "eva", "inception"))
+        else 64
+    )
 
 
 def cuts(source: backbone.Backbone) -> list[str]:
@@ -38,7 +71,9 @@ def tensors(module: nn.Module) -> list[int]:
     return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
 
 
-def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_that_is_trained() -> None:
+def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_that_is_trained() -> (
+    None
+):
     seen = 0
     for name in FAMILIES:
         source = backbone.load(name, "random", side(name))
@@ -53,12 +88,19 @@ def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_t
                 assert torch.equal(suffix(*features), source.model.eval()(images)), (name, train)
             owned = [one for one in tensors(prefix) + tensors(suffix) if one in whole]
             assert len(owned) == len(set(owned)), (name, train)
-            unread = {"eva02_tiny_patch14_224": 1}.get(name, 0)  # a buffer that its forward never reads
+            unread = {"eva02_tiny_patch14_224": 1}.get(
+                name, 0
+            )  # a buffer that its forward never reads
             assert len(whole) - len(owned) == unread, (name, train)
-            assert not any(isinstance(one, nn.Parameter) and id(one) not in whole for one in (*prefix.parameters(), *suffix.parameters()))
+            assert not any(
+                isinstance(one, nn.Parameter) and id(one) not in whole
+                for one in (*prefix.parameters(), *suffix.parameters())
+            )
             if list(suffix.parameters()):
                 suffix.train()(*features).square().sum().backward()
-                assert [key for key, value in suffix.named_parameters() if value.grad is None] == [], (name, train)
+                assert [
+                    key for key, value in suffix.named_parameters() if value.grad is None
+                ] == [], (name, train)
             assert all(value.grad is None for value in prefix.parameters()), (name, train)
             source.model.zero_grad(set_to_none=True)
             seen += 1
@@ -96,8 +138,15 @@ def test_the_digest_sees_one_flipped_bit_and_the_statistics() -> None:
 
 
 def test_the_cut_slides_past_pooling_so_that_little_is_kept() -> None:
-    found = {name: backbone.cut(backbone.load(name, "random", 64), "head")[0].shapes for name in ("densenet121", "tf_efficientnet_lite0", "test_vit")}
-    assert found == {"densenet121": ((1024,),), "tf_efficientnet_lite0": ((1280,),), "test_vit": ((64,),)}
+    found = {
+        name: backbone.cut(backbone.load(name, "random", 64), "head")[0].shapes
+        for name in ("densenet121", "tf_efficientnet_lite0", "test_vit")
+    }
+    assert found == {
+        "densenet121": ((1024,),),
+        "tf_efficientnet_lite0": ((1280,),),
+        "test_vit": ((64,),),
+    }
 
 
 def test_features_may_be_taken_anywhere_and_side_by_side() -> None:
@@ -116,7 +165,9 @@ def test_what_lies_behind_the_place_of_the_features_is_cut_off() -> None:
     prefix, suffix = backbone.cut(source, "features.8", ["features.15"])
     names = {name for name, _ in (*prefix.named_parameters(), *suffix.named_parameters())}
     assert not any("pre_logits" in name or "features.25" in name for name in names)
-    with pytest.raises(UserError, match="Training was to start at 'features.22', which lies after 'features.15'"):
+    with pytest.raises(
+        UserError, match="Training was to start at 'features.22', which lies after 'features.15'"
+    ):
         backbone.cut(source, "features.22", ["features.15"])
 
 
@@ -131,7 +182,9 @@ def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
             return self.c(nn.functional.dropout(self.b(frozen), 0.5, training=self.training))
 
     net = Net()
-    made = sources.Backbone("net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    made = sources.Backbone(
+        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
+    )
     prefix, suffix = backbone.cut(made, "b")
     features = tuple(value.clone() for value in prefix(torch.ones(64, 3, 8, 8)))
     assert torch.equal(features[0][0], features[0][1])  # off in the frozen part, whatever the mode
@@ -140,11 +193,24 @@ def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
 
 
 def test_dropout_between_the_halves_stays_on_the_trained_side() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    made = sources.Backbone("net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    made = sources.Backbone(
+        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
+    )
     prefix, suffix = backbone.cut(made, "1")
-    assert not any(isinstance(module, nn.ReLU) for module in suffix.modules())  # slid over the border
-    assert [type(module) for module in suffix.modules() if isinstance(module, nn.Dropout)] == [nn.Dropout]
+    assert not any(
+        isinstance(module, nn.ReLU) for module in suffix.modules()
+    )  # slid over the border
+    assert [type(module) for module in suffix.modules() if isinstance(module, nn.Dropout)] == [
+        nn.Dropout
+    ]
     assert not any(isinstance(module, nn.Dropout) for module in prefix.modules())
 
 
@@ -157,7 +223,9 @@ def test_a_module_on_both_sides_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return self.a(self.b(self.a(x))).mean((2, 3))
 
-    made = sources.Backbone("twice", Twice(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    made = sources.Backbone(
+        "twice", Twice(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
+    )
     with pytest.raises(UserError, match="used on both sides of the cut"):
         backbone.cut(made, "b")
 
@@ -167,7 +235,9 @@ def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return x if x.sum() > 0 else -x
 
-    made = sources.Backbone("wild", Wild(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    made = sources.Backbone(
+        "wild", Wild(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
+    )
     with pytest.raises(UserError, match="cannot be traced by torch.fx"):
         backbone.cut(made, "all")
 
@@ -176,12 +246,19 @@ def test_the_embedded_weights_are_complete_and_its_rules_follow_them() -> None:
     source = backbone.load("tf_efficientnet_lite0", resolution=64)
     assert source.rules == sources.InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     other = backbone.load("tf_efficientnet_lite0", "random", 64)
-    same = [key for key, value in source.model.state_dict().items() if value.ndim and torch.equal(value, other.model.state_dict()[key])]
+    same = [
+        key
+        for key, value in source.model.state_dict().items()
+        if value.ndim and torch.equal(value, other.model.state_dict()[key])
+    ]
     assert same == []
 
 
 def test_random_weights_follow_the_seed() -> None:
-    digests = [backbone.cut(backbone.load("test_resnet", "random", 64, seed), "head")[0].digest() for seed in (0, 0, 1)]
+    digests = [
+        backbone.cut(backbone.load("test_resnet", "random", 64, seed), "head")[0].digest()
+        for seed in (0, 0, 1)
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -191,10 +268,14 @@ def test_the_ladder_adds_up() -> None:
         for fine in (False, True):
             rungs = backbone.ladder(source, fine)
             named = {key for key, _ in source.model.named_parameters() if "." in key}
-            assert sum(rung.parameters for rung in rungs) == sum(p.numel() for key, p in source.model.named_parameters() if key in named)
+            assert sum(rung.parameters for rung in rungs) == sum(
+                p.numel() for key, p in source.model.named_parameters() if key in named
+            )
             assert all(rung.map_bytes > 0 and rung.multiply_adds >= 0 for rung in rungs)
     lite = backbone.ladder(backbone.load("tf_efficientnet_lite0", "random", 224))
-    assert 380e6 < sum(rung.multiply_adds for rung in lite) < 420e6  # the paper of EfficientNet-Lite0 says 407 M with its classifier
+    assert (
+        380e6 < sum(rung.multiply_adds for rung in lite) < 420e6
+    )  # the paper of EfficientNet-Lite0 says 407 M with its classifier
 
 
 def test_depth_counts_stages_from_the_head() -> None:
@@ -211,7 +292,9 @@ def test_weights_come_from_files(tmp_path: Path) -> None:
     model = backbone.load("test_resnet", "random", 64, seed=5).model
     state = model.state_dict()
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pth"
+    )
     with_head = {**state, "fc.weight": torch.zeros(7, 96), "fc.bias": torch.zeros(7)}
     torch.save(with_head, tmp_path / "head.pth")
     for file in ("w.safetensors", "w.pth", "head.pth"):
@@ -222,15 +305,21 @@ def test_weights_come_from_files(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path: Path) -> None:
     state = backbone.load("test_resnet", "random", 64).model.state_dict()
     first = next(iter(state))
-    torch.save({key: value for key, value in state.items() if key != first}, tmp_path / "missing.pth")
+    torch.save(
+        {key: value for key, value in state.items() if key != first}, tmp_path / "missing.pth"
+    )
     torch.save({**state, "extra.weight": torch.zeros(1)}, tmp_path / "extra.pth")
     torch.save({**state, first: torch.zeros(1)}, tmp_path / "shape.pth")
     torch.save(nn.Linear(1, 1), tmp_path / "object.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     cases = {
-        "missing.pth": "1 missing", "extra.pth": "1 unknown (extra.weight)", "shape.pth": "1 of another shape",
-        "object.pth": "holds no readable weights", "broken.safetensors": "holds no readable weights", "none.pth": "is neither 'pretrained', 'random' nor a file",
-    }  # fmt: skip
+        "missing.pth": "1 missing",
+        "extra.pth": "1 unknown (extra.weight)",
+        "shape.pth": "1 of another shape",
+        "object.pth": "holds no readable weights",
+        "broken.safetensors": "holds no readable weights",
+        "none.pth": "is neither 'pretrained', 'random' nor a file",
+    }
     for file, says in cases.items():
         with pytest.raises(UserError) as caught:
             backbone.load("test_resnet", str(tmp_path / file), 64)
@@ -246,7 +335,10 @@ def test_without_a_network_three_ways_out_are_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError) as caught:
         backbone.load("resnet50")
     text = str(caught.value)
-    assert all(way in text for way in ("--weights FILE", "--weights random", "--backbone tf_efficientnet_lite0"))
+    assert all(
+        way in text
+        for way in ("--weights FILE", "--weights random", "--backbone tf_efficientnet_lite0")
+    )
 
 
 def test_unknown_names_and_impossible_sizes_are_refused() -> None:
@@ -259,8 +351,12 @@ def test_unknown_names_and_impossible_sizes_are_refused() -> None:
 
 
 def test_the_digest_sees_settings_that_are_no_weights() -> None:
-    one, other = (backbone.load(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0"))
-    other.model.load_state_dict(one.model.state_dict())  # the same numbers, but other padding and other epsilons
+    one, other = (
+        backbone.load(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0")
+    )
+    other.model.load_state_dict(
+        one.model.state_dict()
+    )  # the same numbers, but other padding and other epsilons
     assert backbone.cut(one, "head")[0].digest() != backbone.cut(other, "head")[0].digest()
 
 
@@ -270,7 +366,11 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() ->
         source = backbone.load(name, "random", side(name))
         torch.manual_seed(1)
         for module in source.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            if (
+                isinstance(module, nn.modules.batchnorm._BatchNorm)
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
         prefix, _ = backbone.cut(source, "head")
@@ -280,7 +380,10 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() ->
         for one, other in zip(prefix(images), quick(images), strict=True):
             assert float((one - other).norm()) <= 1e-4 * float(one.norm()), name
         assert prefix.digest() == before, name
-        norms = [sum(isinstance(module, nn.BatchNorm2d) for module in half.modules()) for half in (prefix, quick)]
+        norms = [
+            sum(isinstance(module, nn.BatchNorm2d) for module in half.modules())
+            for half in (prefix, quick)
+        ]
         fewer += norms[1] < norms[0]
     assert fewer >= 14
 
@@ -305,7 +408,9 @@ def test_the_work_of_all_blocks_is_that_of_all_stages() -> None:
     assert list(blocks) == list(source.blocks)
     assert sum(blocks.values()) == sum(stages.values()) > 0
     assert {place.name: place.multiply_adds for place in backbone.ladder(source)} == stages
-    assert sum(backbone.work(source.at(64)).values()) == pytest.approx(4 * sum(stages.values()), rel=0.05)
+    assert sum(backbone.work(source.at(64)).values()) == pytest.approx(
+        4 * sum(stages.values()), rel=0.05
+    )
 
 
 def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> None:
@@ -318,22 +423,36 @@ def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> 
     source = backbone.load("test_resnet", str(tmp_path / "whole.pth"))
     images = torch.randn(2, 3, source.resolution, source.resolution)
     said = torch.nn.functional.linear(backbone.cut(source, "head")[0](images)[0], weight, bias)
-    assert torch.allclose(said, whole.eval()(images), atol=1e-5)  # it takes the features at the end of the network
-    torch.save({key: value for key, value in whole.state_dict().items() if not key.startswith("fc")}, tmp_path / "body.pth")
+    assert torch.allclose(
+        said, whole.eval()(images), atol=1e-5
+    )  # it takes the features at the end of the network
+    torch.save(
+        {key: value for key, value in whole.state_dict().items() if not key.startswith("fc")},
+        tmp_path / "body.pth",
+    )
     assert backbone.classifier("test_resnet", str(tmp_path / "body.pth")) is None
     assert backbone.classifier("test_resnet", "random") is None
 
 
 def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
-    for name, last, tail in (("tf_efficientnet_lite0", "blocks.6", "conv_head"), ("test_vit", "blocks.5", "norm")):
+    for name, last, tail in (
+        ("tf_efficientnet_lite0", "blocks.6", "conv_head"),
+        ("test_vit", "blocks.5", "norm"),
+    ):
         source = backbone.load(name, "random")
         assert list(source.blocks)[-2:] == [last, tail]
-        assert list(source.stages)[-1] == last  # a stage keeps its tail: training it trains the tail too
+        assert (
+            list(source.stages)[-1] == last
+        )  # a stage keeps its tail: training it trains the tail too
         images = torch.randn(1, 3, source.resolution, source.resolution)
-        block, end = (backbone.cut(source, "head", (place,))[0](images)[0] for place in (last, tail))
+        block, end = (
+            backbone.cut(source, "head", (place,))[0](images)[0] for place in (last, tail)
+        )
         assert block.shape != end.shape or not torch.equal(block, end)
         assert sum(p.numel() for p in backbone.cut(source, last)[1].parameters()) == sum(
-            p.numel() for key, p in source.model.named_parameters() if key.startswith((last + ".", "conv_head", "bn2", "norm.", "fc_norm"))
+            p.numel()
+            for key, p in source.model.named_parameters()
+            if key.startswith((last + ".", "conv_head", "bn2", "norm.", "fc_norm"))
         )
 
 

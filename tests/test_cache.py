@@ -47,7 +47,9 @@ def entry(
     source = backbone.load(TINY, "random", resolution, seed)
     prefix, _ = backbone.cut(source, train)
     images = cache.pixels(dataset, resolution, "bicubic", home)
-    look = cache.Look(images, views.identities(dataset), dataset.hashes, source.rules, resolution, view, precision)
+    look = cache.Look(
+        images, views.identities(dataset), dataset.hashes, source.rules, resolution, view, precision
+    )
     made = cache.activations(prefix, prefix.digest(), look, home, watcher or Watcher())
     return made, prefix, look, source
 
@@ -56,10 +58,14 @@ def test_what_is_kept_is_what_a_live_pass_gives(tmp_path: Path) -> None:
     for train in ("head", "layer3"):
         for precision, tolerance in (("float32", 1e-3), ("bfloat16", 2e-2)):
             made, prefix, look, _ = entry(tmp_path, train, precision=precision)
-            live = cache.run(prefix, prefix.device, replace(look, precision="float32"), np.arange(60))
+            live = cache.run(
+                prefix, prefix.device, replace(look, precision="float32"), np.arange(60)
+            )
             for kept, value in zip(made.arrays, live, strict=True):
                 assert kept.dtype == np.float16
-                error = np.linalg.norm(kept.astype(np.float32) - value.numpy()) / np.linalg.norm(value.numpy())
+                error = np.linalg.norm(kept.astype(np.float32) - value.numpy()) / np.linalg.norm(
+                    value.numpy()
+                )
                 assert error < tolerance, (train, precision, error)
 
 
@@ -76,10 +82,16 @@ def test_the_second_time_is_read_and_cold_equals_warm(tmp_path: Path) -> None:
 def test_an_entry_is_named_after_everything_it_depends_on(tmp_path: Path) -> None:
     other_pixels = toy(60, seed=1)
     made = [
-        entry(tmp_path), entry(tmp_path, seed=1), entry(tmp_path, "layer4"), entry(tmp_path, resolution=40), entry(tmp_path, precision="bfloat16"),
-        entry(tmp_path, view=View("flip", 0, 0)), entry(tmp_path, view=View("flip", 0, 1)), entry(tmp_path, view=View("flip", 1, 0)),
+        entry(tmp_path),
+        entry(tmp_path, seed=1),
+        entry(tmp_path, "layer4"),
+        entry(tmp_path, resolution=40),
+        entry(tmp_path, precision="bfloat16"),
+        entry(tmp_path, view=View("flip", 0, 0)),
+        entry(tmp_path, view=View("flip", 0, 1)),
+        entry(tmp_path, view=View("flip", 1, 0)),
         entry(tmp_path, dataset=other_pixels),
-    ]  # fmt: skip
+    ]
     assert len({one[0].name for one in made}) == len(made) == 9
     assert all(not one[0].hit for one in made)
 
@@ -87,8 +99,14 @@ def test_an_entry_is_named_after_everything_it_depends_on(tmp_path: Path) -> Non
 def test_rules_of_the_weights_are_part_of_the_name(tmp_path: Path) -> None:
     _, prefix, look, _ = entry(tmp_path)
     names = set()
-    for rules in (InputRules((0, 0, 0), (1, 1, 1), "bicubic"), InputRules((0, 0, 0), (1, 1, 1), "bilinear"), InputRules((0.5, 0, 0), (1, 1, 1), "bicubic")):
-        names.add(cache.activations(prefix, prefix.digest(), replace(look, rules=rules), tmp_path).name)
+    for rules in (
+        InputRules((0, 0, 0), (1, 1, 1), "bicubic"),
+        InputRules((0, 0, 0), (1, 1, 1), "bilinear"),
+        InputRules((0.5, 0, 0), (1, 1, 1), "bicubic"),
+    ):
+        names.add(
+            cache.activations(prefix, prefix.digest(), replace(look, rules=rules), tmp_path).name
+        )
     assert len(names) == 3
 
 
@@ -103,7 +121,12 @@ def test_a_damaged_entry_is_noticed_said_and_computed_again(tmp_path: Path) -> N
 
     good = entry(tmp_path)[0]
     values = np.array(good.arrays[0])
-    for damage in (truncate, flip, lambda path: path.write_bytes(b""), lambda path: path.with_name("meta.json").write_text("{")):
+    for damage in (
+        truncate,
+        flip,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.with_name("meta.json").write_text("{"),
+    ):
         damage(tmp_path / good.name / "0.npy")
         heard = Heard()
         again = entry(tmp_path, watcher=heard)[0]
@@ -124,10 +147,15 @@ def test_an_interrupted_extraction_leaves_nothing_behind(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.pixels(DATA, 32, "bicubic", tmp_path)
     monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
-    with pytest.raises(UserError, match=r"The cache entry needs 0 MB, but .* MB free. Make room, run `regraft cache clear`, or set REGRAFT_CACHE"):
+    with pytest.raises(
+        UserError,
+        match=r"The cache entry needs 0 MB, but .* MB free. Make room, run `regraft cache clear`, or set REGRAFT_CACHE",
+    ):
         entry(tmp_path)
     monkeypatch.undo()
 
@@ -165,14 +193,18 @@ def test_entries_are_listed_and_cleared(tmp_path: Path) -> None:
     made = entry(tmp_path)[0]
     listed = cache.listing(tmp_path)
     assert {one["name"] for one in listed} >= {made.name}
-    assert sum(one["bytes"] for one in listed) == sum(json.loads(path.read_text())["bytes"] for path in tmp_path.glob("*/meta.json"))
+    assert sum(one["bytes"] for one in listed) == sum(
+        json.loads(path.read_text())["bytes"] for path in tmp_path.glob("*/meta.json")
+    )
     (tmp_path / ".scratch-dead").mkdir()
     (tmp_path / "precious.txt").write_text("mine")
     assert cache.clear(tmp_path) > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "precious.txt"]
 
 
-def test_the_home_is_the_argument_then_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_is_the_argument_then_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REGRAFT_CACHE", str(tmp_path / "env"))
     assert cache.home(tmp_path / "given") == tmp_path / "given"
     assert cache.home() == tmp_path / "env"
@@ -180,7 +212,9 @@ def test_the_home_is_the_argument_then_the_environment(tmp_path: Path, monkeypat
     assert "regraft" in str(cache.home())
 
 
-def test_the_entries_used_longest_ago_go_first_when_the_bound_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entries_used_longest_ago_go_first_when_the_bound_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [entry(tmp_path, seed=seed)[0] for seed in range(3)]
     for age, one in enumerate(made):
         os.utime(tmp_path / one.name / "meta.json", (1000 + age, 1000 + age))
@@ -200,7 +234,9 @@ def test_the_entries_used_longest_ago_go_first_when_the_bound_is_reached(tmp_pat
 def test_an_impossible_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ("much", "-3", "nan"):
         monkeypatch.setenv("REGRAFT_CACHE_LIMIT", given)
-        with pytest.raises(UserError, match=f"REGRAFT_CACHE_LIMIT is '{given}'. Expected gigabytes"):
+        with pytest.raises(
+            UserError, match=f"REGRAFT_CACHE_LIMIT is '{given}'. Expected gigabytes"
+        ):
             cache.bound(tmp_path)
 
 
@@ -210,7 +246,10 @@ def test_two_processes_filling_one_entry_end_with_one_whole_entry(tmp_path: Path
         "made = entry(Path(sys.argv[1]))[0]; print(made.name, float(made.arrays[0].astype('float64').sum()))"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "both"), str(Path(__file__).parent)]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
@@ -222,5 +261,8 @@ def test_augmented_views_are_named_after_the_images_identities_too(tmp_path: Pat
     _, prefix, look, _ = entry(tmp_path)
     ids = look.identities
     for view, same in ((PLAIN, True), (View("flip", 0, 0), False)):
-        names = {cache.name_of(prefix.digest(), replace(look, identities=one, view=view)) for one in (ids, ids + 1)}
+        names = {
+            cache.name_of(prefix.digest(), replace(look, identities=one, view=view))
+            for one in (ids, ids + 1)
+        }
         assert (len(names) == 1) == same

@@ -28,8 +28,13 @@ def test_exact_duplicates_are_the_groups_with_equal_hashes() -> None:
     for _ in range(200):
         hashes = rng.integers(0, 30, rng.integers(2, 40)).astype(str)
         found = checks.exact(hashes)
-        assert all(len(group) > 1 and len(set(hashes[group])) == 1 and group == sorted(group) for group in found)
-        assert sum(map(len, found)) == sum(count for count in np.unique(hashes, return_counts=True)[1] if count > 1)
+        assert all(
+            len(group) > 1 and len(set(hashes[group])) == 1 and group == sorted(group)
+            for group in found
+        )
+        assert sum(map(len, found)) == sum(
+            count for count in np.unique(hashes, return_counts=True)[1] if count > 1
+        )
         seen += 1
     assert seen == 200
 
@@ -38,7 +43,12 @@ def photos_of(n: int, seed: int = 0) -> np.ndarray:
     """Return smooth images that differ."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 255, (n, 5, 5, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(one).resize((24, 24), Image.Resampling.BICUBIC)) for one in coarse])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(one).resize((24, 24), Image.Resampling.BICUBIC))
+            for one in coarse
+        ]
+    )
 
 
 @pytest.mark.parametrize("n", [300, 4500])
@@ -48,22 +58,33 @@ def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: s
     pixels, features = photos_of(n), rng.normal(0, 1, (n, 64)).astype(np.float16)
     planted = rng.choice(n, 40, replace=False).reshape(20, 2)
     if by == "features":
-        features[planted[:, 1]] = features[planted[:, 0]] + rng.normal(0, 0.05, (20, 64)).astype(np.float16)
+        features[planted[:, 1]] = features[planted[:, 0]] + rng.normal(0, 0.05, (20, 64)).astype(
+            np.float16
+        )
     else:
         again = pixels[planted[:, 0]][:, :, :: -1 if by == "mirrored" else 1]
         pixels[planted[:, 1]] = np.clip(again * 0.8 + 20 + rng.normal(0, 4, again.shape), 0, 255)
     hashes = np.arange(n).astype(str)
     found = checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes)
-    assert {tuple(one["rows"]) for one in found} == {tuple(sorted(pair)) for pair in planted.tolist()}
+    assert {tuple(one["rows"]) for one in found} == {
+        tuple(sorted(pair)) for pair in planted.tolist()
+    }
     assert {one["by"] for one in found} == {by}
-    assert [one["cosine"] for one in found] == sorted((one["cosine"] for one in found), reverse=True)
+    assert [one["cosine"] for one in found] == sorted(
+        (one["cosine"] for one in found), reverse=True
+    )
     hashes[planted[:, 1]] = hashes[planted[:, 0]]
     assert checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes) == []
 
 
 def test_images_of_one_colour_are_no_duplicates_of_each_other() -> None:
     pixels = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in range(20, 30)])
-    assert checks.near([pixels], np.random.default_rng(0).normal(0, 1, (10, 64)), np.arange(10).astype(str)) == []
+    assert (
+        checks.near(
+            [pixels], np.random.default_rng(0).normal(0, 1, (10, 64)), np.arange(10).astype(str)
+        )
+        == []
+    )
 
 
 def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> None:
@@ -95,13 +116,23 @@ def test_a_rare_class_and_its_absence_do_not_trip_the_ranking() -> None:
 
 def planted(tmp_path: Path) -> Path:
     photos = write_folder(tmp_path / "photos", toy(240), parts=True)
-    train, test = sorted((photos / "train").rglob("*.png")), sorted((photos / "test").rglob("*.png"))
+    train, test = (
+        sorted((photos / "train").rglob("*.png")),
+        sorted((photos / "test").rglob("*.png")),
+    )
     for number in range(4):
-        shutil.copy(next(one for one in train[number * 5 :] if one.parent.name == test[number].parent.name), test[number])
+        shutil.copy(
+            next(one for one in train[number * 5 :] if one.parent.name == test[number].parent.name),
+            test[number],
+        )
     folder = photos / "train" / "class0"
     (folder / "broken.png").write_bytes(b"no image")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 200, 3), dtype=np.uint8)).save(folder / "long.png")
-    Image.fromarray(np.random.default_rng(1).integers(0, 255, (3, 3, 3), dtype=np.uint8)).save(folder / "small.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 200, 3), dtype=np.uint8)).save(
+        folder / "long.png"
+    )
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (3, 3, 3), dtype=np.uint8)).save(
+        folder / "small.png"
+    )
     Image.new("RGB", (16, 16), "red").save(folder / "plain.png")
     return photos
 
@@ -144,12 +175,18 @@ def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> 
 
 
 def test_clean_images_are_said_to_be_clean(tmp_path: Path) -> None:
-    found = workflow.check(toy(300, side=24), Wish(backbone=TINY, weights="random", resolution=32), Settings(home=tmp_path))
+    found = workflow.check(
+        toy(300, side=24),
+        Wish(backbone=TINY, weights="random", resolution=32),
+        Settings(home=tmp_path),
+    )
     assert found.told["counts"]["exact"] == found.told["counts"]["odd"] == 0
     assert found.told["across"]["exact"] == 0
 
 
-def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real_images(shared_data: Path, tmp_path: Path) -> None:
+def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real_images(
+    shared_data: Path, tmp_path: Path
+) -> None:
     images = sources.load(str(shared_data / "cifar10"), tmp_path)
     rows = images.subset(np.flatnonzero(images.parts == "train"), 1500, 0)
     small = images.take(np.sort(rows))
@@ -162,7 +199,9 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
     donors, victims = np.flatnonzero(parts == "train")[:50], np.flatnonzero(parts == "test")[:50]
     pixels[victims], labels[victims] = pixels[donors], labels[donors]
     keys = [f"{number:05}" for number in range(len(small))]
-    made = data.table("planted", labels, list(small.classes), data.ArrayImages(pixels), keys=keys, parts=parts)
+    made = data.table(
+        "planted", labels, list(small.classes), data.ArrayImages(pixels), keys=keys, parts=parts
+    )
     found = workflow.check(made, Wish(resolution=64), Settings(home=tmp_path)).told
     assert found["across"]["exact"] == 50
     first = {one["key"] for one in found["suspects"][: int(0.06 * len(small))]}
@@ -170,7 +209,9 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
     assert hits >= 0.6 * sum(row not in victims for row in flipped)
 
 
-def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look_like_itself() -> None:
+def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look_like_itself() -> (
+    None
+):
     told = {"label": "a", "said": "a", "chance_label": 0.6, "chance_said": 0.6}
     assert workflow.checking.doubt(told) == "is not clearly that (60%)"
     assert workflow.checking.doubt({**told, "said": "b"}) == "looks like b (60%)"

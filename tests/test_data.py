@@ -12,7 +12,12 @@ from regraft import data
 from regraft.errors import UserError
 
 
-def named(counts: list[int], parts: list[str] | None = None, groups: list[str] | None = None, order: np.ndarray | None = None) -> data.Dataset:
+def named(
+    counts: list[int],
+    parts: list[str] | None = None,
+    groups: list[str] | None = None,
+    order: np.ndarray | None = None,
+) -> data.Dataset:
     """Return a dataset with so many images of each class, keys independent of the order of rows."""
     labels = np.repeat(np.arange(len(counts)), counts)
     keys = np.array([f"{label}/{row:05}" for row, label in enumerate(labels)])
@@ -20,12 +25,22 @@ def named(counts: list[int], parts: list[str] | None = None, groups: list[str] |
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(labels)) % 251
     chosen = lambda given: None if given is None else [given[row] for row in order]  # noqa: E731
-    return data.table("made", labels[order], [f"c{n}" for n in range(len(counts))], data.ArrayImages(pixels[order]), keys[order], chosen(parts), chosen(groups))
+    return data.table(
+        "made",
+        labels[order],
+        [f"c{n}" for n in range(len(counts))],
+        data.ArrayImages(pixels[order]),
+        keys[order],
+        chosen(parts),
+        chosen(groups),
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(counts=st.lists(st.integers(3, 60), min_size=2, max_size=6), seed=st.integers(0, 1000))
-def test_parts_are_disjoint_whole_stratified_and_hold_every_class(counts: list[int], seed: int) -> None:
+def test_parts_are_disjoint_whole_stratified_and_hold_every_class(
+    counts: list[int], seed: int
+) -> None:
     made = named(counts)
     split = made.split(seed)
     rows = np.concatenate([split.train, split.val, split.test])
@@ -39,7 +54,11 @@ def test_parts_are_disjoint_whole_stratified_and_hold_every_class(counts: list[i
 
 
 @settings(max_examples=30, deadline=None)
-@given(counts=st.lists(st.integers(3, 30), min_size=2, max_size=4), seed=st.integers(0, 1000), shuffle=st.integers(0, 1000))
+@given(
+    counts=st.lists(st.integers(3, 30), min_size=2, max_size=4),
+    seed=st.integers(0, 1000),
+    shuffle=st.integers(0, 1000),
+)
 def test_row_order_changes_nothing(counts: list[int], seed: int, shuffle: int) -> None:
     order = np.random.default_rng(shuffle).permutation(sum(counts))
     one, other = named(counts), named(counts, order=order)
@@ -99,14 +118,19 @@ def test_identical_images_without_names_fall_into_the_same_part() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (200, 4, 4, 3), dtype=np.uint8)
     images = np.concatenate([images, images[:100], images[:50], images[:20]])
-    labels = np.concatenate([np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2, 1 - np.arange(20) % 2])  # the last ones under the other class
+    labels = np.concatenate(
+        [np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2, 1 - np.arange(20) % 2]
+    )  # the last ones under the other class
     made = data.table("twins", labels, ["a", "b"], data.ArrayImages(images))
     for seed in range(20):
         split = made.split(seed)
         parts = [set(made.hashes[split[part]].tolist()) for part in ("train", "val", "test")]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 200
         for label in (0, 1):
-            counts = [len(set(made.hashes[split[part]][made.labels[split[part]] == label].tolist())) for part in ("val", "test")]
+            counts = [
+                len(set(made.hashes[split[part]][made.labels[split[part]] == label].tolist()))
+                for part in ("val", "test")
+            ]
             assert 6 <= counts[0] <= 20, counts
             assert 14 <= counts[1] <= 34, counts
     assert len(set(made.keys.tolist())) == 370
@@ -117,7 +141,12 @@ def test_an_image_that_is_there_too_often_is_for_training() -> None:
     for copies in (13, 30, 60, 200):
         images = rng.integers(0, 255, (100, 4, 4, 3), dtype=np.uint8)
         images = np.concatenate([images, np.repeat(images[:1], copies - 1, axis=0)])
-        made = data.table("blank", np.concatenate([np.arange(100) % 2, np.zeros(copies - 1, int)]), ["a", "b"], data.ArrayImages(images))
+        made = data.table(
+            "blank",
+            np.concatenate([np.arange(100) % 2, np.zeros(copies - 1, int)]),
+            ["a", "b"],
+            data.ArrayImages(images),
+        )
         often = Counter(made.hashes.tolist()).most_common(1)[0][0]
         for seed in range(20):
             split = made.split(seed)
@@ -135,7 +164,10 @@ def test_a_class_of_hardly_different_images_is_in_every_part() -> None:
         made = data.table("few", [0] * 30 + [1] * 30, ["a", "b"], data.ArrayImages(images))
         for seed in range(10):
             split = made.split(seed)
-            assert all(set(made.labels[split[part]].tolist()) == {0, 1} for part in ("train", "val", "test")), (different, seed)
+            assert all(
+                set(made.labels[split[part]].tolist()) == {0, 1}
+                for part in ("train", "val", "test")
+            ), (different, seed)
 
 
 def test_a_table_without_images_says_so() -> None:
@@ -144,7 +176,9 @@ def test_a_table_without_images_says_so() -> None:
 
 
 def test_identical_images_get_different_keys() -> None:
-    made = data.table("same", [0, 0, 0, 1, 1, 1], ["a", "b"], data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8)))
+    made = data.table(
+        "same", [0, 0, 0, 1, 1, 1], ["a", "b"], data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
+    )
     assert len(set(made.keys)) == 6
 
 
@@ -163,22 +197,52 @@ def test_the_fingerprint_sees_pixels_labels_and_names() -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "keys", "says"),
     [
-        ([], ["a", "b"], None, "bad holds no images. Expected labelled images of at least two classes."),
+        (
+            [],
+            ["a", "b"],
+            None,
+            "bad holds no images. Expected labelled images of at least two classes.",
+        ),
         ([0, 0, 0], ["a"], None, "bad has one class only, 'a'. Expected at least two."),
-        ([0, 0, 0, 1], ["a", "b"], None, "bad has too few images of class 'b' (1). Expected at least 3 a class"),
-        ([0, 0, 0, 7], ["a", "b"], None, "bad has the label 7, which is outside its 2 classes (0 … 1)."),
-        ([0, 0, 0, 1, 1, 1], ["a", "b"], list("pqrstt"), "bad lists 't' more than once. Expected every image under a key of its own."),
+        (
+            [0, 0, 0, 1],
+            ["a", "b"],
+            None,
+            "bad has too few images of class 'b' (1). Expected at least 3 a class",
+        ),
+        (
+            [0, 0, 0, 7],
+            ["a", "b"],
+            None,
+            "bad has the label 7, which is outside its 2 classes (0 … 1).",
+        ),
+        (
+            [0, 0, 0, 1, 1, 1],
+            ["a", "b"],
+            list("pqrstt"),
+            "bad lists 't' more than once. Expected every image under a key of its own.",
+        ),
     ],
-)  # fmt: skip
-def test_impossible_tables_are_refused(labels: list[int], classes: list[str], keys: list[str] | None, says: str) -> None:
+)
+def test_impossible_tables_are_refused(
+    labels: list[int], classes: list[str], keys: list[str] | None, says: str
+) -> None:
     with pytest.raises(UserError, match=".") as caught:
-        data.table("bad", labels, classes, data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)), keys)
+        data.table(
+            "bad",
+            labels,
+            classes,
+            data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
+            keys,
+        )
     assert says in str(caught.value)
 
 
 def test_too_small_and_too_large_subsets_are_refused() -> None:
     for wanted in (1, 10_000):
-        with pytest.raises(UserError, match=f"--train-images {wanted:,} was given, but the train part has"):
+        with pytest.raises(
+            UserError, match=f"--train-images {wanted:,} was given, but the train part has"
+        ):
             toy().split(train_images=wanted)
 
 
@@ -192,7 +256,9 @@ def test_open_images_follow_the_part_that_their_group_was_given() -> None:
     parts = ["test" if row // 6 % 4 == 0 and row % 6 == 0 else "" for row in range(120)]
     made = named([60, 60], parts, groups)
     split = made.split()
-    assert {str(made.groups[row]) for row in split.test} == {f"g{number}" for number in range(0, 20, 4)}
+    assert {str(made.groups[row]) for row in split.test} == {
+        f"g{number}" for number in range(0, 20, 4)
+    }
     assert len(split.test) == 30
     with pytest.raises(UserError, match="The group 'g0' of made spans the parts test and val"):
         named([60, 60], ["test", "val", *parts[2:]], groups).split()
@@ -207,7 +273,12 @@ def test_a_class_with_one_image_beside_a_given_test_part_is_for_training() -> No
         parts = ["train"] * (60 + count) + ["test"] * 21
         labels = [0] * 30 + [1] * 30 + [2] * count + [0] * 10 + [1] * 10 + [2]
         made = data.table(
-            "given", labels, ["a", "b", "c"], data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)), [f"{row:03}" for row in range(len(labels))], parts
+            "given",
+            labels,
+            ["a", "b", "c"],
+            data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
+            [f"{row:03}" for row in range(len(labels))],
+            parts,
         )
         for seed in range(10):
             split = made.split(seed)
@@ -218,4 +289,6 @@ def test_labels_that_are_fractions_are_refused() -> None:
     images = data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
     with pytest.raises(UserError, match="no whole numbers"):
         data.table("f", np.array([0, 1, 0, 1, 0, 1.5]), ["a", "b"], images, list("abcdef"))
-    assert data.table("f", np.array([0.0, 1, 0, 1, 0, 1]), ["a", "b"], images, list("abcdef")).labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.table(
+        "f", np.array([0.0, 1, 0, 1, 0, 1]), ["a", "b"], images, list("abcdef")
+    ).labels.tolist() == [0, 1, 0, 1, 0, 1]

@@ -27,16 +27,28 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 SPOKEN = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md"]
-LEDGERS = [ROOT / "README.md", DOCS / "measured.md", DOCS / "experiments.md", ROOT / "benchmarks" / "RESULTS.md"]
+LEDGERS = [
+    ROOT / "README.md",
+    DOCS / "measured.md",
+    DOCS / "experiments.md",
+    ROOT / "benchmarks" / "RESULTS.md",
+]
 
 
 def lacking(*modules: str) -> str:
     """Return a sentence on what is not installed, empty where all is."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} cannot be imported; pip install 'regraft[docs]' brings them" if missing else ""
+    return (
+        f"{', '.join(missing)} cannot be imported; pip install 'regraft[docs]' brings them"
+        if missing
+        else ""
+    )
 
 
-NO_SITE, NO_NOTEBOOK = lacking("mkdocs", "material", "mkdocstrings_handlers"), lacking("nbclient", "nbformat", "ipykernel")
+NO_SITE, NO_NOTEBOOK = (
+    lacking("mkdocs", "material", "mkdocstrings_handlers"),
+    lacking("nbclient", "nbformat", "ipykernel"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,9 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    found = re.findall(r'^(<!-- run -->\n)?```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, flags=re.S | re.M)
+    found = re.findall(
+        r'^(<!-- run -->\n)?```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, flags=re.S | re.M
+    )
     return [Block(language, title, body, bool(mark)) for mark, language, title, body in found]
 
 
@@ -74,7 +88,10 @@ def parsed(words: list[str]) -> str:
     name, rest = "", list(words)
     while hasattr(command, "commands") and rest:
         given, command, rest = command.resolve_command(context, rest)
-        context, name = command.make_context(given, list(rest), parent=context), f"{name} {given}".strip()
+        context, name = (
+            command.make_context(given, list(rest), parent=context),
+            f"{name} {given}".strip(),
+        )
     return name
 
 
@@ -88,7 +105,12 @@ def verbs(command: object = None, name: str = "") -> Iterator[tuple[str, object]
 
 
 def flags(command: object) -> set[str]:
-    return {flag for one in command.params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("-")}  # type: ignore[attr-defined]
+    return {
+        flag
+        for one in command.params
+        for flag in (*one.opts, *one.secondary_opts)
+        if flag.startswith("-")
+    }  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +120,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(NO_SITE)
     out = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
     return out
@@ -109,7 +139,14 @@ class Read(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.links, self.loaded, self.anchors, self.words, self.headings, self.codes = [], [], set(), [], [], []  # type: ignore[var-annotated]
+        self.links, self.loaded, self.anchors, self.words, self.headings, self.codes = (
+            [],
+            [],
+            set(),
+            [],
+            [],
+            [],
+        )  # type: ignore[var-annotated]
         self.open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
         self.text = re.sub(r"\s+", " ", "".join(self.words))
@@ -122,7 +159,13 @@ class Read(HTMLParser):
             self.links.append(given["href"])
         if tag in ("script", "img", "iframe", "source") and given.get("src"):
             self.loaded.append(given["src"])
-        if tag == "link" and given.get("rel") in ("stylesheet", "preload", "preconnect", "icon", "shortcut icon"):
+        if tag == "link" and given.get("rel") in (
+            "stylesheet",
+            "preload",
+            "preconnect",
+            "icon",
+            "shortcut icon",
+        ):
             self.loaded.append(given["href"])
         if tag in ("h1", "h2", "h3", "code", "script", "style"):
             self.open.append(tag)
@@ -140,7 +183,9 @@ class Read(HTMLParser):
             (self.headings if tag[0] == "h" else self.codes)[-1] += data
 
 
-def test_the_site_builds_strictly_with_every_page_and_loads_nothing_from_outside(site: Path) -> None:
+def test_the_site_builds_strictly_with_every_page_and_loads_nothing_from_outside(
+    site: Path,
+) -> None:
     made = {path.name: Read(path) for path in site.glob("*.html") if path.name != "404.html"}
     assert {path.stem for path in PAGES} <= {name.removesuffix(".html") for name in made}
     assert len(made) >= 16
@@ -153,7 +198,9 @@ def test_the_site_builds_strictly_with_every_page_and_loads_nothing_from_outside
             assert (site / unquote(urlsplit(source).path)).is_file(), (name, source)
     assert seen > 40
     for style in site.rglob("*.css"):
-        assert not re.search(r"url\(['\"]?(https?:)?//|@import", style.read_text(encoding="utf-8")), style
+        assert not re.search(
+            r"url\(['\"]?(https?:)?//|@import", style.read_text(encoding="utf-8")
+        ), style
     assert not (site / "hooks.py").exists()
 
 
@@ -207,7 +254,9 @@ def test_every_field_of_a_plan_and_every_word_of_a_head_is_on_its_page(site: Pat
 
 
 @pytest.mark.skipif(bool(NO_SITE), reason=NO_SITE)
-def test_the_whole_plan_on_its_page_is_one_and_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_plan_on_its_page_is_one_and_leaves_nothing_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     import hooks
 
@@ -235,7 +284,9 @@ def test_every_command_in_a_fenced_block_is_one_that_the_command_line_takes() ->
                     try:
                         called.append(parsed(words))
                     except Exception as error:
-                        pytest.fail(f"{path.name}: regraft {shlex.join(words)}: {type(error).__name__} {error}")
+                        pytest.fail(
+                            f"{path.name}: regraft {shlex.join(words)}: {type(error).__name__} {error}"
+                        )
     assert len(called) > 70
     top = set(typer.main.get_command(app).commands)
     assert {name.split()[0] for name in called if name} == top  # and every verb is shown in use
@@ -243,7 +294,11 @@ def test_every_command_in_a_fenced_block_is_one_that_the_command_line_takes() ->
 
 def test_verbs_and_flags_named_in_a_sentence_exist() -> None:
     known = dict(verbs())
-    scripts = {flag for path in (ROOT / "benchmarks").glob("*.py") for flag in re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8"))}
+    scripts = {
+        flag
+        for path in (ROOT / "benchmarks").glob("*.py")
+        for flag in re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8"))
+    }
     all_flags = set().union(*(flags(command) for command in known.values())) | {"--help"} | scripts
     seen = 0
     for path in [*PAGES, ROOT / "README.md"]:
@@ -253,8 +308,12 @@ def test_verbs_and_flags_named_in_a_sentence_exist() -> None:
             if words[0] == "regraft" and len(words) > 1 and not words[1].isupper():
                 name = words[1]
                 assert name in known or name.startswith("-"), (path.name, span)
-                mine = set().union(*(flags(one) for verb, one in known.items() if verb.split()[0] == name)) | {"--help"}
-                assert {word.partition("=")[0] for word in words if re.match(r"--\w", word)} <= mine, (path.name, span)
+                mine = set().union(
+                    *(flags(one) for verb, one in known.items() if verb.split()[0] == name)
+                ) | {"--help"}
+                assert {
+                    word.partition("=")[0] for word in words if re.match(r"--\w", word)
+                } <= mine, (path.name, span)
                 seen += 1
             elif re.match(r"--\w", words[0]):
                 assert words[0].partition("=")[0] in all_flags, (path.name, span)
@@ -270,7 +329,10 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path.cwd()
 
 
-RUN = {path.name: sum(block.run for block in blocks(path.read_text(encoding="utf-8"))) for path in PAGES}
+RUN = {
+    path.name: sum(block.run for block in blocks(path.read_text(encoding="utf-8")))
+    for path in PAGES
+}
 
 
 @pytest.mark.parametrize("name", [name for name, count in RUN.items() if count])
@@ -300,11 +362,29 @@ def test_enough_is_run_and_every_file_of_an_example_is_used() -> None:
     assert [title for title in titles if not re.search(rf"\b{title}\b", ran)] == []
 
 
-def test_the_quick_start_names_every_file_of_a_run_and_of_a_comparison(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ("--techniques", "linear-probe", "--backbones", "test_resnet", "--weights", "random", "--resolution", "32", "-q", "--out", "board")
+def test_the_quick_start_names_every_file_of_a_run_and_of_a_comparison(
+    regraft, photos: Path
+) -> None:  # type: ignore[no-untyped-def]
+    words = (
+        "--techniques",
+        "linear-probe",
+        "--backbones",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolution",
+        "32",
+        "-q",
+        "--out",
+        "board",
+    )
     assert regraft("compare", photos, *words).code == 0
     text = (DOCS / "index.md").read_text(encoding="utf-8")
-    there = {path.name + ("/" if path.is_dir() else "") for folder in (Path("board"), Path("board/linear-probe")) for path in folder.iterdir()}
+    there = {
+        path.name + ("/" if path.is_dir() else "")
+        for folder in (Path("board"), Path("board/linear-probe"))
+        for path in folder.iterdir()
+    }
     assert {name for name in there - {"linear-probe/"} if f"`{name}`" not in text} == set()
     assert len(there) > 15
 
@@ -313,8 +393,17 @@ def test_no_figure_is_on_these_pages_that_was_not_measured() -> None:
     ledger = "\n".join(path.read_text(encoding="utf-8") for path in LEDGERS)
     measured = {float(number) for number in re.findall(r"\d*\.\d+", ledger.replace(",", ""))}
     seen = 0
-    for name, least in (("choosing.md", 1), ("cut.md", 2), ("evaluation.md", 3), ("faq.md", 3), ("index.md", 3), ("using.md", 3)):
-        text = re.sub(r"`[^`]*`|\]\([^)]*\)|[-\w]*e-\d", "", (DOCS / name).read_text(encoding="utf-8"))
+    for name, least in (
+        ("choosing.md", 1),
+        ("cut.md", 2),
+        ("evaluation.md", 3),
+        ("faq.md", 3),
+        ("index.md", 3),
+        ("using.md", 3),
+    ):
+        text = re.sub(
+            r"`[^`]*`|\]\([^)]*\)|[-\w]*e-\d", "", (DOCS / name).read_text(encoding="utf-8")
+        )
         for number in re.findall(rf"(?<![\w.])\d*\.\d{{{least},}}", text):
             if number not in ("0.8", "3.4"):  # a default; millions of parameters
                 seen += 1
@@ -329,10 +418,16 @@ def test_the_notebook_is_kept_without_outputs_and_runs() -> None:
 
     path = DOCS / "quickstart.ipynb"
     kept = json.loads(path.read_text(encoding="utf-8"))
-    assert [cell for cell in kept["cells"] if cell.get("outputs") or cell.get("execution_count")] == []
+    assert [
+        cell for cell in kept["cells"] if cell.get("outputs") or cell.get("execution_count")
+    ] == []
     assert "/" not in json.dumps(kept["metadata"])
     book = nbformat.read(path, 4)
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
-    said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
+    NotebookClient(
+        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}
+    ).execute()
+    said = "".join(
+        output.get("text", "") for cell in book.cells for output in cell.get("outputs", ())
+    )
     assert "was selected on validation" in said
     assert Path("runs/digits-linear-probe/scores.json").is_file()

@@ -8,7 +8,10 @@ from regraft.errors import UserError, listed, nearest, unknown
 def test_an_unknown_name_is_answered_with_what_was_given_the_nearest_and_all() -> None:
     error = unknown("technique", "prob", ["linear-probe", "fine-tune", "probe-all"])
     assert isinstance(error, UserError)
-    assert str(error) == "No technique is called 'prob'. Did you mean 'probe-all'? Known: fine-tune, linear-probe, probe-all."
+    assert (
+        str(error)
+        == "No technique is called 'prob'. Did you mean 'probe-all'? Known: fine-tune, linear-probe, probe-all."
+    )
 
 
 def test_nothing_near_offers_nothing() -> None:
@@ -23,7 +26,11 @@ def test_long_lists_are_counted() -> None:
 
 def test_a_path_that_cannot_be_used_is_one_sentence(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
-    for words in (("fit", "x" * 300), ("predict", "r" * 300, "x.png"), ("cache", "size", "--cache", tmp_path / "file")):
+    for words in (
+        ("fit", "x" * 300),
+        ("predict", "r" * 300, "x.png"),
+        ("cache", "size", "--cache", tmp_path / "file"),
+    ):
         done = regraft(*words)
         assert (done.code, "Traceback" in done.err) == (2, False), (words, done.err)
         assert "cannot be used (" in done.err, done.err

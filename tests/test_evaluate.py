@@ -18,7 +18,9 @@ def test_scores_agree_with_scikit_learn(classes: int, n: int, seed: int) -> None
     targets = rng.integers(0, classes, n)
     found = evaluate.scores(logits, targets)
     assert found.accuracy == pytest.approx(accuracy_score(targets, logits.argmax(1)))
-    assert found.loss == pytest.approx(log_loss(targets, np.exp(evaluate.log_softmax(logits)), labels=range(classes)), rel=1e-5)
+    assert found.loss == pytest.approx(
+        log_loss(targets, np.exp(evaluate.log_softmax(logits)), labels=range(classes)), rel=1e-5
+    )
     assert found.ci95[0] <= found.accuracy <= found.ci95[1]
     assert found.n == n
 
@@ -61,7 +63,14 @@ def cases(count: int, most: int = 12):  # type: ignore[no-untyped-def]
         classes = int(rng.integers(2, most))
         targets = rng.integers(0, classes, int(rng.integers(3, 300)))
         skill = rng.choice([0.0, 1.0, 4.0])
-        yield (rng.normal(0, rng.choice([0.3, 2.0]), (len(targets), classes)) + skill * np.eye(classes)[targets]).astype(np.float32), targets, classes
+        yield (
+            (
+                rng.normal(0, rng.choice([0.3, 2.0]), (len(targets), classes))
+                + skill * np.eye(classes)[targets]
+            ).astype(np.float32),
+            targets,
+            classes,
+        )
 
 
 def test_measures_agree_with_scikit_learn() -> None:
@@ -72,13 +81,19 @@ def test_measures_agree_with_scikit_learn() -> None:
         found = evaluate.measures(logits, targets, [str(number) for number in range(classes)])
         said = logits.argmax(1)
         labels = np.arange(classes)
-        assert [row["recall"] for row in found["per_class"]] == pytest.approx(recall_score(targets, said, labels=labels, average=None, zero_division=0))
+        assert [row["recall"] for row in found["per_class"]] == pytest.approx(
+            recall_score(targets, said, labels=labels, average=None, zero_division=0)
+        )
         there = np.unique(targets)
-        assert found["macro_f1"] == pytest.approx(f1_score(targets, said, labels=there, average="macro", zero_division=0))
+        assert found["macro_f1"] == pytest.approx(
+            f1_score(targets, said, labels=there, average="macro", zero_division=0)
+        )
         assert np.trace(found["confusion"]) == round(found["accuracy"] * len(targets))
         assert (found["top5"] is None) == (classes <= 5)
         if found["top5"] is not None:
-            assert found["top5"] == pytest.approx(top_k_accuracy_score(targets, logits, k=5, labels=labels))
+            assert found["top5"] == pytest.approx(
+                top_k_accuracy_score(targets, logits, k=5, labels=labels)
+            )
             tops += 1
         seen += 1
     assert seen == 150
@@ -92,7 +107,9 @@ def test_calibration_agrees_with_torchmetrics() -> None:
     seen = 0
     for logits, targets, classes in cases(150):
         chances = torch.from_numpy(np.exp(evaluate.log_softmax(logits)).astype(np.float32))
-        theirs = multiclass_calibration_error(chances, torch.from_numpy(targets), classes, n_bins=15)
+        theirs = multiclass_calibration_error(
+            chances, torch.from_numpy(targets), classes, n_bins=15
+        )
         assert evaluate.calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
         assert sum(one.n for one in evaluate.reliability(logits, targets)) == len(targets)
         seen += 1
@@ -110,7 +127,10 @@ def test_the_temperature_is_found_again_and_never_harms() -> None:
     for logits, targets, _ in cases(60):
         found = evaluate.temperature(logits, targets)
         assert 0.05 <= found <= 20
-        assert evaluate.scores(logits / found, targets).loss <= evaluate.scores(logits, targets).loss + 1e-6
+        assert (
+            evaluate.scores(logits / found, targets).loss
+            <= evaluate.scores(logits, targets).loss + 1e-6
+        )
         seen += 1
     assert seen == 60
     assert evaluate.temperature(np.eye(3) * 5, np.arange(3)) == 1.0
@@ -148,7 +168,10 @@ def test_the_bootstrap_interval_covers_the_true_difference_as_often_as_it_says()
 
 def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
     rng = np.random.default_rng(0)
-    a, b = np.arange(1000) < 80, (np.arange(1000) >= 80) & (np.arange(1000) < 130)  # only A right on 8 %, only B on 5 %
+    a, b = (
+        np.arange(1000) < 80,
+        (np.arange(1000) >= 80) & (np.arange(1000) < 130),
+    )  # only A right on 8 %, only B on 5 %
     needed = evaluate.difference(a, b).needed
     assert needed is not None
     found = 0
@@ -164,10 +187,17 @@ def test_a_difference_is_said_in_one_plain_sentence() -> None:
     a = rng.random(2000) < 0.9
     b = a & (rng.random(2000) > 0.05)
     assert evaluate.difference(a, b).sentence("A", "B").startswith("A is better than B by ")
-    assert evaluate.difference(b, a).sentence("B", "A") == evaluate.difference(a, b).sentence("A", "B")
-    few = evaluate.difference(np.array([True] * 10), np.array([True] * 9 + [False])).sentence("A", "B")
+    assert evaluate.difference(b, a).sentence("B", "A") == evaluate.difference(a, b).sentence(
+        "A", "B"
+    )
+    few = evaluate.difference(np.array([True] * 10), np.array([True] * 9 + [False])).sentence(
+        "A", "B"
+    )
     assert few.startswith("No difference between A and B can be told with 10 images; about ")
-    assert evaluate.difference(a, a).sentence("A", "B") == "No difference between A and B can be told with 2,000 images."
+    assert (
+        evaluate.difference(a, a).sentence("A", "B")
+        == "No difference between A and B can be told with 2,000 images."
+    )
 
 
 def test_the_pareto_front_holds_what_nobody_beats() -> None:
@@ -176,7 +206,11 @@ def test_the_pareto_front_holds_what_nobody_beats() -> None:
     for _ in range(200):
         points = [(float(x), float(y)) for x, y in rng.integers(0, 8, (rng.integers(1, 12), 2))]
         kept = [points[number] for number in evaluate.front(points)]
-        beaten = [one for one in points if any(o[0] <= one[0] and o[1] >= one[1] and o != one for o in points)]
+        beaten = [
+            one
+            for one in points
+            if any(o[0] <= one[0] and o[1] >= one[1] and o != one for o in points)
+        ]
         assert set(kept) == set(points) - set(beaten)
         assert kept == sorted(kept)
         seen += 1

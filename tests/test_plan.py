@@ -10,21 +10,45 @@ from regraft import plan as plans
 from regraft.errors import UserError
 from regraft.plan import ModelFacts, Phase, Plan
 
-FACTS = ModelFacts("net", ("stem", "layer1", "layer2"), ("stem", "layer1.0", "layer2"), frozenset({"stem", "layer1", "layer1.0", "layer2"}), 224, False)
+FACTS = ModelFacts(
+    "net",
+    ("stem", "layer1", "layer2"),
+    ("stem", "layer1.0", "layer2"),
+    frozenset({"stem", "layer1", "layer1.0", "layer2"}),
+    224,
+    False,
+)
 
 
 def made(**fields: object) -> Plan:
-    return Plan.model_validate({"backbone": "net", "resolution": 64, "phases": [{"train": "head"}], **fields})
+    return Plan.model_validate(
+        {"backbone": "net", "resolution": 64, "phases": [{"train": "head"}], **fields}
+    )
 
 
 @given(
-    lr=st.floats(1e-8, 10), epochs=st.integers(1, 500), seed=st.integers(0, 2**31 - 1), augment=st.sampled_from(plans.AUGMENTATIONS),
-    until=st.sampled_from(["", "layer1", ("layer1", "layer2")]), weights=st.sampled_from(["none", "auto", {"a": 0.5}]),
-)  # fmt: skip
+    lr=st.floats(1e-8, 10),
+    epochs=st.integers(1, 500),
+    seed=st.integers(0, 2**31 - 1),
+    augment=st.sampled_from(plans.AUGMENTATIONS),
+    until=st.sampled_from(["", "layer1", ("layer1", "layer2")]),
+    weights=st.sampled_from(["none", "auto", {"a": 0.5}]),
+)
 def test_a_plan_survives_its_file(
-    tmp_path_factory: pytest.TempPathFactory, lr: float, epochs: int, seed: int, augment: str, until: object, weights: object
+    tmp_path_factory: pytest.TempPathFactory,
+    lr: float,
+    epochs: int,
+    seed: int,
+    augment: str,
+    until: object,
+    weights: object,
 ) -> None:
-    plan = made(seed=seed, until=until, class_weights=weights, phases=[{"lr": lr, "epochs": epochs, "augment": augment}])
+    plan = made(
+        seed=seed,
+        until=until,
+        class_weights=weights,
+        phases=[{"lr": lr, "epochs": epochs, "augment": augment}],
+    )
     path = tmp_path_factory.mktemp("plan") / "plan.toml"
     plans.write(plan, path)
     assert plans.read(path) == plan
@@ -32,14 +56,29 @@ def test_a_plan_survives_its_file(
 
 
 def test_changes_are_applied_by_key() -> None:
-    plan = plans.changed(made().model_dump(), ["phases.0.lr=3e-4", "head=bn, dense 32 relu", "phases.0.augment=flip", "seed=7"])
-    assert (plan.phases[0].lr, plan.head, plan.phases[0].augment, plan.seed) == (3e-4, "bn, dense 32 relu", "flip", 7)
+    plan = plans.changed(
+        made().model_dump(),
+        ["phases.0.lr=3e-4", "head=bn, dense 32 relu", "phases.0.augment=flip", "seed=7"],
+    )
+    assert (plan.phases[0].lr, plan.head, plan.phases[0].augment, plan.seed) == (
+        3e-4,
+        "bn, dense 32 relu",
+        "flip",
+        7,
+    )
     assert plan.digest != made().digest
 
 
 def test_every_fault_is_reported_at_once_with_near_names() -> None:
     with pytest.raises(UserError) as caught:
-        plans.parse({"backbone": "net", "resolutoin": 64, "phases": [{"optimizer": "adamv", "lr": -1, "epoch": 3}]}, "p.toml")
+        plans.parse(
+            {
+                "backbone": "net",
+                "resolutoin": 64,
+                "phases": [{"optimizer": "adamv", "lr": -1, "epoch": 3}],
+            },
+            "p.toml",
+        )
     text = str(caught.value)
     assert text.startswith("p.toml is not valid, 5 faults:")
     for part in (
@@ -72,7 +111,7 @@ def test_a_plan_that_does_not_fit_the_model_names_the_nearest_stage() -> None:
         ("dense 3 relu extra", "'dense 3 relu extra' has too many words"),
         ("bn, flatten", "'flatten' and 'pool' can only come first"),
     ],
-)  # fmt: skip
+)
 def test_impossible_heads_are_refused(head: str, says: str) -> None:
     with pytest.raises(UserError, match=".") as caught:
         plans.parse({"backbone": "net", "resolution": 64, "head": head, "phases": [{}]})
@@ -80,20 +119,38 @@ def test_impossible_heads_are_refused(head: str, says: str) -> None:
 
 
 def test_heads_are_read_in_order() -> None:
-    kinds = [(layer.kind, layer.value) for layer in plans.head_layers("flatten, bn, dense 256 relu, dropout 0.5")]
-    assert kinds == [("flatten", None), ("bn", None), ("dense", 256), ("relu", None), ("dropout", 0.5)]
+    kinds = [
+        (layer.kind, layer.value)
+        for layer in plans.head_layers("flatten, bn, dense 256 relu, dropout 0.5")
+    ]
+    assert kinds == [
+        ("flatten", None),
+        ("bn", None),
+        ("dense", 256),
+        ("relu", None),
+        ("dropout", 0.5),
+    ]
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"phases": [{"train": "layer1", "optimizer": "lbfgs"}]}, "optimizer 'lbfgs' solves a head only"),
-        ({"head": "dense 3", "phases": [{"optimizer": "lbfgs"}]}, "solves a linear head, but head has dense"),
+        (
+            {"phases": [{"train": "layer1", "optimizer": "lbfgs"}]},
+            "optimizer 'lbfgs' solves a head only",
+        ),
+        (
+            {"head": "dense 3", "phases": [{"optimizer": "lbfgs"}]},
+            "solves a linear head, but head has dense",
+        ),
         ({"phases": [{"optimizer": "lbfgs", "augment": "flip"}]}, "looks at every image once"),
-        ({"until": ["a", "b"], "phases": [{"train": "all"}]}, "a list of stages in until is pooled and stays frozen"),
+        (
+            {"until": ["a", "b"], "phases": [{"train": "all"}]},
+            "a list of stages in until is pooled and stays frozen",
+        ),
         ({"phases": []}, "phases"),
     ],
-)  # fmt: skip
+)
 def test_contradictions_are_refused(fields: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=".") as caught:
         plans.parse({"backbone": "net", "resolution": 64, "phases": [{}], **fields})
@@ -102,10 +159,16 @@ def test_contradictions_are_refused(fields: dict[str, object], says: str) -> Non
 
 def test_unreadable_plans_and_changes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("backbone = ")
-    for path, says in ((tmp_path / "bad.toml", "is no readable TOML"), (tmp_path / "none.toml", "There is no plan at")):
+    for path, says in (
+        (tmp_path / "bad.toml", "is no readable TOML"),
+        (tmp_path / "none.toml", "There is no plan at"),
+    ):
         with pytest.raises(UserError, match=says):
             plans.read(path)
-    for change, says in (("lr", "is no change. Expected KEY=VALUE"), ("phases.9.lr=1", "points nowhere")):
+    for change, says in (
+        ("lr", "is no change. Expected KEY=VALUE"),
+        ("phases.9.lr=1", "points nowhere"),
+    ):
         with pytest.raises(UserError, match=says):
             plans.changed(made().model_dump(), [change])
 
@@ -119,7 +182,10 @@ def test_every_field_is_described() -> None:
 @pytest.mark.parametrize(
     ("phase", "says"),
     [
-        ({"optimizer": "lbfgs", "mixup": 0.2, "ema": 0.9}, "optimizer 'lbfgs' has no use for mixup, ema"),
+        (
+            {"optimizer": "lbfgs", "mixup": 0.2, "ema": 0.9},
+            "optimizer 'lbfgs' has no use for mixup, ema",
+        ),
         ({"train": "layer1", "cutmix": 1.0}, "cutmix needs images to cut, but train is 'layer1'"),
         ({"views": 4}, "views counts augmented looks, but augment is 'none'"),
     ],

@@ -35,7 +35,15 @@ from regraft.sources import streams
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear probe of a tiny network, in the arithmetic that this machine has."""
     home = tmp_path_factory.mktemp("finished")
-    return api.fit(toy(150), "linear-probe", TINY, weights="random", resolution=32, out=home / "run", home=home / "cache").path
+    return api.fit(
+        toy(150),
+        "linear-probe",
+        TINY,
+        weights="random",
+        resolution=32,
+        out=home / "run",
+        home=home / "cache",
+    ).path
 
 
 def png(image: np.ndarray) -> bytes:
@@ -52,7 +60,9 @@ def rows_of(regraft, run: Path, *words: object) -> dict[str, dict[str, object]]:
     return {row["path"]: row for row in rows}
 
 
-def test_whatever_the_images_come_in_the_answers_are_the_same(regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_whatever_the_images_come_in_the_answers_are_the_same(
+    regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(30, seed=5))
     files = sorted(photos.rglob("*.png"))
     (photos / "notes.txt").write_text("no image, and no image's name")
@@ -63,13 +73,30 @@ def test_whatever_the_images_come_in_the_answers_are_the_same(regraft, finished:
         with tarfile.open("p.tar" if kind == "w" else "p.tgz", kind) as tar:
             tar.add(photos, "photos")
     contents = [file.read_bytes() for file in files]
-    pq.write_table(pa.table({"image": [{"bytes": content, "path": None} for content in contents], "label": [0] * 30}), "p.parquet", row_group_size=7)
+    pq.write_table(
+        pa.table(
+            {"image": [{"bytes": content, "path": None} for content in contents], "label": [0] * 30}
+        ),
+        "p.parquet",
+        row_group_size=7,
+    )
     Path("hub/data").mkdir(parents=True)
     pq.write_table(pa.table({"jpeg": contents}), "hub/data/p.parquet")
-    Path("list.txt").write_text("\n".join(map(str, [*files[:-1], "", photos / "absent.png"])) + "\n")
+    Path("list.txt").write_text(
+        "\n".join(map(str, [*files[:-1], "", photos / "absent.png"])) + "\n"
+    )
     wanted = [row["label"] for row in rows_of(regraft, finished, *files).values()]
     assert len(set(wanted)) == 3
-    for way in (photos, f"{photos}/**/*.png", f"{photos}/class?", "p.zip", "p.tar", "p.tgz", "p.parquet", "hub"):
+    for way in (
+        photos,
+        f"{photos}/**/*.png",
+        f"{photos}/class?",
+        "p.zip",
+        "p.tar",
+        "p.tgz",
+        "p.parquet",
+        "hub",
+    ):
         assert [row["label"] for row in rows_of(regraft, finished, way).values()] == wanted, way
     with Path("list.txt").open() as lines:
         monkeypatch.setattr("sys.stdin", lines)
@@ -81,13 +108,22 @@ def test_whatever_the_images_come_in_the_answers_are_the_same(regraft, finished:
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "the file is empty"),
     "text.jpg": (lambda: b"dear diary", "not an image"),
-    "drawing.png": (lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "not an image but an SVG drawing"),
-    "page.jpg": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "not an image but a web page"),
+    "drawing.png": (
+        lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
+        "not an image but an SVG drawing",
+    ),
+    "page.jpg": (
+        lambda: b"<!DOCTYPE html><html><body>404</body></html>",
+        "not an image but a web page",
+    ),
     "paper.png": (lambda: b"%PDF-1.7 ...", "not an image but a PDF"),
-    "cut.png": (lambda: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))[:900], ""),
+    "cut.png": (
+        lambda: png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))[:900],
+        "",
+    ),
     "bomb.png": (lambda: bomb(30_000, 30_000), "more pixels than the 178,956,970 allowed"),
     "huge.png": (lambda: bomb(10_000, 10_000), ""),
-}  # fmt: skip
+}
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -96,13 +132,25 @@ def bomb(width: int, height: int) -> bytes:
     import zlib
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
-def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(
+    regraft, finished: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     photos = tmp_path / "photos"
     photos.mkdir()
     for name, (content, _) in BAD.items():
@@ -125,7 +173,9 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(regraf
     assert f"{photos}/page.jpg  cannot be read: not an image but a web page\n" in shown.out
 
 
-def test_damaged_containers_are_rows_with_their_errors(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_containers_are_rows_with_their_errors(
+    regraft, finished: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(30))
     with tarfile.open("whole.tgz", "w:gz") as tar:
         tar.add(photos, "photos")
@@ -148,7 +198,9 @@ def test_damaged_containers_are_rows_with_their_errors(regraft, finished: Path, 
     assert sum(path.startswith(str(photos)) for path in rows) == 30
 
 
-def test_links_that_lead_out_of_the_folder_are_not_followed(regraft, finished: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_links_that_lead_out_of_the_folder_are_not_followed(
+    regraft, finished: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     outside = write_folder(tmp_path / "outside", toy(9))
     photos = write_folder(tmp_path / "photos", toy(9))
     secret = next(outside.rglob("*.png"))
@@ -166,17 +218,23 @@ def test_links_that_lead_out_of_the_folder_are_not_followed(regraft, finished: P
         assert out >= {f"{photos}/link.png", f"{photos}/folder"}
         assert rows[f"{photos}/circle.png"]["error"]
         assert rows[f"{photos}/inside.png"]["label"]
-        assert not any(str(outside) in path or path.startswith(f"{photos}/folder/") for path in rows)
+        assert not any(
+            str(outside) in path or path.startswith(f"{photos}/folder/") for path in rows
+        )
     rows = rows_of(regraft, finished, "p.tar")
     assert "not followed" in str(rows["p.tar/link.png"]["error"])
     assert rows["p.tar/real.png"]["label"]
-    assert rows_of(regraft, finished, photos / "link.png")[f"{photos}/link.png"]["label"]  # named by the user himself
+    assert rows_of(regraft, finished, photos / "link.png")[f"{photos}/link.png"][
+        "label"
+    ]  # named by the user himself
 
 
 def many(count: int) -> Iterator[streams.Found]:
     images = [png(image) for image in toy(12).images.read(np.arange(12))]
     for number in range(count):
-        yield streams.Found(f"{number}", lambda number=number: b"" if number % 7 == 3 else images[number % 12])  # type: ignore[misc]
+        yield streams.Found(
+            f"{number}", lambda number=number: b"" if number % 7 == 3 else images[number % 12]
+        )  # type: ignore[misc]
 
 
 def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: Path) -> None:
@@ -196,7 +254,11 @@ def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: P
         most = max(most, asked - len(said))
     assert [one.path for one in said] == list(map(str, range(1000)))
     assert [number for number, one in enumerate(said) if one.error] == list(range(3, 1000, 7))
-    checked = [(number, one.label) for number, one in enumerate(said) if number >= 12 and number % 7 != 3 and number % 12 % 7 != 3]
+    checked = [
+        (number, one.label)
+        for number, one in enumerate(said)
+        if number >= 12 and number % 7 != 3 and number % 12 % 7 != 3
+    ]
     assert len(checked) > 500
     assert all(label == alone[number % 12] for number, label in checked)
     threads = max(2, min(16, os.cpu_count() or 1))
@@ -207,13 +269,20 @@ def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) 
     rng = np.random.default_rng(0)
     classifier = predict.Classifier(runs.load(finished), precision="float32", batch_size=16)
     shapes = [(16, 16), (48, 48), (200, 90), (33, 50), (20, 20)]
-    images = [rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)]
-    together, alone = classifier.logits(images), np.concatenate([classifier.logits([image]) for image in images])
+    images = [
+        rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)
+    ]
+    together, alone = (
+        classifier.logits(images),
+        np.concatenate([classifier.logits([image]) for image in images]),
+    )
     assert np.abs(together - alone).max() < 1e-4
     assert np.ptp(alone, axis=0).min() > 1e-2
 
 
-def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memory_halves_the_batch_and_loses_nothing(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = predict.Classifier(runs.load(finished), batch_size=32)
     wanted = classifier.logits(toy(40).images.read(np.arange(40)))
     original, sizes = predict.Classifier._once, list[int]()
@@ -225,7 +294,9 @@ def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path, monkeyp
         return original(self, ready)
 
     monkeypatch.setattr(predict.Classifier, "_once", short)
-    found = predict.Classifier(runs.load(finished), batch_size=32).logits(toy(40).images.read(np.arange(40)))
+    found = predict.Classifier(runs.load(finished), batch_size=32).logits(
+        toy(40).images.read(np.arange(40))
+    )
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
     assert (found.argmax(1) == wanted.argmax(1)).all()
@@ -233,10 +304,18 @@ def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path, monkeyp
 
 @pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_answers_are_those_that_the_run_was_scored_by(technique: str, precision: str, tmp_path: Path) -> None:
+def test_answers_are_those_that_the_run_was_scored_by(
+    technique: str, precision: str, tmp_path: Path
+) -> None:
     data = toy(90)
-    changes = [f"precision={precision}", "phases.0.epochs=1"] if technique != "linear-probe" else [f"precision={precision}"]
-    done = api.fit(data, technique, TINY, weights="random", resolution=32, changes=changes, out="out")
+    changes = (
+        [f"precision={precision}", "phases.0.epochs=1"]
+        if technique != "linear-probe"
+        else [f"precision={precision}"]
+    )
+    done = api.fit(
+        data, technique, TINY, weights="random", resolution=32, changes=changes, out="out"
+    )
     kept = done.predictions()
     place = {key: row for row, key in enumerate(data.keys)}
     images = data.images.read(np.array([place[key] for key in kept["keys"]]))
@@ -272,7 +351,9 @@ class Breaking:
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
-def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(regraft, finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(
+    regraft, finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(60))
     odd = photos / 'class0/a "quoted", line\nbreak é.png'
     shutil.copy(next(photos.rglob("*.png")), odd)
@@ -315,7 +396,9 @@ def table_of(path: Path, kind: str) -> list[dict[str, object]]:
         for name in [name for name in row if name and name.startswith("probability")]:
             row[name] = round(float(row[name]), 3) if row[name] not in ("", None) else None
         if isinstance(row.get("ranked"), list):
-            row["ranked"] = [list(pair.values()) if isinstance(pair, dict) else pair for pair in row["ranked"]]
+            row["ranked"] = [
+                list(pair.values()) if isinstance(pair, dict) else pair for pair in row["ranked"]
+            ]
             row["ranked"] = [[name, round(chance, 3)] for name, chance in row["ranked"]]
     return sorted(rows, key=lambda row: str(row["path"]))
 
@@ -328,14 +411,18 @@ def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Pa
         "predict_to(Path(sys.argv[1]), [sys.argv[2]], Path('p.parquet'), batch_size=8)"
     )
     photos = write_folder(tmp_path / "photos", toy(60))
-    assert subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
+    )
     assert not Path("p.parquet").exists()
     told = workflow.predict_to(finished, [photos], Path("p.parquet"), resume=True)
     assert (told["rows"], told["new"]) == (60, 44)  # a part of 16 was whole
     assert pq.read_metadata("p.parquet").num_rows == 60
 
 
-def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
+    regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(40, seed=9))
     run = shutil.copytree(finished, tmp_path / "run")
     kept = runs.load(run).predictions()
@@ -347,7 +434,10 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(regr
     heat = evaluate.temperature(wrong, kept["targets"])
     assert heat > 1.5
     plain = rows_of(regraft, run, photos, "--top", 3)
-    calm = sorted(row["probability"] for row in rows_of(regraft, run, photos, "--min-confidence", 0.01).values())  # type: ignore[type-var]
+    calm = sorted(
+        row["probability"]
+        for row in rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
+    )  # type: ignore[type-var]
     least = round(float(calm[20]), 4)
     sure = rows_of(regraft, run, photos, "--top", 3, "--min-confidence", least)
     abstained = 0
@@ -376,18 +466,31 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(regr
 def test_a_reader_that_has_gone_is_no_fault(finished: Path, photos: Path) -> None:
     many = " ".join([str(photos)] * 20)  # more than a pipe holds
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+        [
+            "bash",
+            "-c",
+            f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q | head -1; exit ${{PIPESTATUS[0]}}",
+        ],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert "Error" not in done.stderr
 
 
-def test_names_on_standard_input_may_be_bytes_that_are_no_text(finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_names_on_standard_input_may_be_bytes_that_are_no_text(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
     name = b"caf\xe9.png"
     path = os.fsencode(tmp_path) + b"/" + name
     Path(os.fsdecode(path)).write_bytes(next(photos.rglob("*.png")).read_bytes())
     utf8 = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run([sys.executable, "-m", "regraft", "predict", finished, "-", "--json", "-q"], input=path + b"\n", capture_output=True, env=utf8)
+    done = subprocess.run(
+        [sys.executable, "-m", "regraft", "predict", finished, "-", "--json", "-q"],
+        input=path + b"\n",
+        capture_output=True,
+        env=utf8,
+    )
     assert done.returncode == 0, done.stderr.decode()
     row = json.loads(done.stdout)["predictions"][0]
     assert (row["path"], row["error"]) == (f"{tmp_path}/caf\\xe9.png", None)
@@ -397,7 +500,17 @@ def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> 
     words = ("predict", finished, photos / "class0", "--top", 2, "-q")
     lines = list(csv.DictReader(io.StringIO(regraft(*words, "--format", "csv").out)))
     assert len(lines) == 40
-    assert list(lines[0]) == ["path", "label", "probability", "abstained", "error", "label_1", "probability_1", "label_2", "probability_2"]
+    assert list(lines[0]) == [
+        "path",
+        "label",
+        "probability",
+        "abstained",
+        "error",
+        "label_1",
+        "probability_1",
+        "label_2",
+        "probability_2",
+    ]
     assert all(row["label"] == row["label_1"] for row in lines)
     rows = [json.loads(line) for line in regraft(*words, "--format", "json").out.splitlines()]
     assert [row["path"] for row in rows] == [row["path"] for row in lines]
@@ -408,7 +521,9 @@ def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> 
 def damaged(run: Path, how: str) -> None:
     path = unsealed(run) / "model.safetensors"
     tensors = safetensors.torch.load_file(path)
-    name = next(name for name in tensors if name.startswith("backbone.") and name.endswith("conv2.weight"))
+    name = next(
+        name for name in tensors if name.startswith("backbone.") and name.endswith("conv2.weight")
+    )
     if how == "cut short":
         path.write_bytes(path.read_bytes()[:-1000])
         return
@@ -424,7 +539,9 @@ def damaged(run: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut short", "missing", "unknown", "shape", "head"])
-def test_altered_weights_are_refused(regraft, finished: Path, photos: Path, tmp_path: Path, how: str) -> None:  # type: ignore[no-untyped-def]
+def test_altered_weights_are_refused(
+    regraft, finished: Path, photos: Path, tmp_path: Path, how: str
+) -> None:  # type: ignore[no-untyped-def]
     run = shutil.copytree(finished, tmp_path / "run")
     damaged(run, how)
     refused = regraft("predict", run, photos, "--out", "p.csv", "-q")
@@ -440,10 +557,16 @@ def test_altered_weights_are_refused(regraft, finished: Path, photos: Path, tmp_
         (("PHOTOS", "--format", "xml"), "No format is called 'xml'"),
         (("PHOTOS", "--format", "parquet"), "--format parquet was given without a file"),
         (("PHOTOS", "--out", "p.txt"), "does not say in which format to write"),
-        (("PHOTOS", "--format", "table", "--out", "p.csv"), "does not say in which format to write"),
+        (
+            ("PHOTOS", "--format", "table", "--out", "p.csv"),
+            "does not say in which format to write",
+        ),
         (("PHOTOS", "--json", "--format", "csv"), "--json and --format csv were both given"),
         (("PHOTOS", "--resume"), "--resume and --overwrite were given without a file"),
-        (("PHOTOS", "--min-confidence", "90"), "--min-confidence 90 was given. Expected a probability"),
+        (
+            ("PHOTOS", "--min-confidence", "90"),
+            "--min-confidence 90 was given. Expected a probability",
+        ),
         (("PHOTOS", "--min-confidence", "0"), "--min-confidence 0 was given"),
         (("PHOTOS", "--batch-size", "-1"), "--batch-size -1 was given"),
         (("PHOTOS", "--top", "0"), "Invalid value for '--top'"),
@@ -453,8 +576,10 @@ def test_altered_weights_are_refused(regraft, finished: Path, photos: Path, tmp_
         (("PHOTOS", "--out", "there.csv/p.csv"), "cannot be written"),
         (("EMPTY", "--out", "p.csv"), "No image was found in"),
     ],
-)  # fmt: skip
-def test_every_mistake_is_one_sentence_and_exit_2(regraft, finished: Path, photos: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+)
+def test_every_mistake_is_one_sentence_and_exit_2(
+    regraft, finished: Path, photos: Path, words: tuple[str, ...], says: str
+) -> None:  # type: ignore[no-untyped-def]
     Path("there.csv").write_text("mine\n")
     Path("folder.csv").mkdir()
     Path("empty").mkdir()
@@ -467,13 +592,17 @@ def test_every_mistake_is_one_sentence_and_exit_2(regraft, finished: Path, photo
     assert {path.name for path in Path().iterdir()} == {"there.csv", "folder.csv", "empty"}
 
 
-def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_read(finished: Path, photos: Path) -> None:
+def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_read(
+    finished: Path, photos: Path
+) -> None:
     classifier = api.load(finished)
     files = sorted(photos.rglob("*.png"))[:5]
     chances = classifier.predict_proba(files)
     assert chances.shape == (5, 3)
     assert np.abs(chances.sum(axis=1) - 1).max() < 1e-9
-    assert classifier.predict(np.stack([np.asarray(Image.open(file)) for file in files])) == classifier.predict(files)
+    assert classifier.predict(
+        np.stack([np.asarray(Image.open(file)) for file in files])
+    ) == classifier.predict(files)
     assert [one.label for one in classifier.files(files)] == classifier.predict(files)
     assert classifier.predict([]) == []
     pixels = np.asarray(Image.open(files[0]))

@@ -36,24 +36,67 @@ class Heard(Watcher):
 
 
 def taken(place: str, x: np.ndarray, x_val: np.ndarray, work: int) -> cells.Taken:
-    return cells.Taken(place, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes)
+    return cells.Taken(
+        place, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes
+    )
 
 
-def cell(seed: int = 0, n: int = 200, classes: int = 4, widths: tuple[int, ...] = (3, 5, 8), source: bool = False) -> cells.Cell:
+def cell(
+    seed: int = 0,
+    n: int = 200,
+    classes: int = 4,
+    widths: tuple[int, ...] = (3, 5, 8),
+    source: bool = False,
+) -> cells.Cell:
     rng = np.random.default_rng(seed)
     y, y_val = np.arange(n) % classes, np.arange(n // 2) % classes
     made = []
     for number, width in enumerate(widths):
         centres = (number + 1) * 0.5 * rng.standard_normal((classes, width))
-        made.append(taken(f"b{number}", centres[y] + rng.standard_normal((n, width)), centres[y_val] + rng.standard_normal((n // 2, width)), 10 * (number + 1)))
-    head = (torch.randn(7, widths[-1], generator=torch.Generator().manual_seed(0)), torch.zeros(7)) if source else None
+        made.append(
+            taken(
+                f"b{number}",
+                centres[y] + rng.standard_normal((n, width)),
+                centres[y_val] + rng.standard_normal((n // 2, width)),
+                10 * (number + 1),
+            )
+        )
+    head = (
+        (torch.randn(7, widths[-1], generator=torch.Generator().manual_seed(0)), torch.zeros(7))
+        if source
+        else None
+    )
     return cells.Cell("net", 32, tuple(made), (y, y_val), classes, head)
 
 
-def row(name: str, accuracy: float, work: int, n: int = 400, resolution: int = 32, kind: str = "single", **more: object) -> cells.Row:
+def row(
+    name: str,
+    accuracy: float,
+    work: int,
+    n: int = 400,
+    resolution: int = 32,
+    kind: str = "single",
+    **more: object,
+) -> cells.Row:
     right = np.arange(n) < round(accuracy * n)
     given = {"knn": accuracy, "logme": accuracy, "h_score": accuracy, "leep": None} | more
-    return cells.Row("net", resolution, (name,), kind, 8, 100, accuracy, (0.0, 1.0), 1.0, 0.1, **given, multiply_adds=work, seconds=1.0, bytes=1, right=right)  # type: ignore[arg-type]
+    return cells.Row(
+        "net",
+        resolution,
+        (name,),
+        kind,
+        8,
+        100,
+        accuracy,
+        (0.0, 1.0),
+        1.0,
+        0.1,
+        **given,
+        multiply_adds=work,
+        seconds=1.0,
+        bytes=1,
+        right=right,
+    )  # type: ignore[arg-type]
 
 
 # ── what places are worth
@@ -67,7 +110,11 @@ def test_each_place_gets_every_score_and_deeper_ones_here_do_better() -> None:
         assert found[0].accuracy < found[2].accuracy
         assert found[0].logme < found[2].logme  # type: ignore[operator]
         assert found[0].h_score < found[2].h_score  # type: ignore[operator]
-        assert [one.leep is None for one in found] == [True, True, False]  # the source head takes the end of the network
+        assert [one.leep is None for one in found] == [
+            True,
+            True,
+            False,
+        ]  # the source head takes the end of the network
         assert all(one.ci95[0] <= one.accuracy <= one.ci95[1] for one in found)
         assert [one.multiply_adds for one in found] == [10, 20, 30]
         seen += 1
@@ -81,9 +128,19 @@ def test_as_many_neighbours_vote_as_the_smallest_class_has_images() -> None:
 
 def test_fewer_neighbours_than_usual_are_said(photos: Path) -> None:
     heard = Heard()
-    done = api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p", train_images=30, watcher=heard)
+    done = api.probe(
+        str(photos),
+        ["test_resnet"],
+        [16],
+        weights="random",
+        out="p",
+        train_images=30,
+        watcher=heard,
+    )
     assert done.told["neighbours"] == 10
-    assert "The smallest class has 10 training images, so 10 neighbours vote and not 20." in heard.said
+    assert (
+        "The smallest class has 10 training images, so 10 neighbours vote and not 20." in heard.said
+    )
 
 
 def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None:
@@ -94,10 +151,14 @@ def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None
         first = torch.from_numpy(bits[:, :1] * 3.0 + rng.standard_normal((400, 1))).float()
         second = torch.from_numpy(bits[:, 1:] * 3.0 + rng.standard_normal((400, 1))).float()
         noise = torch.from_numpy(rng.standard_normal((400, 1))).float()
-        found = greedy.chosen([noise, first, first.clone(), second], torch.from_numpy(bits[:, 0] * 2 + bits[:, 1]), 4)
+        found = greedy.chosen(
+            [noise, first, first.clone(), second], torch.from_numpy(bits[:, 0] * 2 + bits[:, 1]), 4
+        )
         assert len(set(found) & {1, 2}) >= 1
         assert 3 in found
-        chosen_right += len(set(found) & {1, 2}) == 1  # a copy of what is there already rarely helps, and then by rounding
+        chosen_right += (
+            len(set(found) & {1, 2}) == 1
+        )  # a copy of what is there already rarely helps, and then by rounding
     assert chosen_right >= 10
 
 
@@ -105,7 +166,10 @@ def test_side_by_side_beats_each_place_alone_where_they_complete_each_other() ->
     joined = probing.side_by_side(cell(3, widths=(6, 6, 6)), SOLVED, 8192)
     assert {one.kind for one in joined} <= {"greedy", "all"}
     assert joined[-1].multiply_adds == 30
-    assert max(one.accuracy for one in joined) >= max(one.accuracy for one in probing.singles(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
+    assert (
+        max(one.accuracy for one in joined)
+        >= max(one.accuracy for one in probing.singles(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
+    )
     assert probing.side_by_side(cell(0, widths=(4,)), SOLVED, 8192) == []
 
 
@@ -115,7 +179,9 @@ def test_more_features_than_fit_are_thinned_evenly_from_the_end_and_that_is_said
     joined = probing.side_by_side(many, SOLVED, 12, heard)
     assert [one.places for one in joined if one.kind == "all"] in ([], [("b2", "b5", "b8")])
     assert all(set(one.places) <= {"b2", "b5", "b8"} for one in joined)
-    assert heard.said == ["net at 32 px has 36 features; every 3. place goes side by side, so that they fit."]
+    assert heard.said == [
+        "net at 32 px has 36 features; every 3. place goes side by side, so that they fit."
+    ]
 
 
 # ── what follows from the rows
@@ -124,15 +190,23 @@ accuracies = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size
 
 
 @given(accuracies)
-def test_nothing_on_the_front_is_beaten_and_everything_else_is(pairs: list[tuple[int, int]]) -> None:
+def test_nothing_on_the_front_is_beaten_and_everything_else_is(
+    pairs: list[tuple[int, int]],
+) -> None:
     rows = [row(f"p{number}", accuracy / 40, work) for number, (accuracy, work) in enumerate(pairs)]
     front = probing.front(rows)
     for one in rows:
-        beaten = any(other.accuracy > one.accuracy and other.multiply_adds <= one.multiply_adds for other in rows)
+        beaten = any(
+            other.accuracy > one.accuracy and other.multiply_adds <= one.multiply_adds
+            for other in rows
+        )
         if one in front:
             assert not beaten
         else:
-            assert any(other.accuracy >= one.accuracy and other.multiply_adds <= one.multiply_adds for other in front)
+            assert any(
+                other.accuracy >= one.accuracy and other.multiply_adds <= one.multiply_adds
+                for other in front
+            )
     assert [one.multiply_adds for one in front] == sorted({one.multiply_adds for one in front})
 
 
@@ -149,27 +223,46 @@ def test_the_recommendations_keep_what_they_say(pairs: list[tuple[int, int]]) ->
 
 
 def test_balanced_is_the_cheapest_that_chance_may_explain() -> None:
-    rows = [row("cheap", 0.60, 1), row("alike", 0.79, 5), row("best", 0.80, 9)]  # of 400 images: 80 fewer right, and 4 fewer
-    assert [one.row.places[0] for one in probing.recommended(rows, 0.1)] == ["alike", "alike", "best"]
+    rows = [
+        row("cheap", 0.60, 1),
+        row("alike", 0.79, 5),
+        row("best", 0.80, 9),
+    ]  # of 400 images: 80 fewer right, and 4 fewer
+    assert [one.row.places[0] for one in probing.recommended(rows, 0.1)] == [
+        "alike",
+        "alike",
+        "best",
+    ]
     assert "1.8 times less work" in probing.recommended(rows, 0.1)[1].why
 
 
 # ── budgets
 
 
-@pytest.mark.parametrize(("written", "meant"), [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1.5h", 5400), (" 2m ", 120)])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1.5h", 5400), (" 2m ", 120)],
+)
 def test_budgets_are_times(written: str, meant: float) -> None:
     assert halving.seconds(written) == meant
 
 
 @pytest.mark.parametrize("written", ["", "fast", "-5s", "0", "5x", "s"])
 def test_what_is_no_time_is_refused_in_a_sentence(written: str) -> None:
-    with pytest.raises(api.UserError, match=r"is no time. Expected seconds, or a number with s, m or h"):
+    with pytest.raises(
+        api.UserError, match=r"is no time. Expected seconds, or a number with s, m or h"
+    ):
         halving.seconds(written)
 
 
-@given(st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=16), st.floats(1.0, 600.0), st.integers(50, 5000))
-def test_halving_stays_within_its_budget_where_costs_are_as_they_were_said(costs: list[float], budget: float, most: int) -> None:
+@given(
+    st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=16),
+    st.floats(1.0, 600.0),
+    st.integers(50, 5000),
+)
+def test_halving_stays_within_its_budget_where_costs_are_as_they_were_said(
+    costs: list[float], budget: float, most: int
+) -> None:
     named = dict(enumerate(costs))
     least = 20
     going = halving.affordable(named, budget, least)
@@ -201,7 +294,15 @@ def test_what_the_budget_cannot_afford_is_the_dearest() -> None:
 
 def test_a_power_law_is_continued_to_the_digit() -> None:
     for exponent in (0.1, 0.3, 0.5):
-        points = [{"images": n, "accuracy": 1 - 0.9 * n**-exponent, "spread": 0.0 if n < 1600 else None, "repeats": 3} for n in (200, 400, 800, 1600)]
+        points = [
+            {
+                "images": n,
+                "accuracy": 1 - 0.9 * n**-exponent,
+                "spread": 0.0 if n < 1600 else None,
+                "repeats": 3,
+            }
+            for n in (200, 400, 800, 1600)
+        ]
         told = curve.forecast(points, 3200, 10**9)
         assert told is not None
         assert told["accuracy"] == pytest.approx(1 - 0.9 * 3200**-exponent, abs=1e-6)
@@ -212,7 +313,10 @@ def test_a_power_law_is_continued_to_the_digit() -> None:
 def test_a_noisier_curve_has_a_wider_forecast() -> None:
     widths = []
     for spread in (0.001, 0.01, 0.05):
-        points = [{"images": n, "accuracy": 1 - 2 * n**-0.3, "spread": spread, "repeats": 3} for n in (200, 400, 800, 1600)]
+        points = [
+            {"images": n, "accuracy": 1 - 2 * n**-0.3, "spread": spread, "repeats": 3}
+            for n in (200, 400, 800, 1600)
+        ]
         low, high = curve.forecast(points, 3200, 1000)["ci95"]  # type: ignore[index]
         widths.append(high - low)
     assert widths == sorted(widths)
@@ -223,34 +327,73 @@ def test_the_curve_grows_and_ends_at_all_images() -> None:
     data, one = toy(240), cell(0, 240, widths=(6,))
     x, x_val = one.features(["b0"])
     y, y_val = (torch.from_numpy(labels) for labels in one.labels)
-    told = probing.learning_curve((x, y), (x_val, y_val), 4, SOLVED, (0.9, 0.1), lambda size, number: data.subset(np.arange(240), size, number))
+    told = probing.learning_curve(
+        (x, y),
+        (x_val, y_val),
+        4,
+        SOLVED,
+        (0.9, 0.1),
+        lambda size, number: data.subset(np.arange(240), size, number),
+    )
     assert [point["images"] for point in told["points"]] == [15, 30, 60, 120, 240]
     assert told["points"][0]["accuracy"] < told["points"][-1]["accuracy"]
     assert [point["repeats"] for point in told["points"]] == [3, 3, 3, 3, 1]
     assert told["forecast"]["images"] == 480
 
 
-def finished(resolution: int, accuracy: float, technique: str = "fine-tune", train: str = "all", until: tuple[str, ...] = ()) -> SimpleNamespace:
-    plan = SimpleNamespace(backbone="net", resolution=resolution, stages_taken=until, technique=technique, phases=[SimpleNamespace(train=train)])
+def finished(
+    resolution: int,
+    accuracy: float,
+    technique: str = "fine-tune",
+    train: str = "all",
+    until: tuple[str, ...] = (),
+) -> SimpleNamespace:
+    plan = SimpleNamespace(
+        backbone="net",
+        resolution=resolution,
+        stages_taken=until,
+        technique=technique,
+        phases=[SimpleNamespace(train=train)],
+    )
     return SimpleNamespace(plan=plan, scores={"val": {"accuracy": accuracy}})
 
 
 def test_the_hit_rate_is_the_order_in_which_fine_tuning_came_out() -> None:
-    rows = [row("end", accuracy, 1, resolution=side) for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7), (128, 0.8))]
-    same = [finished(side, accuracy) for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))]
+    rows = [
+        row("end", accuracy, 1, resolution=side)
+        for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7), (128, 0.8))
+    ]
+    same = [
+        finished(side, accuracy)
+        for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
+    ]
     told = {one["score"]: one for one in probing.hit_rate(rows, same)}  # type: ignore[arg-type]
     assert set(told) == {"accuracy", "knn", "logme", "h_score"}  # no head, no LEEP
     assert told["accuracy"]["kendall"] == told["accuracy"]["spearman"] == pytest.approx(1.0)
     assert told["accuracy"]["runs"] == 4
-    against = [finished(side, 1 - accuracy) for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))]
+    against = [
+        finished(side, 1 - accuracy)
+        for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
+    ]
     assert probing.hit_rate(rows, against)[0]["kendall"] == pytest.approx(-1.0)  # type: ignore[arg-type]
 
 
 def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
-    rows = [row("end", accuracy, 1, resolution=side) for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7))]
+    rows = [
+        row("end", accuracy, 1, resolution=side)
+        for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7))
+    ]
     assert probing.hit_rate(rows, [finished(32, 0.7), finished(64, 0.8)]) == []  # type: ignore[list-item]
-    assert probing.hit_rate(rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)]) == []  # type: ignore[misc]
-    assert probing.hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)]) == []  # type: ignore[misc]
+    assert (
+        probing.hit_rate(
+            rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)]
+        )
+        == []
+    )  # type: ignore[misc]
+    assert (
+        probing.hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)])
+        == []
+    )  # type: ignore[misc]
     seeds = [finished(side, side / 200 + shift) for side in (32, 64, 96) for shift in (0.0, 0.3)]
     assert probing.hit_rate(rows, seeds)[0]["runs"] == 3  # type: ignore[arg-type]
 
@@ -258,14 +401,22 @@ def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
 # ── the verb
 
 
-def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promise(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promise(
+    regraft, photos: Path
+) -> None:  # type: ignore[no-untyped-def]
     result = regraft("probe", photos, *TINY, "--resolutions", "16,32", "--out", "p", "--json")
     assert result.code == 0, result.err
     told = json.loads(result.out)
     assert {path.name for path in Path("p").iterdir()} == {
-        "probe.json", "places.csv", "accuracy-by-depth.png", "accuracy-against-cost.png", "learning-curve.png",
-        "plan-fastest.toml", "plan-balanced.toml", "plan-best.toml",
-    }  # fmt: skip
+        "probe.json",
+        "places.csv",
+        "accuracy-by-depth.png",
+        "accuracy-against-cost.png",
+        "learning-curve.png",
+        "plan-fastest.toml",
+        "plan-balanced.toml",
+        "plan-best.toml",
+    }
     for path in Path("p").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.size[0] > 500
@@ -274,7 +425,16 @@ def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promis
     assert len(alone) == len(set(alone)) == 2 * 5
     promised = 0
     for choice in told["recommendations"]:
-        fitted = regraft("fit", photos, "--plan", f"p/plan-{choice['budget']}.toml", "-q", "--out", f"fitted-{choice['budget']}", "--json")
+        fitted = regraft(
+            "fit",
+            photos,
+            "--plan",
+            f"p/plan-{choice['budget']}.toml",
+            "-q",
+            "--out",
+            f"fitted-{choice['budget']}",
+            "--json",
+        )
         scores = json.loads(fitted.out)
         assert scores["val"]["accuracy"] == choice["accuracy"]
         assert scores["val"]["ci95"] == choice["ci95"]
@@ -282,16 +442,25 @@ def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promis
         assert scores["technique"] == f"probe-{choice['budget']}"
         promised += 1
     assert promised == 3
-    compared = json.loads(regraft("compare", photos, "--from-probe", "p", "-q", "--out", "c", "--json").out)
-    assert {name for one in compared["rows"] for name in one["name"].removeprefix("probe-").split("-")} == {"fastest", "balanced", "best"}
-    assert max(one["val"]["accuracy"] for one in compared["rows"]) == told["recommendations"][-1]["accuracy"]
+    compared = json.loads(
+        regraft("compare", photos, "--from-probe", "p", "-q", "--out", "c", "--json").out
+    )
+    assert {
+        name for one in compared["rows"] for name in one["name"].removeprefix("probe-").split("-")
+    } == {"fastest", "balanced", "best"}
+    assert (
+        max(one["val"]["accuracy"] for one in compared["rows"])
+        == told["recommendations"][-1]["accuracy"]
+    )
     shown = regraft("probe", photos, *TINY, "--resolutions", "16,32")
     assert "the test part is shut" in shown.out
     assert told["verdict"] in shown.out
     assert Path("probe/photos/probe.json").is_file()
 
 
-def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from regraft import sources
 
     dataset = sources.load(photos, Path("home"))
@@ -330,7 +499,12 @@ def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path)
             "--set",
             f"phases.0.lr={side / 1e4}",
         )
-        assert regraft("fit", photos, *words, "--resolution", side, "-q", "--out", f"runs/at-{side}").code == 0
+        assert (
+            regraft(
+                "fit", photos, *words, "--resolution", side, "-q", "--out", f"runs/at-{side}"
+            ).code
+            == 0
+        )
     other = write_folder(Path("other"), toy(90, seed=5))
     assert (
         regraft(
@@ -356,28 +530,44 @@ def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path)
     Path("kept.npz").rename(runs.listing(Path("runs"))[0] / "predictions.npz")
     told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
     assert told["runs"] == 3
-    for path, accuracy in zip(sorted(Path("runs").glob("at-*")), (0.5, 0.6, 0.7), strict=True):  # twelve images give no order to rely on
+    for path, accuracy in zip(
+        sorted(Path("runs").glob("at-*")), (0.5, 0.6, 0.7), strict=True
+    ):  # twelve images give no order to rely on
         scores = json.loads((path / "scores.json").read_text())
-        (path / "scores.json").write_text(json.dumps({**scores, "val": {**scores["val"], "accuracy": accuracy}}))
+        (path / "scores.json").write_text(
+            json.dumps({**scores, "val": {**scores["val"], "accuracy": accuracy}})
+        )
     told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
     assert {one["technique"] for one in told["hit_rate"]} == {"fine-tune"}
     assert all(-1 <= one["kendall"] <= 1 and one["runs"] == 3 for one in told["hit_rate"])
     for plan in Path("runs").glob("at-*/plan.toml"):  # the same runs as if from other weights
         plan.write_text(plan.read_text().replace('weights = "random"', 'weights = "mine.pth"'))
-    assert json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)["runs"] == 0
+    assert (
+        json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)[
+            "runs"
+        ]
+        == 0
+    )
 
 
-def test_a_broken_run_that_nobody_named_is_left_out_and_a_named_one_is_an_error(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_run_that_nobody_named_is_left_out_and_a_named_one_is_an_error(
+    regraft, photos: Path
+) -> None:  # type: ignore[no-untyped-def]
     Path("runs/broken").mkdir(parents=True)
     Path("runs/broken/plan.toml").write_text("backbone = 3")
     Path("runs/broken/scores.json").write_text("{")
-    assert json.loads(regraft("probe", photos, *TINY, "--resolutions", "16", "--json").out)["runs"] == 0
+    assert (
+        json.loads(regraft("probe", photos, *TINY, "--resolutions", "16", "--json").out)["runs"]
+        == 0
+    )
     named = regraft("probe", photos, *TINY, "--resolutions", "16", "--runs", "runs", "--out", "p")
     assert named.code == 2
     assert "The run in" in named.err
 
 
-def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matrix, "_FEWEST", 12)
     monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
     dataset = workflow.named.sources.load(photos, Path("home"))
@@ -389,10 +579,18 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, m
         judge(self, key, train, val)
 
     monkeypatch.setattr(matrix._Work, "_judge", counted)
-    monkeypatch.setattr(halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most))
-    monkeypatch.setattr(matrix.keeping, "seconds", lambda model, *_: model.resolution * 1e-6)  # else noise may make another cell the cheapest
-    done = api.probe(dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p")
-    assert [count for _, count in seen] == [12] + [20] * 4 + [40] * 2 + [len(dataset.split().train)]  # what judging costs is learnt first
+    monkeypatch.setattr(
+        halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most)
+    )
+    monkeypatch.setattr(
+        matrix.keeping, "seconds", lambda model, *_: model.resolution * 1e-6
+    )  # else noise may make another cell the cheapest
+    done = api.probe(
+        dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p"
+    )
+    assert [count for _, count in seen] == [12] + [20] * 4 + [40] * 2 + [
+        len(dataset.split().train)
+    ]  # what judging costs is learnt first
     assert seen[0][0][1] == 16
     assert len(done.told["dropped"]) == 3
     assert all("its best place had" in one["why"] for one in done.told["dropped"])
@@ -403,7 +601,9 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(photos: Path, m
     assert done.told["learning_curve"]["forecast"]
 
 
-def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matrix, "_FEWEST", 12)
     monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
     within = matrix._Work.within
@@ -415,7 +615,15 @@ def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(phot
 
     monkeypatch.setattr(matrix._Work, "within", late)
     heard = Heard()
-    done = api.probe(str(photos), ["test_resnet"], [16, 24], weights="random", budget="10m", out="p", watcher=heard)
+    done = api.probe(
+        str(photos),
+        ["test_resnet"],
+        [16, 24],
+        weights="random",
+        budget="10m",
+        out="p",
+        watcher=heard,
+    )
     assert {row["kind"] for row in done.told["places"]} == {"single"}
     assert done.told["learning_curve"]["forecast"] is None
     assert any("The budget is used up: places side by side" in text for text in heard.said)
@@ -429,21 +637,35 @@ def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(phot
         (("--budget", "0.01s"), "The smallest useful run is test_resnet at 16 px with"),
         (("--budget", "soon"), "--budget 'soon' is no time"),
         (("--resolutions", "big"), "--resolutions big was given. Expected sides in pixels"),
-        (("--resolutions", "4"), "--resolutions 4 was given. Expected sides in pixels from 8 to 4096"),
+        (
+            ("--resolutions", "4"),
+            "--resolutions 4 was given. Expected sides in pixels from 8 to 4096",
+        ),
         (("--backbones", ""), "--backbones '' names nothing. Expected names separated by commas"),
         (("--resolutions", " , "), "names nothing"),
         (("--backbones", "resnet5"), "No backbone is called 'resnet5'"),
         (("--runs", "nowhere"), "--runs nowhere is no folder"),
-        (("--out", "taken"), "taken is not empty. Expected a new or empty folder. Pass --overwrite to replace it"),
+        (
+            ("--out", "taken"),
+            "taken is not empty. Expected a new or empty folder. Pass --overwrite to replace it",
+        ),
         (("--out", "file.txt"), "file.txt is a file. Expected a folder for the probe"),
         (("--train-images", "1"), "--train-images 1 was given"),
     ],
-)  # fmt: skip
-def test_every_mistake_is_one_sentence_and_exit_2(regraft, photos: Path, words: tuple[str, ...], says: str) -> None:  # type: ignore[no-untyped-def]
+)
+def test_every_mistake_is_one_sentence_and_exit_2(
+    regraft, photos: Path, words: tuple[str, ...], says: str
+) -> None:  # type: ignore[no-untyped-def]
     Path("file.txt").write_text("")
     Path("taken").mkdir()
     Path("taken/mine.txt").write_text("precious")
-    given = {"--backbones": "test_resnet", "--weights": "random", "--resolutions": "16", "--out": "p", **dict([words])}
+    given = {
+        "--backbones": "test_resnet",
+        "--weights": "random",
+        "--resolutions": "16",
+        "--out": "p",
+        **dict([words]),
+    }
     result = regraft("probe", photos, *[word for pair in given.items() for word in pair], "-q")
     assert result.code == 2
     assert says in result.err
@@ -452,7 +674,9 @@ def test_every_mistake_is_one_sentence_and_exit_2(regraft, photos: Path, words: 
     assert not Path("p").exists()
 
 
-def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from regraft import backbone
 
     real = backbone.load
@@ -465,21 +689,36 @@ def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(p
     monkeypatch.setattr(backbone, "load", load)
     done = api.probe(str(photos), ["test_vit", "test_resnet"], [32], weights="random", out="p")
     assert {row["backbone"] for row in done.told["places"]} == {"test_resnet"}
-    assert done.told["skipped"] == [{"name": "test_vit 32 px", "error": "VisionTransformer cannot be traced by torch.fx (no)."}]
+    assert done.told["skipped"] == [
+        {"name": "test_vit 32 px", "error": "VisionTransformer cannot be traced by torch.fx (no)."}
+    ]
     monkeypatch.setattr(backbone, "facts", lambda name: load(name, "random").facts)  # type: ignore[attr-defined]
     usual = api.probe(str(photos), ["test_vit", "test_resnet"], weights="random", out="u")
     assert [one["name"] for one in usual.told["skipped"]] == ["test_vit"]
-    with pytest.raises(api.UserError, match="Nothing can be probed. test_vit 32 px: VisionTransformer cannot be traced"):
+    with pytest.raises(
+        api.UserError,
+        match="Nothing can be probed. test_vit 32 px: VisionTransformer cannot be traced",
+    ):
         api.probe(str(photos), ["test_vit"], [32], weights="random", out="q")
     assert not Path("q").exists()
 
 
-def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_cannot_be_had_costs_leep_only(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_cannot_be_had_costs_leep_only(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from regraft import backbone
 
     api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p")
     with pytest.raises(api.UserError, match="is too short"):
-        api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p", budget="0.01s", overwrite=True)
+        api.probe(
+            str(photos),
+            ["test_resnet"],
+            [16],
+            weights="random",
+            out="p",
+            budget="0.01s",
+            overwrite=True,
+        )
     assert Path("p/probe.json").is_file()
 
     def offline(*_: object) -> None:
@@ -487,20 +726,43 @@ def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_canno
 
     monkeypatch.setattr(backbone, "classifier", offline)
     heard = Heard()
-    done = api.probe(str(photos), ["test_resnet"], [16, 24], weights="random", out="p", overwrite=True, watcher=heard)
-    assert [text for text in heard.said if "LEEP" in text] == ["Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."]
+    done = api.probe(
+        str(photos),
+        ["test_resnet"],
+        [16, 24],
+        weights="random",
+        out="p",
+        overwrite=True,
+        watcher=heard,
+    )
+    assert [text for text in heard.said if "LEEP" in text] == [
+        "Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."
+    ]
     assert all(row["leep"] is None for row in done.told["places"])
 
 
 def test_a_comparison_from_a_folder_without_a_probe_is_refused(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
     result = regraft("compare", photos, "--from-probe", "nowhere", "-q")
     assert result.code == 2
-    assert "There is no probe in nowhere. Expected a folder that `regraft probe` wrote." in result.err
+    assert (
+        "There is no probe in nowhere. Expected a folder that `regraft probe` wrote." in result.err
+    )
 
 
 def test_three_images_a_class_are_enough(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     few = write_folder(tmp_path / "few", toy(6, classes=2))
-    done = regraft("probe", few, "--backbones", "test_resnet", "--weights", "random", "--resolutions", "32", "-q", "--json")
+    done = regraft(
+        "probe",
+        few,
+        "--backbones",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolutions",
+        "32",
+        "-q",
+        "--json",
+    )
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert {one["kind"] for one in told["places"]} >= {"single"}
@@ -510,5 +772,7 @@ def test_three_images_a_class_are_enough(regraft, tmp_path: Path) -> None:  # ty
 def test_networks_of_every_kind_can_be_probed(photos: Path) -> None:
     names = ["test_vit", "test_efficientnet", "test_convnext"]
     done = api.probe(str(photos), names, [32], weights="random", out="p", train_images=40)
-    assert {row["backbone"] for row in done.told["places"]} | {one["name"].split()[0] for one in done.told["skipped"]} == set(names)
+    assert {row["backbone"] for row in done.told["places"]} | {
+        one["name"].split()[0] for one in done.told["skipped"]
+    } == set(names)
     assert len({row["backbone"] for row in done.told["places"]}) >= 2

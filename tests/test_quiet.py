@@ -42,7 +42,20 @@ def test_every_verb_works_without_a_socket_and_nothing_reports_home(tmp_path: Pa
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "new.png")
     few = ("--train-images", "60", "--val-images", "30")
     verbs = [
-        ["compare", "digits", "--techniques", "linear-probe,feature-extraction", *few, "--resolution", "32", "--set", "phases.0.epochs=1", "--out", "c", "-q"],
+        [
+            "compare",
+            "digits",
+            "--techniques",
+            "linear-probe,feature-extraction",
+            *few,
+            "--resolution",
+            "32",
+            "--set",
+            "phases.0.epochs=1",
+            "--out",
+            "c",
+            "-q",
+        ],
         ["probe", "digits", *few, "--resolutions", "32", "--out", "p", "-q"],
         ["check", "digits", *few, "--resolution", "32", "--out", "check.html", "-q"],
         ["evaluate", "c/linear-probe", "-q"],
@@ -73,7 +86,12 @@ def test_every_verb_works_without_a_socket_and_nothing_reports_home(tmp_path: Pa
 def test_the_test_itself_would_notice(tmp_path: Path) -> None:
     words = json.dumps([["fit", "fashion-mnist", "-q"]])
     done = subprocess.run(
-        [sys.executable, "-c", CODE, words], cwd=tmp_path, env={**os.environ, "REGRAFT_CACHE": str(tmp_path)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CODE, words],
+        cwd=tmp_path,
+        env={**os.environ, "REGRAFT_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     told = json.loads(done.stderr.splitlines()[-1])
     assert told["asked"]

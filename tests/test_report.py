@@ -43,9 +43,20 @@ def copied(compared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(compared, tmp_path / "copy"))
 
 
-def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(compared: Path, tmp_path: Path, regraft) -> None:
+def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     out = tmp_path / "report.html"
-    done = regraft("report", compared / "compare", compared / "two" / "tuned", "--out", out, "--cache", compared / "cache", "-q")
+    done = regraft(
+        "report",
+        compared / "compare",
+        compared / "two" / "tuned",
+        "--out",
+        out,
+        "--cache",
+        compared / "cache",
+        "-q",
+    )
     assert done.code == 0, done.err
     text = out.read_text()
     assert "does best on validation" in text
@@ -68,7 +79,9 @@ def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(compared: 
         assert name in text
 
 
-def test_a_report_of_one_run_works_and_markdown_says_the_same(compared: Path, tmp_path: Path, regraft) -> None:
+def test_a_report_of_one_run_works_and_markdown_says_the_same(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
     assert regraft("report", one, "--cache", compared / "cache", "-q").code == 0
     assert (one / "report.html").is_file()
@@ -78,16 +91,29 @@ def test_a_report_of_one_run_works_and_markdown_says_the_same(compared: Path, tm
     assert "regraft fit" in text
     told = json.loads(regraft("report", one, "--format", "md", "--json", "-q").out)
     assert told["verdict"] in text
-    assert told["runs"]["linear-probe"]["measures"]["n"] == len(run.load(one).predictions("test")["keys"])
+    assert told["runs"]["linear-probe"]["measures"]["n"] == len(
+        run.load(one).predictions("test")["keys"]
+    )
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.count("|") == 10, line
 
 
-def test_the_report_is_judged_on_val_while_a_test_part_is_shut(compared: Path, tmp_path: Path, regraft) -> None:
+def test_the_report_is_judged_on_val_while_a_test_part_is_shut(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     root = copied(compared, tmp_path)
     (root / "compare" / "linear-probe" / "test.json").unlink()
-    told = json.loads(regraft("report", root / "compare" / "linear-probe", root / "two" / "tuned" / "fine-tune", "--format", "md", "--json").out)
+    told = json.loads(
+        regraft(
+            "report",
+            root / "compare" / "linear-probe",
+            root / "two" / "tuned" / "fine-tune",
+            "--format",
+            "md",
+            "--json",
+        ).out
+    )
     assert told["part"] == "val"
     assert len(told["pairs"]) == 1
 
@@ -103,19 +129,29 @@ def test_a_page_shows_names_as_they_are_and_runs_none_of_them(compared: Path) ->
     assert text.count("<script>") == 1
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "predictions.npz", "freeze.json", "split.csv", "plan.toml"])
-def test_an_altered_run_is_refused_by_name(name: str, compared: Path, tmp_path: Path, regraft) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "predictions.npz", "freeze.json", "split.csv", "plan.toml"]
+)
+def test_an_altered_run_is_refused_by_name(
+    name: str, compared: Path, tmp_path: Path, regraft
+) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
     with (one / name).open("ab") as file:
         file.write(b"\n")
-    for words in (["report", one], ["evaluate", one], *([["predict", one, next(compared.rglob("*.png"))]] if name == "model.safetensors" else [])):
+    for words in (
+        ["report", one],
+        ["evaluate", one],
+        *([["predict", one, next(compared.rglob("*.png"))]] if name == "model.safetensors" else []),
+    ):
         done = regraft(*words)
         assert done.code == 2
         assert "was altered after it was finished" in done.err
         assert name in done.err
 
 
-def test_unfinished_and_foreign_folders_are_refused(compared: Path, tmp_path: Path, regraft) -> None:
+def test_unfinished_and_foreign_folders_are_refused(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     root = copied(compared, tmp_path)
     one = root / "compare" / "linear-probe"
     (one / "scores.json").unlink()
@@ -131,14 +167,32 @@ def test_unfinished_and_foreign_folders_are_refused(compared: Path, tmp_path: Pa
     assert "exists already" in regraft("report", root / "two" / "tuned", "--out", out).err
     assert out.read_text() == "mine"
     assert "is a folder" in regraft("report", root / "two" / "tuned", "--out", tmp_path).err
-    assert "is no folder" in regraft("report", root / "two" / "tuned", "--out", tmp_path / "no" / "x.html").err
+    assert (
+        "is no folder"
+        in regraft("report", root / "two" / "tuned", "--out", tmp_path / "no" / "x.html").err
+    )
 
 
-def test_runs_on_other_splits_classes_or_images_are_refused(compared: Path, tmp_path: Path, regraft) -> None:
-    other = regraft("fit", compared / "photos", "--backbone", TINY, "--split-seed", "1", "--out", tmp_path / "other", *QUICK)
+def test_runs_on_other_splits_classes_or_images_are_refused(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
+    other = regraft(
+        "fit",
+        compared / "photos",
+        "--backbone",
+        TINY,
+        "--split-seed",
+        "1",
+        "--out",
+        tmp_path / "other",
+        *QUICK,
+    )
     assert other.code == 0, other.err
     done = regraft("report", tmp_path / "other", compared / "compare")
-    digests = {one.scores["split_digest"] for one in (run.load(tmp_path / "other"), run.load(compared / "compare" / "linear-probe"))}
+    digests = {
+        one.scores["split_digest"]
+        for one in (run.load(tmp_path / "other"), run.load(compared / "compare" / "linear-probe"))
+    }
     assert done.code == 2
     assert len(digests) == 2
     assert all(digest in done.err for digest in digests)
@@ -151,14 +205,22 @@ def test_runs_on_other_splits_classes_or_images_are_refused(compared: Path, tmp_
         evidence.gathered([one, two])
 
 
-def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(compared: Path, tmp_path: Path, regraft) -> None:
+def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     one = compared / "compare" / "linear-probe"
     bare = tmp_path / "bare"
     bare.mkdir()
     for number, path in enumerate(sorted((compared / "photos").rglob("*.png"))[:5]):
         shutil.copy(path, bare / f"{number}.png")
-    (tmp_path / "bare.csv").write_text("path\n" + "\n".join(f"bare/{number}.png" for number in range(5)) + "\n")
-    for given, says in ((bare, "class"), (tmp_path / "bare.csv", "label"), ("digits", "Expected the same classes")):
+    (tmp_path / "bare.csv").write_text(
+        "path\n" + "\n".join(f"bare/{number}.png" for number in range(5)) + "\n"
+    )
+    for given, says in (
+        (bare, "class"),
+        (tmp_path / "bare.csv", "label"),
+        ("digits", "Expected the same classes"),
+    ):
         done = regraft("evaluate", one, given, "--split", "all", "-q")
         assert done.code == 2
         assert says in done.err
@@ -166,17 +228,23 @@ def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(comp
     assert "no DATA was given" in regraft("evaluate", one, "--split", "all").err
 
 
-def test_images_that_are_gone_leave_galleries_out_and_say_so(compared: Path, tmp_path: Path, regraft) -> None:
+def test_images_that_are_gone_leave_galleries_out_and_say_so(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
     scores = json.loads((one / "scores.json").read_text())
-    (one / "scores.json").write_text(json.dumps({**scores, "origin": {**scores["origin"], "data": str(tmp_path / "gone")}}))
+    (one / "scores.json").write_text(
+        json.dumps({**scores, "origin": {**scores["origin"], "data": str(tmp_path / "gone")}})
+    )
     assert regraft("report", one, "-q").code == 0
     text = (one / "report.html").read_text()
     assert "The images could not be had" in text
     assert "Name them with --data" in text
 
 
-def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regraft) -> None:
+def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regraft
+) -> None:
     from regraft.workflow import story
 
     solve = story.solve.solve
@@ -208,32 +276,48 @@ def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(tmp_path: Pa
     assert done.code == 0
     assert "The freeze contract of loose is broken" in done.out.splitlines()[0]
     assert "BROKEN: body.bn1.running_mean" in Path("report.html").read_text()
-    assert "The freeze contract of loose is broken" in regraft("evaluate", "loose").out.splitlines()[0]
+    assert (
+        "The freeze contract of loose is broken" in regraft("evaluate", "loose").out.splitlines()[0]
+    )
     told = json.loads(regraft("report", "loose", "good", "--format", "md", "--json").out)
     assert told["board"]["selected"] == "good"
 
 
 def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Path, regraft) -> None:
     photos = write_folder(tmp_path / "photos", toy(120), parts=True)
-    train, test = sorted((photos / "train").rglob("*.png")), sorted((photos / "test").rglob("*.png"))
+    train, test = (
+        sorted((photos / "train").rglob("*.png")),
+        sorted((photos / "test").rglob("*.png")),
+    )
     for number in range(5):
-        shutil.copy(next(one for one in train[number * 3 :] if one.parent.name == test[number].parent.name), test[number])
+        shutil.copy(
+            next(one for one in train[number * 3 :] if one.parent.name == test[number].parent.name),
+            test[number],
+        )
     assert regraft("fit", photos, "--backbone", TINY, "--out", "leaky", *QUICK).code == 0
     assert run.load(Path("leaky")).scores["leaks"] == 5
     for words in (["evaluate", "leaky"], ["report", "leaky", "-q"]):
-        assert regraft(*words).out.startswith("5 images of val and test are byte for byte in an earlier part too")
+        assert regraft(*words).out.startswith(
+            "5 images of val and test are byte for byte in an earlier part too"
+        )
 
 
 def test_evaluate_says_what_scikit_learn_says(compared: Path, regraft) -> None:
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
     one = run.load(compared / "two" / "tuned" / "fine-tune")
-    told = json.loads(regraft("evaluate", one.path, "--split", "val", "--json", "--cache", compared / "cache").out)
+    told = json.loads(
+        regraft("evaluate", one.path, "--split", "val", "--json", "--cache", compared / "cache").out
+    )
     val = one.predictions("val")
     said = val["logits"].argmax(1)
-    report = classification_report(val["targets"], said, target_names=one.classes, output_dict=True, zero_division=0)
+    report = classification_report(
+        val["targets"], said, target_names=one.classes, output_dict=True, zero_division=0
+    )
     found = told["measures"]
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(val["targets"], said))
+    assert found["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(val["targets"], said)
+    )
     assert found["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
     assert found["confusion"] == confusion_matrix(val["targets"], said).tolist()
     for row in found["per_class"]:
@@ -254,7 +338,21 @@ def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["csv", "tensorboard"])
 def test_a_run_can_be_tracked(kind: str, tmp_path: Path, regraft) -> None:
     photos = write_folder(tmp_path / "photos", toy())
-    words = ["fit", photos, "--technique", "feature-extraction", "--backbone", TINY, "--set", "phases.0.epochs=2", "--out", "mine", "--track", kind, *QUICK]
+    words = [
+        "fit",
+        photos,
+        "--technique",
+        "feature-extraction",
+        "--backbone",
+        TINY,
+        "--set",
+        "phases.0.epochs=2",
+        "--out",
+        "mine",
+        "--track",
+        kind,
+        *QUICK,
+    ]
     assert regraft(*words).code == 0
     one = run.load(Path("mine"))
     if kind == "csv":
@@ -262,16 +360,22 @@ def test_a_run_can_be_tracked(kind: str, tmp_path: Path, regraft) -> None:
 
         with Path("mine/track/metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert [float(row["val_accuracy"]) for row in rows[:2]] == pytest.approx([row["val_accuracy"] for row in one.history()])
+        assert [float(row["val_accuracy"]) for row in rows[:2]] == pytest.approx(
+            [row["val_accuracy"] for row in one.history()]
+        )
         assert float(rows[-1]["val/accuracy"]) == one.scores["val"]["accuracy"]
     else:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator("mine/track").Reload()
-        assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx([row["val_accuracy"] for row in one.history()])
+        assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(
+            [row["val_accuracy"] for row in one.history()]
+        )
 
 
-def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(tmp_path: Path, regraft, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(
+    tmp_path: Path, regraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = write_folder(tmp_path / "photos", toy())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for kind in ("tensorboard", "mlflow", "wandb"):
@@ -279,25 +383,47 @@ def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(tmp_path: Path, re
         assert done.code == 2
         assert f"pip install 'regraft[{kind}]'" in done.err
         assert not Path("mine").exists()
-    assert "Expected csv, tensorboard, mlflow or wandb" in regraft("fit", photos, "--out", "mine", "--track", "paper").err
+    assert (
+        "Expected csv, tensorboard, mlflow or wandb"
+        in regraft("fit", photos, "--out", "mine", "--track", "paper").err
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "resolution", "seed"), [(TINY, 96, 0), *(("test_vit", None, seed) for seed in range(3)), ("test_vit2", None, 0), ("test_convnext", 96, 0)]
+    ("name", "resolution", "seed"),
+    [
+        (TINY, 96, 0),
+        *(("test_vit", None, seed) for seed in range(3)),
+        ("test_vit2", None, 0),
+        ("test_convnext", 96, 0),
+    ],
 )
-def test_maps_light_up_where_the_class_is(name: str, resolution: int | None, seed: int, tmp_path: Path) -> None:
+def test_maps_light_up_where_the_class_is(
+    name: str, resolution: int | None, seed: int, tmp_path: Path
+) -> None:
     import regraft
 
     data = toy(150)
     changes = ["phases.0.epochs=25", "phases.0.lr=0.002", "phases.0.layer_decay=1.0"]
-    done = regraft.fit(data, "fine-tune", name, out=tmp_path / "run", weights="random", resolution=resolution, seed=seed, changes=changes)
+    done = regraft.fit(
+        data,
+        "fine-tune",
+        name,
+        out=tmp_path / "run",
+        weights="random",
+        resolution=resolution,
+        seed=seed,
+        changes=changes,
+    )
     assert done.scores["val"]["accuracy"] > 0.9
     from regraft import attention
 
     classifier = regraft.load(done.path)
     images, labels = data.images.read(np.arange(60)), data.labels[:60]
     inside = []
-    for image, label, heat in zip(images, labels, attention.maps(classifier, images, labels.tolist()), strict=True):
+    for image, label, heat in zip(
+        images, labels, attention.maps(classifier, images, labels.tolist()), strict=True
+    ):
         assert heat.shape == image.shape[:2]
         assert 0 <= heat.min() <= heat.max() <= 1
         square = heat[label * 5 : label * 5 + 5, label * 5 : label * 5 + 5]
@@ -311,19 +437,37 @@ def test_maps_light_up_where_the_class_is(name: str, resolution: int | None, see
 
 
 def chromium():  # type: ignore[no-untyped-def]
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if path is None:
         pytest.skip("there is no Chromium on this machine to open the page in")
     return path
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(compared: Path, tmp_path: Path, regraft) -> None:
+def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
+    compared: Path, tmp_path: Path, regraft
+) -> None:
     path = chromium()
     from playwright.sync_api import sync_playwright
 
     out = tmp_path / "report.html"
-    assert regraft("report", compared / "compare", compared / "two" / "tuned", "--out", out, "--cache", compared / "cache", "-q").code == 0
+    assert (
+        regraft(
+            "report",
+            compared / "compare",
+            compared / "two" / "tuned",
+            "--out",
+            out,
+            "--cache",
+            compared / "cache",
+            "-q",
+        ).code
+        == 0
+    )
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for width, scheme in ((1200, "light"), (390, "dark")):
@@ -331,7 +475,14 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(compared: Path, tmp_p
             said: list[str] = []
             view.on("console", lambda message, said=said: said.append(message.text))
             view.on("pageerror", lambda error, said=said: said.append(str(error)))
-            view.on("request", lambda request, said=said: said.append(request.url) if not request.url.startswith(("data:", "file:")) else None)
+            view.on(
+                "request",
+                lambda request, said=said: (
+                    said.append(request.url)
+                    if not request.url.startswith(("data:", "file:"))
+                    else None
+                ),
+            )
             view.goto(out.as_uri())
             assert view.evaluate("document.documentElement.scrollWidth") <= width
             rows = "[...document.querySelectorAll('#leaderboard tbody tr')].map(row => row.cells[1].dataset.value)"
@@ -344,8 +495,12 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(compared: Path, tmp_p
             assert order == "ascending"
             broken = "[...document.images].filter(image => !image.naturalWidth).length"
             assert view.evaluate(broken) == 0
-            ink, paper = view.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
-            assert (sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))) is (scheme == "dark")
+            ink, paper = view.evaluate(
+                "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+            )
+            assert (
+                sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))
+            ) is (scheme == "dark")
             assert said == []
         browser.close()
 
@@ -355,17 +510,25 @@ def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None
     path = chromium()
     from playwright.sync_api import sync_playwright
 
-    classes = ["<img src=x onerror=\"document.title='run'\">", "</script><script>document.title='run'</script>", "'\"><b class=mine>\u202e\U0001f600\n<!--"]
+    classes = [
+        "<img src=x onerror=\"document.title='run'\">",
+        "</script><script>document.title='run'</script>",
+        "'\"><b class=mine>\u202e\U0001f600\n<!--",
+    ]
     images, name = toy(180), "<i class=mine>"
     with (tmp_path / "list.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "label"])
-        for number, (label, pixels) in enumerate(zip(images.labels, images.images.read(np.arange(180)), strict=True)):
+        for number, (label, pixels) in enumerate(
+            zip(images.labels, images.images.read(np.arange(180)), strict=True)
+        ):
             Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
             rows.writerow([f"{name}{number}.png", classes[label]])
     wish = Wish(backbone=TINY, weights="random", resolution=32, technique="linear-probe")
     workflow.fit_named(tmp_path / "list.csv", wish, tmp_path / name, home=tmp_path / "cache")
-    out = workflow.report_named([tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache")[0]
+    out = workflow.report_named(
+        [tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache"
+    )[0]
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         view = browser.new_page()
@@ -390,20 +553,37 @@ def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     told["runs"] = {f"run{number}": one for number in range(8)}
     told["board"]["selected"] = "run0"
     rng = np.random.default_rng(0)
-    shots = [page.Shot(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b")) for _ in range(60)]
+    shots = [
+        page.Shot(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b"))
+        for _ in range(60)
+    ]
     text = page.html(told, page.Extra([page.Gallery("Worst mistakes", "", shots)]), "0")
     assert len(text) < 8e6
 
 
 def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "-q", "--json")
+    words = (
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolution",
+        32,
+        "--technique",
+        "linear-probe",
+        "-q",
+        "--json",
+    )
     for folder, seed in (("all/one", 0), ("all/again", 0), ("all/other", 1)):
         assert regraft("fit", photos, *words, "--seed", seed, "--out", folder).code == 0
     runs = {name: run.load(Path("all", name)) for name in ("one", "again", "other")}
     assert board.leaderboard([runs["one"], runs["again"]])["seeds"] == []
     assert board.leaderboard(list(runs.values()))["seeds"][0]["seeds"] == 2
     done = regraft("evaluate", "all")
-    assert (done.code, "all holds 3 runs and is none itself: again, one, other" in done.err) == (2, True)
+    assert (done.code, "all holds 3 runs and is none itself: again, one, other" in done.err) == (
+        2,
+        True,
+    )
 
 
 def test_the_verdict_names_a_run_that_cannot_be_told_apart() -> None:
@@ -411,32 +591,74 @@ def test_the_verdict_names_a_run_that_cannot_be_told_apart() -> None:
         return {"name": name, "real": real, "points": -0.01, "sentence": f"said of {name}"}
 
     scores = {"accuracy": 0.9, "ci95": (0.88, 0.92), "n": 500}
-    runs = {name: {"measures": scores, "scores": {"seconds": {"total": 1.0}}} for name in ("best", "worse", "alike")}
-    told = {"board": {"selected": "best"}, "part": "val", "runs": runs, "pairs": [pair("worse", True), pair("alike", False)]}
+    runs = {
+        name: {"measures": scores, "scores": {"seconds": {"total": 1.0}}}
+        for name in ("best", "worse", "alike")
+    }
+    told = {
+        "board": {"selected": "best"},
+        "part": "val",
+        "runs": runs,
+        "pairs": [pair("worse", True), pair("alike", False)],
+    }
     assert evidence._verdict(told).endswith("said of alike")
     assert evidence._verdict({**told, "pairs": told["pairs"][:1]}).endswith("said of worse")  # type: ignore[index]
 
 
 def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "-q", "--json")
+    words = (
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        "random",
+        "--resolution",
+        32,
+        "--technique",
+        "linear-probe",
+        "-q",
+        "--json",
+    )
     data = sources.load(photos, Path("home"))
     shut = data.keys[data.split().test]
     (photos / shut[0]).write_bytes(b"")
     assert regraft("fit", photos, *words, "--out", "two words").code == 0
     stopped = regraft("evaluate", "two words", "--split", "test", "-q")
-    assert (stopped.code, "--skip-bad goes on without them" in stopped.err, Path("two words/test.json").exists()) == (2, True, False)
+    assert (
+        stopped.code,
+        "--skip-bad goes on without them" in stopped.err,
+        Path("two words/test.json").exists(),
+    ) == (2, True, False)
     opened = regraft("evaluate", "two words", "--split", "test", "--skip-bad", "--json")
     assert opened.code == 0, opened.err
     assert json.loads(opened.out)["test"]["n"] == len(shut) - 1
     every = regraft("evaluate", "two words", photos, "--split", "all", "--skip-bad", "--json", "-q")
     assert json.loads(every.out)["all"]["n"] == 120 - 1
     assert "written to" not in regraft("evaluate", "two words", "-q").out
-    assert "`regraft evaluate 'two words again' --split test`" in regraft("fit", photos, *words[:-1], "--out", "two words again", "--skip-bad").out
+    assert (
+        "`regraft evaluate 'two words again' --split test`"
+        in regraft("fit", photos, *words[:-1], "--out", "two words again", "--skip-bad").out
+    )
 
 
-def test_runs_of_one_name_are_told_apart_and_a_test_part_opened_for_one_is_said(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_runs_of_one_name_are_told_apart_and_a_test_part_opened_for_one_is_said(
+    regraft, photos: Path
+) -> None:  # type: ignore[no-untyped-def]
     for folder, seed in (("a/runs/mine", 0), ("b/runs/mine", 1)):
-        words = ("--backbone", "test_resnet", "--weights", "random", "--resolution", 32, "--technique", "linear-probe", "--seed", seed, "-q", "--out", folder)
+        words = (
+            "--backbone",
+            "test_resnet",
+            "--weights",
+            "random",
+            "--resolution",
+            32,
+            "--technique",
+            "linear-probe",
+            "--seed",
+            seed,
+            "-q",
+            "--out",
+            folder,
+        )
         assert regraft("fit", photos, *words).code == 0
     assert regraft("evaluate", "a/runs/mine", "--split", "test", "-q").code == 0
     for order in (("a/runs/mine", "b/runs/mine"), ("b/runs/mine", "a/runs/mine")):

@@ -34,7 +34,14 @@ from regraft import UserError, workflow
 from regraft.serve.batching import Batcher, Full
 
 EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class
-SMALL = {"body": 3_000_000, "pixels": 4_000_000, "batch": 16, "requests": 64, "waiting": 100, "seconds": 2.0}
+SMALL = {
+    "body": 3_000_000,
+    "pixels": 4_000_000,
+    "batch": 16,
+    "requests": 64,
+    "waiting": 100,
+    "seconds": 2.0,
+}
 
 
 CHILD = """
@@ -120,7 +127,12 @@ def running(words: list[str], folder: Path, run: Path) -> Iterator[Running]:
     """Start a process, and end it whatever happens."""
     folder.mkdir()
     with (folder / "told").open("wb") as told:
-        child = subprocess.Popen([sys.executable, *words], stdout=told, stderr=told, env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"})
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            stdout=told,
+            stderr=told,
+            env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+        )
         try:
             yield Running(child, folder / "told", run)
         finally:
@@ -128,9 +140,15 @@ def running(words: list[str], folder: Path, run: Path) -> Iterator[Running]:
             child.wait()
 
 
-def with_limits(fitted: tuple[Path, Path, Path], limits: dict[str, float], gate: Path | str = "") -> list[str]:
+def with_limits(
+    fitted: tuple[Path, Path, Path], limits: dict[str, float], gate: Path | str = ""
+) -> list[str]:
     given = {"run": fitted[0], "data": fitted[1], "home": fitted[2], "gate": gate}
-    return ["-c", CHILD, json.dumps({name: str(value) for name, value in given.items()} | {"limits": limits})]
+    return [
+        "-c",
+        CHILD,
+        json.dumps({name: str(value) for name, value in given.items()} | {"limits": limits}),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +157,21 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     top = tmp_path_factory.mktemp("serve")
     photos = write_folder(top / "photos", replace(toy(), classes=(EVIL, "class1", "class2")))
     wish = workflow.Wish(backbone="test_resnet", weights="random", resolution=32)
-    return workflow.fit_named(photos, wish, top / "run", home=top / "cache").path, photos, top / "cache"
+    return (
+        workflow.fit_named(photos, wish, top / "run", home=top / "cache").path,
+        photos,
+        top / "cache",
+    )
 
 
 @pytest.fixture(scope="module")
-def server(fitted: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(
+    fitted: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """A server with small limits, for most of what follows."""
-    with running(with_limits(fitted, SMALL), tmp_path_factory.mktemp("server") / "here", fitted[0]) as one:
+    with running(
+        with_limits(fitted, SMALL), tmp_path_factory.mktemp("server") / "here", fitted[0]
+    ) as one:
         yield one.wait()
 
 
@@ -161,7 +187,9 @@ def various(count: int = 30) -> list[bytes]:
     found = []
     for number in range(count):
         height, width = rng.integers(5, 90, 2)
-        pixels = np.repeat(np.repeat(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8), height, 0), width, 1)
+        pixels = np.repeat(
+            np.repeat(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8), height, 0), width, 1
+        )
         exif = Image.Exif()
         exif[0x0112] = 6
         kind = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")[number % 6]
@@ -172,23 +200,37 @@ def various(count: int = 30) -> list[bytes]:
 # ── answers
 
 
-def test_answers_are_those_of_predict_one_by_one_many_in_one_and_many_at_once(server: Running, tmp_path: Path) -> None:
+def test_answers_are_those_of_predict_one_by_one_many_in_one_and_many_at_once(
+    server: Running, tmp_path: Path
+) -> None:
     files = various()
     for number, content in enumerate(files):
         (tmp_path / f"{number}.png").write_bytes(content)
     loaded = api.load(server.run)
     wanted = loaded.predict_proba([tmp_path / f"{number}.png" for number in range(len(files))])
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda content: server.post("/predict", files={"image": ("a.png", content)}), files * 4))
+        answers = list(
+            pool.map(
+                lambda content: server.post("/predict", files={"image": ("a.png", content)}),
+                files * 4,
+            )
+        )
     assert [answer.status_code for answer in answers] == [200] * 120
     for number, answer in enumerate(answers):
         said, row = answer.json(), wanted[number % len(files)]
         assert said["label"] == loaded.classes[int(row.argmax())] == said["classes"][0]["label"]
-        assert {one["label"]: pytest.approx(one["probability"], abs=1e-4) for one in said["classes"]} == dict(zip(loaded.classes, row, strict=True))
-    sent = [("images", (f"{number}.png", content)) for number, content in enumerate(files[:15])] + [("images", ("bad.png", b"<svg/>"))]
+        assert {
+            one["label"]: pytest.approx(one["probability"], abs=1e-4) for one in said["classes"]
+        } == dict(zip(loaded.classes, row, strict=True))
+    sent = [("images", (f"{number}.png", content)) for number, content in enumerate(files[:15])] + [
+        ("images", ("bad.png", b"<svg/>"))
+    ]
     rows = server.post("/predict/batch?top=1", files=sent).json()["predictions"]
     assert [one["name"] for one in rows] == [name for _, (name, _) in sent]
-    assert [one["label"] for one in rows] == [*(loaded.classes[int(row.argmax())] for row in wanted[:15]), None]
+    assert [one["label"] for one in rows] == [
+        *(loaded.classes[int(row.argmax())] for row in wanted[:15]),
+        None,
+    ]
     assert [len(one["classes"]) for one in rows] == [1] * 15 + [0]
     assert "not an image" in rows[-1]["error"]
     assert {one["error"] for one in rows[:-1]} == {None}
@@ -207,9 +249,13 @@ def test_it_describes_itself(server: Running) -> None:
     }
     described = httpx.get(server.address + "/openapi.json").json()
     assert set(described["paths"]) == {"/predict", "/predict/batch", "/health"}
-    assert {"200", "408", "413", "422", "503"} == set(described["paths"]["/predict"]["post"]["responses"])
+    assert {"200", "408", "413", "422", "503"} == set(
+        described["paths"]["/predict"]["post"]["responses"]
+    )
     assert "probability" in described["components"]["schemas"]["Prediction"]["properties"]
-    assert httpx.get(server.address + "/docs").status_code == 404  # its page would come from elsewhere
+    assert (
+        httpx.get(server.address + "/docs").status_code == 404
+    )  # its page would come from elsewhere
     assert f"Serving {server.run} at {server.address}" in server.told.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.2:{server.port}/health")  # bound to one address
@@ -241,16 +287,34 @@ def sending(port: int, head: str, piece: bytes, most: int) -> tuple[int, bytes]:
         return count, answer
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/gradio_api/upload", "/gradio_api/queue/join"])
-def test_a_body_that_is_too_large_is_refused_without_being_read_whole(server: Running, path: str) -> None:
-    kind = "Content-Type: multipart/form-data; boundary=x\r\n" if "queue" not in path else "Content-Type: application/json\r\n"
+@pytest.mark.parametrize(
+    "path", ["/predict", "/predict/batch", "/gradio_api/upload", "/gradio_api/queue/join"]
+)
+def test_a_body_that_is_too_large_is_refused_without_being_read_whole(
+    server: Running, path: str
+) -> None:
+    kind = (
+        "Content-Type: multipart/form-data; boundary=x\r\n"
+        if "queue" not in path
+        else "Content-Type: application/json\r\n"
+    )
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{kind}"
-    count, answer = sending(server.port, head + "Content-Length: 200000000\r\n\r\n", b"x" * 10_000, 200_000_000)
+    count, answer = sending(
+        server.port, head + "Content-Length: 200000000\r\n\r\n", b"x" * 10_000, 200_000_000
+    )
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"larger than the 3 MB allowed" in answer
     assert count < 2_000_000
-    piece = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + b"y" * 100_000
-    count, answer = sending(server.port, head + "Transfer-Encoding: chunked\r\n\r\n", f"{len(piece):x}\r\n".encode() + piece + b"\r\n", 200_000_000)
+    piece = (
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        + b"y" * 100_000
+    )
+    count, answer = sending(
+        server.port,
+        head + "Transfer-Encoding: chunked\r\n\r\n",
+        f"{len(piece):x}\r\n".encode() + piece + b"\r\n",
+        200_000_000,
+    )
     assert count < 50_000_000
     assert answer.startswith(b"HTTP/1.1 413 ") or not answer  # hung up on while still sending
     assert httpx.get(server.address + "/health").status_code == 200
@@ -269,9 +333,19 @@ def header_only(side: int) -> bytes:
     """A PNG that claims to be very large, and holds next to nothing."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bombs() -> dict[str, tuple[bytes, str]]:
@@ -279,13 +353,22 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     Image.new("1", (2100, 2100)).save(buffer, "PNG")
     image = encoded(np.zeros((40, 40, 3), np.uint8))
     return {
-        "a little too large": (buffer.getvalue(), "2,100 × 2,100 pixels, more than the 4,000,000 allowed"),
+        "a little too large": (
+            buffer.getvalue(),
+            "2,100 × 2,100 pixels, more than the 4,000,000 allowed",
+        ),
         "where Pillow warns": (header_only(12_000), "more"),
         "where Pillow refuses": (header_only(60_000), "more pixels than the 4,000,000 allowed"),
         "a lie": (header_only(1500), "cannot be decoded"),
-        "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not an image that can be read"),
+        "svg": (
+            b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+            "not an image that can be read",
+        ),
         "html": (b"<!doctype html><html><img src=x onerror=alert(1)></html>", "not an image"),
-        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+        "postscript": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+            "not an image",
+        ),
         "zip": (b"PK\x03\x04" + bytes(200), "not an image"),
         "empty": (b"", "not an image"),
         "half": (image[: len(image) // 2], "cannot be decoded"),
@@ -293,13 +376,20 @@ def bombs() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_what_is_no_image_or_too_many_pixels_is_refused_in_a_sentence(server: Running, name: str) -> None:
+def test_what_is_no_image_or_too_many_pixels_is_refused_in_a_sentence(
+    server: Running, name: str
+) -> None:
     content, text = bombs()[name]
     for called in ("photo.png", "photo.jpg"):
         answer = server.post("/predict", files={"image": (called, content, "image/png")})
         assert answer.status_code == 422, answer.text
         assert text in str(answer.json()["detail"])
-    assert server.post("/predict", files={"image": ("a.png", encoded(np.zeros((9, 9, 3), np.uint8)))}).status_code == 200
+    assert (
+        server.post(
+            "/predict", files={"image": ("a.png", encoded(np.zeros((9, 9, 3), np.uint8)))}
+        ).status_code
+        == 200
+    )
 
 
 def test_requests_that_make_no_sense_are_said_to_be_so(server: Running) -> None:
@@ -308,13 +398,22 @@ def test_requests_that_make_no_sense_are_said_to_be_so(server: Running) -> None:
     assert server.post("/predict", content=image).status_code == 422
     assert server.post("/predict?top=0", files={"image": ("a.png", image)}).status_code == 422
     many = server.post("/predict/batch", files=[("images", ("a.png", image))] * 17)
-    assert (many.status_code, many.json()["detail"]) == (422, "17 images were sent. Expected at most 16 in one request. Send them in several.")
+    assert (many.status_code, many.json()["detail"]) == (
+        422,
+        "17 images were sent. Expected at most 16 in one request. Send them in several.",
+    )
     assert httpx.get(server.address + "/predict").status_code in (404, 405)
     assert httpx.get(server.address + "/gradio_api/file=/etc/passwd").status_code in (403, 404)
 
 
-def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(fitted: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    image, gate, log = encoded(np.zeros((9, 9, 3), np.uint8)), tmp_path / "gate", tmp_path / "gate.log"
+def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(
+    fitted: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    image, gate, log = (
+        encoded(np.zeros((9, 9, 3), np.uint8)),
+        tmp_path / "gate",
+        tmp_path / "gate.log",
+    )
     words = with_limits(fitted, {"requests": 30, "waiting": 20}, gate)
     with running(words, tmp_path / "served", fitted[0]) as started, ThreadPoolExecutor(60) as pool:
         here = started.wait()
@@ -322,9 +421,14 @@ def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(fitted: tupl
         first = pool.submit(here.post, "/predict", files={"image": ("a.png", image)})
         while not log.exists():
             time.sleep(0.01)
-        rest = [pool.submit(here.post, "/predict", files={"image": ("a.png", image)}) for _ in range(50)]
+        rest = [
+            pool.submit(here.post, "/predict", files={"image": ("a.png", image)}) for _ in range(50)
+        ]
         deadline = time.monotonic() + 20
-        while (sum(one.done() for one in rest) < 30 or httpx.get(here.address + "/health").json()["waiting"] < 20) and time.monotonic() < deadline:
+        while (
+            sum(one.done() for one in rest) < 30
+            or httpx.get(here.address + "/health").json()["waiting"] < 20
+        ) and time.monotonic() < deadline:
             time.sleep(0.01)
         refused = [one.result() for one in rest if one.done()]
         assert httpx.get(here.address + "/health").json()["waiting"] == 20
@@ -332,7 +436,11 @@ def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(fitted: tupl
         answers = [one.result() for one in (first, *rest)]
         assert len(refused) == 30
         assert {answer.status_code for answer in refused} == {503}
-        assert all(answer.headers["retry-after"] == "1" and "Try again in a second" in answer.json()["detail"] for answer in refused)
+        assert all(
+            answer.headers["retry-after"] == "1"
+            and "Try again in a second" in answer.json()["detail"]
+            for answer in refused
+        )
         assert [answer.status_code for answer in answers].count(200) == 21
         assert log.read_text().split() == ["1", "20"]  # those that waited went through together
         assert here.post("/predict", files={"image": ("a.png", image)}).status_code == 200
@@ -366,7 +474,16 @@ def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on()
         await asyncio.sleep(0.015)
         for task in tasks[10:]:
             task.cancel()
-        assert len([one for one in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(one, np.ndarray)]) == 10
+        assert (
+            len(
+                [
+                    one
+                    for one in await asyncio.gather(*tasks, return_exceptions=True)
+                    if isinstance(one, np.ndarray)
+                ]
+            )
+            == 10
+        )
         assert sizes == [8, 2]
         with pytest.raises(RuntimeError, match="the network broke"):
             await batcher.ask([np.full((1, 2), 255, np.uint8)])
@@ -379,20 +496,29 @@ def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on()
 # ── beginning and ending
 
 
-def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(server: Running, regraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(
+    server: Running, regraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     def refused(*words: object) -> str:
         done = regraft("serve", *words)
         assert (done.code, done.out) == (2, "")
         assert done.err.count("\n") == 1
         return str(done.err)
 
-    assert f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). Expected a free port." in refused(
-        server.run, "--port", server.port
+    assert (
+        f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). Expected a free port."
+        in refused(server.run, "--port", server.port)
     )
-    assert "cannot be listened on" in refused(server.run, "--host", "no.such.host.invalid", "--port", 0)
+    assert "cannot be listened on" in refused(
+        server.run, "--host", "no.such.host.invalid", "--port", 0
+    )
     assert "is no run" in refused(tmp_path, "--port", 0)
-    assert "neither a known dataset nor an existing file" in refused(server.run, "--port", 0, "--data", "nowhere")
-    assert "holds none of the training images of" in refused(server.run, "--port", 0, "--data", "digits")
+    assert "neither a known dataset nor an existing file" in refused(
+        server.run, "--port", 0, "--data", "nowhere"
+    )
+    assert "holds none of the training images of" in refused(
+        server.run, "--port", 0, "--data", "digits"
+    )
     copy = tmp_path / "copy"
     shutil.copytree(server.run, copy)
     content = bytearray((copy / "model.safetensors").read_bytes())
@@ -402,30 +528,53 @@ def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(server: Runni
     (copy / "model.safetensors").write_bytes(content[:1000])
     assert "was altered" in refused(copy, "--port", 0)
     for module in ("gradio", "uvicorn"):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name, module=module: None if name == module else object())
-        assert f"`regraft serve` needs {module}, which is not installed" in (text := refused(server.run, "--port", 0))
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, module=module: None if name == module else object(),
+        )
+        assert f"`regraft serve` needs {module}, which is not installed" in (
+            text := refused(server.run, "--port", 0)
+        )
         assert "pip install 'regraft[serve]'" in text
 
 
-def test_it_ends_cleanly_whoever_is_connected(fitted: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_it_ends_cleanly_whoever_is_connected(
+    fitted: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     words = ["-m", "regraft", "serve", str(fitted[0]), "--port", "0", "--cache", str(fitted[2])]
     with running(words, tmp_path / "served", fitted[0]) as started:
         here = started.wait()
-        assert here.post("/predict", files={"image": ("a.png", encoded(np.zeros((9, 9, 3), np.uint8)))}).status_code == 200
+        assert (
+            here.post(
+                "/predict", files={"image": ("a.png", encoded(np.zeros((9, 9, 3), np.uint8)))}
+            ).status_code
+            == 200
+        )
         with socket.create_connection(("127.0.0.1", here.port)):
             here.end(signal.SIGTERM)
-    assert [path.name for path in (tmp_path / "served").iterdir() if path.name.startswith("regraft-serve")] == []
+    assert [
+        path.name
+        for path in (tmp_path / "served").iterdir()
+        if path.name.startswith("regraft-serve")
+    ] == []
 
 
 def test_serving_help_loads_neither_torch_nor_gradio() -> None:
     code = "import sys\nsys.argv = ['regraft', 'serve', '--help']\nfrom regraft.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "False False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.splitlines()[-1]
+        == "False False"
+    )
 
 
 # ── the page
 
 
-def test_similar_images_are_the_run_s_training_images_or_a_sentence(fitted: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_similar_images_are_the_run_s_training_images_or_a_sentence(
+    fitted: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     from regraft.serve import gallery
 
     run, photos, home = fitted
@@ -438,8 +587,13 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(fitted: tupl
     assert (found.state, found.note) == ("ready", "")
     assert found.train is not None
     with (run / "split.csv").open(newline="") as file:
-        kept = {(row["key"], row["label"]) for row in csv.DictReader(file) if row["part"] == "train"}
-    assert {(key, found.train.classes[label]) for key, label in zip(found.train.keys, found.train.labels, strict=True)} == kept
+        kept = {
+            (row["key"], row["label"]) for row in csv.DictReader(file) if row["part"] == "train"
+        }
+    assert {
+        (key, found.train.classes[label])
+        for key, label in zip(found.train.keys, found.train.labels, strict=True)
+    } == kept
     for row in (0, 20, 40):
         image = found.train.images.read(np.array([row]))[0]
         near = found.near(image)
@@ -498,7 +652,10 @@ def browsing(server: Running) -> Iterator[Browsing]:
         one = Browsing(browser.new_page(), [], [])
         one.page.set_default_timeout(30_000)
         one.page.on("request", lambda request: one.seen.append(request.url))
-        one.page.on("console", lambda message: one.faults.append(message.text) if message.type == "error" else None)
+        one.page.on(
+            "console",
+            lambda message: one.faults.append(message.text) if message.type == "error" else None,
+        )
         one.page.on("pageerror", lambda error: one.faults.append(str(error)))
         one.page.goto(server.address)
         one.page.wait_for_selector("#given")
@@ -526,7 +683,9 @@ def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_and_nob
     assert page.locator("#map img").count() == 0
     assert server.run.with_suffix(".asked").read_text() == "[2]"
     assert len(browsing.seen) > 20
-    assert [url for url in browsing.seen if not url.startswith((server.address, "data:", "blob:"))] == []
+    assert [
+        url for url in browsing.seen if not url.startswith((server.address, "data:", "blob:"))
+    ] == []
 
 
 def test_names_of_classes_are_text_on_the_page(browsing: Browsing, tmp_path: Path) -> None:
@@ -546,17 +705,35 @@ def of_class(label: int) -> bytes:
     return encoded(images.images.read(np.flatnonzero(images.labels == label)[:1])[0])
 
 
-@pytest.mark.parametrize("path", ["outside", "http://127.0.0.1:9/a.png", "https://example.org/a.png", "../../a.png"])
+@pytest.mark.parametrize(
+    "path", ["outside", "http://127.0.0.1:9/a.png", "https://example.org/a.png", "../../a.png"]
+)
 @pytest.mark.parametrize("more", [{}, {"is_stream": True}, {"url": "https://example.org/a.png"}])
-def test_the_page_reads_no_file_of_the_machine_and_fetches_no_address(server: Running, path: str, more: dict[str, object], tmp_path: Path) -> None:
+def test_the_page_reads_no_file_of_the_machine_and_fetches_no_address(
+    server: Running, path: str, more: dict[str, object], tmp_path: Path
+) -> None:
     (tmp_path / "a.png").write_bytes(various(1)[0])
     path = str(tmp_path / "a.png") if path == "outside" else path
     said = []
-    for event in (one for one in httpx.get(server.address + "/config").json()["dependencies"] if len(one["inputs"]) == 1):
-        asked = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}, **more}], "fn_index": event["id"], "session_hash": f"s{event['id']}"}
+    for event in (
+        one
+        for one in httpx.get(server.address + "/config").json()["dependencies"]
+        if len(one["inputs"]) == 1
+    ):
+        asked = {
+            "data": [{"path": path, "meta": {"_type": "gradio.FileData"}, **more}],
+            "fn_index": event["id"],
+            "session_hash": f"s{event['id']}",
+        }
         assert httpx.post(server.address + "/gradio_api/queue/join", json=asked).status_code == 200
-        with httpx.stream("GET", f"{server.address}/gradio_api/queue/data?session_hash=s{event['id']}", timeout=30) as answers:
-            lines = [json.loads(line.removeprefix("data: ")) for line in answers.iter_lines() if line.startswith("data: ")]
+        with httpx.stream(
+            "GET", f"{server.address}/gradio_api/queue/data?session_hash=s{event['id']}", timeout=30
+        ) as answers:
+            lines = [
+                json.loads(line.removeprefix("data: "))
+                for line in answers.iter_lines()
+                if line.startswith("data: ")
+            ]
         done = next(line for line in lines if line["msg"] == "process_completed")
         assert not done["success"], done
         said.append(done["output"]["error"])

@@ -44,7 +44,12 @@ def same_images(one, other) -> bool:  # type: ignore[no-untyped-def]
     found = []
     for dataset in (one, other):
         images = dataset.images.read(np.arange(len(dataset)))
-        found.append(sorted((image.tobytes(), dataset.classes[label]) for image, label in zip(images, dataset.labels, strict=True)))
+        found.append(
+            sorted(
+                (image.tobytes(), dataset.classes[label])
+                for image, label in zip(images, dataset.labels, strict=True)
+            )
+        )
     return found[0] == found[1]
 
 
@@ -63,16 +68,37 @@ def test_one_set_of_images_reads_the_same_from_every_form(tmp_path: Path) -> Non
             packed.write(file, Path("photos") / file.relative_to(folder))
     with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as packed_tar:
         packed_tar.add(folder, "photos")
-    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"photos/{file.relative_to(folder)},{file.parent.name}\n" for file in files))
-    table = pa.table({
-        "image": pa.array([{"bytes": file.read_bytes(), "path": file.name} for file in files]),
-        "label": pa.array([original.classes.index(file.parent.name) for file in files]),
-    })  # fmt: skip
-    names = {"info": {"features": {"label": {"names": list(original.classes), "_type": "ClassLabel"}}}}
+    (tmp_path / "list.csv").write_text(
+        "path,label\n"
+        + "".join(f"photos/{file.relative_to(folder)},{file.parent.name}\n" for file in files)
+    )
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": file.read_bytes(), "path": file.name} for file in files]),
+            "label": pa.array([original.classes.index(file.parent.name) for file in files]),
+        }
+    )
+    names = {
+        "info": {"features": {"label": {"names": list(original.classes), "_type": "ClassLabel"}}}
+    }
     (tmp_path / "hub").mkdir()
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "hub" / "data-00000-of-00001.parquet")
-    np.savez(tmp_path / "arrays.npz", images=original.images.array, labels=np.array(original.classes)[original.labels])
-    forms = [folder, tmp_path / "photos.zip", tmp_path / "photos.tar.gz", tmp_path / "list.csv", tmp_path / "hub", tmp_path / "arrays.npz"]
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(names)}),
+        tmp_path / "hub" / "data-00000-of-00001.parquet",
+    )
+    np.savez(
+        tmp_path / "arrays.npz",
+        images=original.images.array,
+        labels=np.array(original.classes)[original.labels],
+    )
+    forms = [
+        folder,
+        tmp_path / "photos.zip",
+        tmp_path / "photos.tar.gz",
+        tmp_path / "list.csv",
+        tmp_path / "hub",
+        tmp_path / "arrays.npz",
+    ]
     for form in forms:
         assert same_images(original, load(form, tmp_path)), form
     assert len(forms) == 6
@@ -81,22 +107,45 @@ def test_one_set_of_images_reads_the_same_from_every_form(tmp_path: Path) -> Non
 
 def test_part_folders_are_kept_in_their_usual_spellings(tmp_path: Path) -> None:
     found = load(write_folder(tmp_path / "photos", toy(), parts=True), tmp_path)
-    assert {part: int((found.parts == part).sum()) for part in ("train", "val", "test")} == {"train": 60, "val": 30, "test": 30}
+    assert {part: int((found.parts == part).sum()) for part in ("train", "val", "test")} == {
+        "train": 60,
+        "val": 30,
+        "test": 30,
+    }
 
 
 def test_a_csv_may_name_splits_and_groups(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "photos", toy(60))
-    lines = [f"{file.relative_to(tmp_path)},{file.parent.name},{'test' if n % 5 == 0 else ''},g{n % 9}" for n, file in enumerate(sorted(folder.rglob("*.png")))]
+    lines = [
+        f"{file.relative_to(tmp_path)},{file.parent.name},{'test' if n % 5 == 0 else ''},g{n % 9}"
+        for n, file in enumerate(sorted(folder.rglob("*.png")))
+    ]
     (tmp_path / "list.csv").write_text("PATH, label ,split,group\n" + "\n".join(lines))
     found = load(tmp_path / "list.csv", tmp_path)
     assert int((found.parts == "test").sum()) == 12
     assert len(set(found.groups)) == 9
 
 
-def test_parquet_parts_come_from_file_names_and_classes_from_metadata(shared_data: Path, tmp_path: Path) -> None:
+def test_parquet_parts_come_from_file_names_and_classes_from_metadata(
+    shared_data: Path, tmp_path: Path
+) -> None:
     cifar = load(shared_data / "cifar10", tmp_path)
-    assert cifar.classes == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    assert {part: int((cifar.parts == part).sum()) for part in ("train", "test")} == {"train": 50_000, "test": 10_000}
+    assert cifar.classes == (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    assert {part: int((cifar.parts == part).sum()) for part in ("train", "test")} == {
+        "train": 50_000,
+        "test": 10_000,
+    }
     assert cifar.images.read(np.arange(3))[0].shape == (32, 32, 3)
 
 
@@ -121,14 +170,22 @@ def test_decoding_honours_modes_rotation_and_transparency() -> None:
     palette.putpalette([255, 0, 0] + [0] * 765)
     sixteen = Image.fromarray(np.full((4, 6), 65535, np.uint16))
     cases = {
-        "png": (encoded(rgb, "PNG"), (255, 0, 0)), "jpeg": (encoded(rgb, "JPEG", quality=100, subsampling=0), (254, 0, 0)),
-        "bmp": (encoded(rgb, "BMP"), (255, 0, 0)), "webp": (encoded(rgb, "WEBP", lossless=True), (255, 0, 0)), "tiff": (encoded(rgb, "TIFF"), (255, 0, 0)),
-        "transparent": (encoded(clear, "PNG"), (255, 255, 255)), "palette": (encoded(palette, "PNG"), (255, 0, 0)),
-        "palette transparent": (encoded(palette, "PNG", transparency=0), (255, 255, 255)), "gif": (encoded(palette, "GIF"), (255, 0, 0)),
-        "grey": (encoded(Image.new("L", (6, 4), 7), "PNG"), (7, 7, 7)), "grey alpha": (encoded(Image.new("LA", (6, 4), (7, 255)), "PNG"), (7, 7, 7)),
-        "one bit": (encoded(Image.new("1", (6, 4), 1), "PNG"), (255, 255, 255)), "sixteen bit": (encoded(sixteen, "PNG"), (255, 255, 255)),
-        "cmyk": (encoded(Image.new("CMYK", (6, 4), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)), "float": (encoded(Image.new("F", (6, 4), 0.5), "TIFF"), (128, 128, 128)),
-    }  # fmt: skip
+        "png": (encoded(rgb, "PNG"), (255, 0, 0)),
+        "jpeg": (encoded(rgb, "JPEG", quality=100, subsampling=0), (254, 0, 0)),
+        "bmp": (encoded(rgb, "BMP"), (255, 0, 0)),
+        "webp": (encoded(rgb, "WEBP", lossless=True), (255, 0, 0)),
+        "tiff": (encoded(rgb, "TIFF"), (255, 0, 0)),
+        "transparent": (encoded(clear, "PNG"), (255, 255, 255)),
+        "palette": (encoded(palette, "PNG"), (255, 0, 0)),
+        "palette transparent": (encoded(palette, "PNG", transparency=0), (255, 255, 255)),
+        "gif": (encoded(palette, "GIF"), (255, 0, 0)),
+        "grey": (encoded(Image.new("L", (6, 4), 7), "PNG"), (7, 7, 7)),
+        "grey alpha": (encoded(Image.new("LA", (6, 4), (7, 255)), "PNG"), (7, 7, 7)),
+        "one bit": (encoded(Image.new("1", (6, 4), 1), "PNG"), (255, 255, 255)),
+        "sixteen bit": (encoded(sixteen, "PNG"), (255, 255, 255)),
+        "cmyk": (encoded(Image.new("CMYK", (6, 4), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)),
+        "float": (encoded(Image.new("F", (6, 4), 0.5), "TIFF"), (128, 128, 128)),
+    }
     for name, (content, colour) in cases.items():
         image = decode.decoded(content)
         assert image.shape == (4, 6, 3), name
@@ -142,9 +199,15 @@ def test_all_eight_exif_orientations_come_out_upright() -> None:
     upright = np.zeros((4, 6, 3), np.uint8)
     upright[0, 0] = 255
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1], 7: upright.transpose(1, 0, 2)[::-1, ::-1], 8: upright.transpose(1, 0, 2)[:, ::-1],
-    }  # fmt: skip
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }
     for orientation, pixels in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -182,15 +245,30 @@ def test_npz_of_keras_and_medmnist_have_parts(tmp_path: Path) -> None:
     x, y = np.zeros((30, 5, 5), np.float32), np.arange(30).reshape(-1, 1) % 3
     x[:, 0, 0] = np.arange(30) / 30
     np.savez(tmp_path / "keras.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
-    np.savez(tmp_path / "med.npz", train_images=x[:15], train_labels=y[:15], val_images=x[15:21], val_labels=y[15:21], test_images=x[21:], test_labels=y[21:])
+    np.savez(
+        tmp_path / "med.npz",
+        train_images=x[:15],
+        train_labels=y[:15],
+        val_images=x[15:21],
+        val_labels=y[15:21],
+        test_images=x[21:],
+        test_labels=y[21:],
+    )
     keras, med = load(tmp_path / "keras.npz", tmp_path), load(tmp_path / "med.npz", tmp_path)
     assert int((keras.parts == "test").sum()) == 10
-    assert {part: int((med.parts == part).sum()) for part in ("train", "val", "test")} == {"train": 15, "val": 6, "test": 9}
+    assert {part: int((med.parts == part).sum()) for part in ("train", "val", "test")} == {
+        "train": 15,
+        "val": 6,
+        "test": 9,
+    }
     assert keras.images.array.max() == round(29 / 30 * 255)
 
 
 def test_labels_of_arrays_may_be_one_hot_and_nothing_else_that_is_wide(tmp_path: Path) -> None:
-    x, y = np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 5), np.uint8), np.arange(30) % 3
+    x, y = (
+        np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 5), np.uint8),
+        np.arange(30) % 3,
+    )
     seen = 0
     for kind in (bool, np.uint8, np.int64, np.float32):
         np.savez(tmp_path / "hot.npz", images=x, labels=np.eye(3)[y].astype(kind))
@@ -199,7 +277,12 @@ def test_labels_of_arrays_may_be_one_hot_and_nothing_else_that_is_wide(tmp_path:
         assert found.labels.tolist() == values, kind
         seen += 1
     assert seen == 4
-    for wide in (np.stack([y, y], axis=1), np.full((30, 3), 1 / 3), np.zeros((30, 3)), np.ones((30, 3, 1))):
+    for wide in (
+        np.stack([y, y], axis=1),
+        np.full((30, 3), 1 / 3),
+        np.zeros((30, 3)),
+        np.ones((30, 3, 1)),
+    ):
         np.savez(tmp_path / "wide.npz", images=x, labels=wide)
         with pytest.raises(UserError, match="Expected one label an image"):
             load(tmp_path / "wide.npz", tmp_path)
@@ -228,13 +311,17 @@ def test_own_sources_come_by_dotted_path(tmp_path: Path, monkeypatch: pytest.Mon
             load(given, tmp_path)
 
 
-def test_no_network_is_one_sentence_with_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_sentence_with_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
     for name in ("cifar10", "mnist", "eurosat"):
-        with pytest.raises(UserError, match=f"{name} cannot be downloaded .*Give a local copy instead"):
+        with pytest.raises(
+            UserError, match=f"{name} cannot be downloaded .*Give a local copy instead"
+        ):
             load(name, tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match="hf:somebody/cats cannot be downloaded"):
@@ -248,13 +335,20 @@ def official_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, content: object 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for file, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
-        entry = {"data": rng.integers(0, 255, (20, 3072), dtype=np.uint8), "labels": [n % 10 for n in range(20)]}
+        entry = {
+            "data": rng.integers(0, 255, (20, 3072), dtype=np.uint8),
+            "labels": [n % 10 for n in range(20)],
+        }
         (folder / file).write_bytes(pickle.dumps(content or entry))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"c{n}" for n in range(10)]}))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"c{n}" for n in range(10)]})
+    )
     monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda *_: True)
 
 
-def test_the_official_cifar_layout_is_read_without_unpickling_anything_but_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_cifar_layout_is_read_without_unpickling_anything_but_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     official_cifar(tmp_path / "home", monkeypatch)
     found = load("cifar10", tmp_path)
     assert (len(found), int((found.parts == "test").sum()), found.classes[3]) == (120, 20, "c3")
@@ -315,7 +409,11 @@ def bad_inputs(root: Path) -> dict[str, tuple[object, str]]:
     (root / "paths.csv").write_text("path,label\nnone.png,cat\n")
     (root / "blank.csv").write_text("path,label\nloose/a.png,\n")
     (root / "split.csv").write_text("path,label,split\nloose/a.png,cat,tarin\n")
-    (root / "twice.csv").write_text("path,label\n" + "loose/a.png,cat\n" * 3 + "one/cat/1.png,dog\none/cat/2.png,dog\none/cat/3.png,dog\n")
+    (root / "twice.csv").write_text(
+        "path,label\n"
+        + "loose/a.png,cat\n" * 3
+        + "one/cat/1.png,dog\none/cat/2.png,dog\none/cat/3.png,dog\n"
+    )
     (root / "broken.zip").write_bytes(b"PK not really")
     (root / "broken.npz").write_bytes(b"nothing")
     np.savez(root / "names.npz", a=np.zeros(3), b=np.zeros(3))
@@ -325,18 +423,33 @@ def bad_inputs(root: Path) -> dict[str, tuple[object, str]]:
     pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), root / "columns.parquet")
     (root / "notes.txt").write_text("hello")
     return {
-        "unknown": ("digit", "'digit' is neither a known dataset nor an existing file or folder. Did you mean 'digits'?"),
-        "no path": (root / "nowhere", "is neither a known dataset nor an existing file or folder"), "empty": (root / "empty", "holds no images"),
-        "loose": (root / "loose", "holds 1 images but no class folders"), "mixed": (root / "mixed", "mixes part folders (train) with others (cat)"),
-        "one class": (root / "one", "has one class only, 'cat'"), "empty class": (root / "hollow", "has one class only, 'cat'"),
-        "columns": (root / "columns.csv", "lacks the columns 'path', 'label'; it has 'file', 'labels'"),
-        "paths": (root / "paths.csv", "lists 1 files that do not exist: none.png"), "blank": (root / "blank.csv", "has no path or label in line 2"),
-        "split": (root / "split.csv", "has the split 'tarin'"), "twice": (root / "twice.csv", "lists 'loose/a.png' more than once"),
-        "zip": (root / "broken.zip", "cannot be unpacked"), "npz": (root / "broken.npz", "is no readable .npz"), "names": (root / "names.npz", "holds the arrays a, b"),
-        "shape": (root / "shape.npz", "has the shape (9, 7)"), "values": (root / "values.npz", "has values from -5 to -5"),
-        "parquet": (root / "broken.parquet", "is no readable Parquet file"), "parquet columns": (root / "columns.parquet", "has the columns a, b"),
+        "unknown": (
+            "digit",
+            "'digit' is neither a known dataset nor an existing file or folder. Did you mean 'digits'?",
+        ),
+        "no path": (root / "nowhere", "is neither a known dataset nor an existing file or folder"),
+        "empty": (root / "empty", "holds no images"),
+        "loose": (root / "loose", "holds 1 images but no class folders"),
+        "mixed": (root / "mixed", "mixes part folders (train) with others (cat)"),
+        "one class": (root / "one", "has one class only, 'cat'"),
+        "empty class": (root / "hollow", "has one class only, 'cat'"),
+        "columns": (
+            root / "columns.csv",
+            "lacks the columns 'path', 'label'; it has 'file', 'labels'",
+        ),
+        "paths": (root / "paths.csv", "lists 1 files that do not exist: none.png"),
+        "blank": (root / "blank.csv", "has no path or label in line 2"),
+        "split": (root / "split.csv", "has the split 'tarin'"),
+        "twice": (root / "twice.csv", "lists 'loose/a.png' more than once"),
+        "zip": (root / "broken.zip", "cannot be unpacked"),
+        "npz": (root / "broken.npz", "is no readable .npz"),
+        "names": (root / "names.npz", "holds the arrays a, b"),
+        "shape": (root / "shape.npz", "has the shape (9, 7)"),
+        "values": (root / "values.npz", "has values from -5 to -5"),
+        "parquet": (root / "broken.parquet", "is no readable Parquet file"),
+        "parquet columns": (root / "columns.parquet", "has the columns a, b"),
         "kind": (root / "notes.txt", "is a file of an unknown kind"),
-    }  # fmt: skip
+    }
 
 
 def test_every_mistake_with_data_is_one_sentence_and_exit_2(tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
@@ -352,10 +465,15 @@ def test_every_mistake_with_data_is_one_sentence_and_exit_2(tmp_path: Path, regr
 
 
 def parquet(root: Path, labels: list[object], names: list[str] | None) -> Path:
-    image = [{"bytes": png(np.full((2, 2, 3), row, np.uint8)), "path": None} for row in range(len(labels))]
+    image = [
+        {"bytes": png(np.full((2, 2, 3), row, np.uint8)), "path": None}
+        for row in range(len(labels))
+    ]
     table = pa.table({"image": pa.array(image), "label": pa.array(labels)})
     if names:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+        )
     pq.write_table(table, root / "all.parquet")
     return root / "all.parquet"
 
@@ -363,7 +481,9 @@ def parquet(root: Path, labels: list[object], names: list[str] | None) -> Path:
 def test_class_numbers_are_numbers_even_where_names_look_like_other_numbers(tmp_path: Path) -> None:
     found = load(parquet(tmp_path, [0, 1, 2] * 4, ["1", "2", "0"]), tmp_path)
     images = found.images.read(np.arange(12))
-    assert all(label == image[0, 0, 0] % 3 for label, image in zip(found.labels, images, strict=True))
+    assert all(
+        label == image[0, 0, 0] % 3 for label, image in zip(found.labels, images, strict=True)
+    )
     found = load(parquet(tmp_path, [7, 10, 9] * 4, None), tmp_path)
     assert found.classes == ("7", "9", "10")
     with pytest.raises(UserError, match="has 3 rows without a label"):
@@ -373,18 +493,27 @@ def test_class_numbers_are_numbers_even_where_names_look_like_other_numbers(tmp_
 def test_a_parquet_file_is_not_guessed_at(tmp_path: Path) -> None:
     image = [{"bytes": png(np.full((2, 2, 3), row, np.uint8)), "path": None} for row in range(12)]
     weather, animal = ["wet", "dry"] * 6, ["cat", "dog", "cow"] * 4
-    pq.write_table(pa.table({"image": image, "weather": weather, "animal": animal}), tmp_path / "two.parquet")
+    pq.write_table(
+        pa.table({"image": image, "weather": weather, "animal": animal}), tmp_path / "two.parquet"
+    )
     with pytest.raises(UserError, match="weather, animal could each be the label"):
         load(tmp_path / "two.parquet", tmp_path)
-    pq.write_table(pa.table({"image": image, "animal": pa.array(animal).dictionary_encode()}), tmp_path / "one.parquet")
+    pq.write_table(
+        pa.table({"image": image, "animal": pa.array(animal).dictionary_encode()}),
+        tmp_path / "one.parquet",
+    )
     assert load(tmp_path / "one.parquet", tmp_path).classes == ("cat", "cow", "dog")
     names = json.dumps({"info": {"features": {"animal": {"names": ["cat", "dog", "cow"]}}}})
-    told = pa.table({"image": image, "place": list(range(12)), "animal": [0, 1, 2] * 4}).replace_schema_metadata({"huggingface": names})
+    told = pa.table(
+        {"image": image, "place": list(range(12)), "animal": [0, 1, 2] * 4}
+    ).replace_schema_metadata({"huggingface": names})
     pq.write_table(told, tmp_path / "told.parquet")
     assert load(tmp_path / "told.parquet", tmp_path).classes == ("cat", "dog", "cow")
 
 
-def test_the_folder_one_stands_in_has_a_name_and_what_regraft_wrote_there_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_one_stands_in_has_a_name_and_what_regraft_wrote_there_is_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = toy(60)
     folder = write_folder(tmp_path / "photos", original)
     before = load(folder, tmp_path)
@@ -396,7 +525,11 @@ def test_the_folder_one_stands_in_has_a_name_and_what_regraft_wrote_there_is_no_
     pq.write_table(pa.table({"key": ["a"], "feature_0": [1.0]}), folder / "features.parquet")
     monkeypatch.chdir(folder)
     found = load(".", tmp_path)
-    assert (found.name, found.classes, found.fingerprint) == ("photos", before.classes, before.fingerprint)
+    assert (found.name, found.classes, found.fingerprint) == (
+        "photos",
+        before.classes,
+        before.fingerprint,
+    )
     monkeypatch.chdir(folder / original.classes[0])
     assert load("..", tmp_path).name == "photos"
     seen = [one.name for one in streams.found([folder])]
@@ -414,9 +547,14 @@ def test_trainval_counts_only_where_there_is_no_train(tmp_path: Path) -> None:
 
         return Set
 
-    found = {part: made.split for part, made in named._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()}
+    found = {
+        part: made.split
+        for part, made in named._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()
+    }
     assert found == {"train": "train", "val": "val", "test": "test"}
-    found = {part: made.split for part, made in named._made(kind({"trainval", "test"}), tmp_path).items()}
+    found = {
+        part: made.split for part, made in named._made(kind({"trainval", "test"}), tmp_path).items()
+    }
     assert found == {"train": "trainval", "test": "test"}
 
 
@@ -437,7 +575,9 @@ def test_text_in_another_encoding_is_refused_in_a_sentence(tmp_path: Path) -> No
         load(tmp_path / "latin.csv", tmp_path)
 
 
-def test_string_labels_are_matched_to_given_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_string_labels_are_matched_to_given_class_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lab.py").write_text(
         "import numpy as np\ndef trays(last='b'):\n    return np.arange(72, dtype=np.uint8).reshape(6, 2, 2, 3), ['b', 'a', 'b', 'a', 'a', last], ['b', 'a']\n"
         "def odd():\n    return trays('c')\n"

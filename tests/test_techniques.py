@@ -9,12 +9,28 @@ from regraft.plan import ModelFacts
 
 MODELS = [
     ModelFacts(
-        "deep", tuple(f"blocks.{n}" for n in range(12)), tuple(f"blocks.{n}" for n in range(50)), frozenset(f"blocks.{n}" for n in range(50)), 224, True
+        "deep",
+        tuple(f"blocks.{n}" for n in range(12)),
+        tuple(f"blocks.{n}" for n in range(50)),
+        frozenset(f"blocks.{n}" for n in range(50)),
+        224,
+        True,
     ),
-    ModelFacts("flat", ("stem", "layer1"), ("stem", "layer1.0"), frozenset({"stem", "layer1", "layer1.0"}), 160, False),
+    ModelFacts(
+        "flat",
+        ("stem", "layer1"),
+        ("stem", "layer1.0"),
+        frozenset({"stem", "layer1", "layer1.0"}),
+        160,
+        False,
+    ),
     ModelFacts("single", ("body",), ("body",), frozenset({"body"}), 96, False),
 ]
-DATA = [DataFacts("d", n, ("a", "b"), size) for n in (20, 1_000, 50_000) for size in ((8, 8), (32, 32), (100, 100), (480, 640))]
+DATA = [
+    DataFacts("d", n, ("a", "b"), size)
+    for n in (20, 1_000, 50_000)
+    for size in ((8, 8), (32, 32), (100, 100), (480, 640))
+]
 
 
 def test_every_technique_gives_a_plan_that_fits_every_model() -> None:
@@ -45,7 +61,11 @@ def test_own_techniques_come_by_dotted_path(monkeypatch: pytest.MonkeyPatch, tmp
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert techniques.make("mylab:careful", MODELS[1], DATA[0]).technique == "careful"
-    for name, says in (("mylab:wrong", "returned int. Expected a regraft Plan"), ("mylab:none", "cannot be imported"), ("prob", "Did you mean")):
+    for name, says in (
+        ("mylab:wrong", "returned int. Expected a regraft Plan"),
+        ("mylab:none", "cannot be imported"),
+        ("prob", "Did you mean"),
+    ):
         with pytest.raises(UserError, match=says):
             techniques.make(name, MODELS[1], DATA[0])
 

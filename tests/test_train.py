@@ -20,7 +20,9 @@ def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(0, 1, (classes, d))
     labels = rng.integers(0, classes, n)
-    features = (centres[labels] + rng.normal(0, 2.5, (n, d))) * rng.uniform(0.1, 30, d) + rng.normal(0, 5, d)
+    features = (centres[labels] + rng.normal(0, 2.5, (n, d))) * rng.uniform(
+        0.1, 30, d
+    ) + rng.normal(0, 5, d)
     return torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
 
 
@@ -30,7 +32,9 @@ def test_the_solved_head_agrees_with_scikit_learn() -> None:
         train, val = blobs(600, 40, 5, seed), blobs(400, 40, 5, seed + 50)
         found = solve.solve(train, val, 5, (l2,))
         mean, std = train[0].mean(0), train[0].std(0)
-        reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(((train[0] - mean) / std).numpy(), train[1].numpy())
+        reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(
+            ((train[0] - mean) / std).numpy(), train[1].numpy()
+        )
         wanted = torch.tensor(reference.predict_proba(((val[0] - mean) / std).numpy()))
         got = found.layer(val[0]).softmax(dim=1).detach()
         worst = max(worst, float((wanted - got).abs().max()))
@@ -62,7 +66,16 @@ def test_class_weights_balance_or_follow_the_names() -> None:
 def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
     made = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     kinds = [type(layer).__name__ for layer in made]
-    assert kinds == ["BatchNorm1d", "Linear", "ReLU", "Dropout", "LayerNorm", "Linear", "GELU", "Linear"]
+    assert kinds == [
+        "BatchNorm1d",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "LayerNorm",
+        "Linear",
+        "GELU",
+        "Linear",
+    ]
     assert torch.equal(made.eval()(torch.randn(4, 32)), torch.zeros(4, 3))
     again = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     assert torch.equal(made[1].weight, again[1].weight)
@@ -83,14 +96,25 @@ def test_batches_see_every_image_once_an_epoch_in_an_order_that_the_seed_decides
     made.epoch = 1
     assert torch.cat([features[0] for features, _ in made]).tolist() != orders[0]
     assert all(torch.equal(features[0], targets) for features, targets in made)
-    assert torch.cat([features[0] for features, _ in Batches(read, labels, 16, None)]).tolist() == list(range(50))
-    assert [len(targets) for _, targets in Batches(read, np.arange(33), 16, 0)] == [16, 16]  # a lone image cannot be normalised
+    assert torch.cat(
+        [features[0] for features, _ in Batches(read, labels, 16, None)]
+    ).tolist() == list(range(50))
+    assert [len(targets) for _, targets in Batches(read, np.arange(33), 16, 0)] == [
+        16,
+        16,
+    ]  # a lone image cannot be normalised
 
 
 def module(train: str, **fields: object) -> Tuning:
     source = backbone.load("test_resnet", "random", 32)
     _, suffix = backbone.cut(source, train)
-    return Tuning(suffix, head.make("bn, dense 8 relu", 96, 3, 0), Phase(train=train, **fields), 0, backbone.depth(source))  # type: ignore[arg-type]
+    return Tuning(
+        suffix,
+        head.make("bn, dense 8 relu", 96, 3, 0),
+        Phase(train=train, **fields),
+        0,
+        backbone.depth(source),
+    )  # type: ignore[arg-type]
 
 
 def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_decay() -> None:
@@ -126,7 +150,9 @@ def test_mixing_keeps_shapes_and_the_share_says_how_much_is_whose() -> None:
     for fields in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         for _ in range(10):
             mixed, other, share = _mixed(images, Phase(train="all", **fields))  # type: ignore[arg-type]
-            wanted = share * images[0].mean((1, 2, 3)) + (1 - share) * images[0].mean((1, 2, 3))[other]
+            wanted = (
+                share * images[0].mean((1, 2, 3)) + (1 - share) * images[0].mean((1, 2, 3))[other]
+            )
             assert torch.allclose(mixed[0].mean((1, 2, 3)), wanted, atol=1e-4)
     assert _mixed(images, Phase())[2] == 1.0
 
@@ -142,31 +168,58 @@ def test_kept_statistics_stay_and_adapted_ones_move() -> None:
         made.on_train_epoch_start()
         prefix, _ = backbone.cut(backbone.load("test_resnet", "random", 32), "layer4")
         made(*(value.clone() for value in prefix(torch.randn(8, 3, 32, 32))))
-        moved = [not torch.equal(m.running_mean, old) for m, old in zip(statistics, before, strict=True) if m.running_mean is not None]
+        moved = [
+            not torch.equal(m.running_mean, old)
+            for m, old in zip(statistics, before, strict=True)
+            if m.running_mean is not None
+        ]
         assert moved
         assert all(moved) == (policy == "adapt")
 
 
-def short(tmp_path: Path, precision: str = "float32", **fields: object) -> tuple[Tuning, Tuned, float]:
+def short(
+    tmp_path: Path, precision: str = "float32", **fields: object
+) -> tuple[Tuning, Tuned, float]:
     """Train a few epochs on random features; returns the module, what was left, and the validation loss of its weights."""
     from torch.nn import functional
 
     from regraft.train.tune import tune
 
-    made = Tuning(nn.Identity(), head.make("dense 16 relu", 8, 3, 0), Phase(epochs=4, lr=0.05, batch_size=16, **fields), 0, lambda _: 1)  # type: ignore[arg-type]
+    made = Tuning(
+        nn.Identity(),
+        head.make("dense 16 relu", 8, 3, 0),
+        Phase(epochs=4, lr=0.05, batch_size=16, **fields),
+        0,
+        lambda _: 1,
+    )  # type: ignore[arg-type]
     features, labels = blobs(96, 8, 3, 0)
-    batches = [Batches(lambda rows, epoch: (features[rows],), labels.numpy(), 16, seed) for seed in (0, None)]
+    batches = [
+        Batches(lambda rows, epoch: (features[rows],), labels.numpy(), 16, seed)
+        for seed in (0, None)
+    ]
     left = tune(made, *batches, tmp_path, 0, precision)
     with torch.no_grad():
         loss = float(functional.cross_entropy(made(features), labels))
     return made, left, loss
 
 
-@pytest.mark.parametrize("fields", [{}, {"ema": 0.9}, {"monitor": "val_loss", "patience": 1}, {"ema": 0.5, "monitor": "val_loss", "gradient_clip": 1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"ema": 0.9},
+        {"monitor": "val_loss", "patience": 1},
+        {"ema": 0.5, "monitor": "val_loss", "gradient_clip": 1.0},
+    ],
+)
 def test_what_is_kept_is_what_was_judged_best(tmp_path: Path, fields: dict[str, object]) -> None:
     _, left, loss = short(tmp_path, **fields)
     assert loss == pytest.approx(left.history[left.best_epoch]["val_loss"], rel=1e-4)
-    best = min(row["val_loss"] for row in left.history) if "monitor" in fields else max(row["val_accuracy"] for row in left.history)
+    best = (
+        min(row["val_loss"] for row in left.history)
+        if "monitor" in fields
+        else max(row["val_accuracy"] for row in left.history)
+    )
     assert left.history[left.best_epoch][str(fields.get("monitor", "val_accuracy"))] == best
 
 
@@ -174,13 +227,21 @@ def test_means_over_an_epoch_are_those_of_all_its_images_at_once() -> None:
     rng = torch.Generator().manual_seed(0)
     seen = 0
     for sizes in ([5], [4, 4, 3], [1, 7, 2, 1], [64, 64, 10]):
-        logits, targets = torch.randn(sum(sizes), 4, generator=rng), torch.randint(0, 4, (sum(sizes),), generator=rng)
+        logits, targets = (
+            torch.randn(sum(sizes), 4, generator=rng),
+            torch.randint(0, 4, (sum(sizes),), generator=rng),
+        )
         means = _Means()
         assert means.of("val") == {}
         for some, wanted in zip(logits.split(sizes), targets.split(sizes), strict=True):
             means.add(torch.nn.functional.cross_entropy(some, wanted), some, wanted)
-        loss, right = torch.nn.functional.cross_entropy(logits, targets), (logits.argmax(dim=1) == targets).float().mean()
-        assert means.of("val") == pytest.approx({"val_loss": float(loss), "val_accuracy": float(right)}, rel=1e-5)
+        loss, right = (
+            torch.nn.functional.cross_entropy(logits, targets),
+            (logits.argmax(dim=1) == targets).float().mean(),
+        )
+        assert means.of("val") == pytest.approx(
+            {"val_loss": float(loss), "val_accuracy": float(right)}, rel=1e-5
+        )
         seen += 1
     assert seen == 4
 
@@ -192,14 +253,18 @@ def test_averaged_weights_differ_from_the_last_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_optimizer_trains_with_clipped_gradients_in_both_precisions(tmp_path: Path, optimizer: str, precision: str) -> None:
+def test_every_optimizer_trains_with_clipped_gradients_in_both_precisions(
+    tmp_path: Path, optimizer: str, precision: str
+) -> None:
     before = head.make("dense 16 relu", 8, 3, 0)
     made, left, _ = short(tmp_path, precision, optimizer=optimizer, gradient_clip=0.5)
     assert not torch.equal(made.head[0].weight, before[0].weight)
     assert left.without_gradient == []
 
 
-def test_the_network_stays_on_its_device_when_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_stays_on_its_device_when_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def moved(self: object) -> None:
         raise AssertionError("moved to the CPU")
 
@@ -207,7 +272,9 @@ def test_the_network_stays_on_its_device_when_training_ends(tmp_path: Path, monk
     short(tmp_path)
 
 
-def test_where_single_precision_does_not_converge_double_does_and_the_solution_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_single_precision_does_not_converge_double_does_and_the_solution_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real, asked = torch.linalg.eigh, []
 
     def stubborn(matrix: torch.Tensor) -> object:
@@ -232,9 +299,16 @@ def test_fewer_images_than_features_are_solved_within_what_they_span() -> None:
         rng = np.random.default_rng(n)
         y = np.arange(n) % 3
         x = (rng.standard_normal((n, d)) + 0.5 * rng.standard_normal((3, d))[y]).astype(np.float32)
-        layer = solve.solve((torch.from_numpy(x), torch.from_numpy(y)), (torch.from_numpy(x), torch.from_numpy(y)), 3, (0.1,)).layer
+        layer = solve.solve(
+            (torch.from_numpy(x), torch.from_numpy(y)),
+            (torch.from_numpy(x), torch.from_numpy(y)),
+            3,
+            (0.1,),
+        ).layer
         std = x.std(axis=0, ddof=1)
-        theirs = LogisticRegression(C=1 / (n * 0.1), max_iter=5000, tol=1e-8).fit((x - x.mean(axis=0)) / std, y)
+        theirs = LogisticRegression(C=1 / (n * 0.1), max_iter=5000, tol=1e-8).fit(
+            (x - x.mean(axis=0)) / std, y
+        )
         ours = layer(torch.from_numpy(x)).softmax(dim=1).detach().numpy()
         assert np.abs(ours - theirs.predict_proba((x - x.mean(axis=0)) / std)).max() < 1e-2
         seen += 1

@@ -19,21 +19,35 @@ IDS = torch.from_numpy(views.identities(DATA))
 
 
 def test_the_plain_view_is_resized_and_normalised_as_the_weights_want() -> None:
-    for interpolation, pillow in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+    for interpolation, pillow in (
+        ("bilinear", Image.Resampling.BILINEAR),
+        ("bicubic", Image.Resampling.BICUBIC),
+    ):
         for side in (10, 32, 75):
             rules = InputRules(RULES.mean, RULES.std, interpolation)
             seen = views.see(IMAGES, IDS, rules, side)
-            exact = torch.stack([torch.from_numpy(np.array(Image.fromarray(image).resize((side, side), pillow))) for image in DATA.images.array])
-            wanted = (exact.permute(0, 3, 1, 2) / 255 - torch.tensor(RULES.mean).view(1, 3, 1, 1)) / torch.tensor(RULES.std).view(1, 3, 1, 1)
+            exact = torch.stack(
+                [
+                    torch.from_numpy(np.array(Image.fromarray(image).resize((side, side), pillow)))
+                    for image in DATA.images.array
+                ]
+            )
+            wanted = (
+                exact.permute(0, 3, 1, 2) / 255 - torch.tensor(RULES.mean).view(1, 3, 1, 1)
+            ) / torch.tensor(RULES.std).view(1, 3, 1, 1)
             assert (seen - wanted).abs().max() < 2.1 / 255 / 0.224
             assert seen.is_contiguous(memory_format=torch.channels_last)
-            on_gpu = views._two_passes(IMAGES.permute(0, 3, 1, 2), side, interpolation)  # what a device without the uint8 path does
+            on_gpu = views._two_passes(
+                IMAGES.permute(0, 3, 1, 2), side, interpolation
+            )  # what a device without the uint8 path does
             assert (on_gpu - exact.permute(0, 3, 1, 2)).abs().max() <= 2
 
 
 def test_images_of_the_right_size_are_only_normalised() -> None:
     seen = views.see(IMAGES, IDS, RULES, 16)
-    back = seen * torch.tensor(RULES.std).view(1, 3, 1, 1) + torch.tensor(RULES.mean).view(1, 3, 1, 1)
+    back = seen * torch.tensor(RULES.std).view(1, 3, 1, 1) + torch.tensor(RULES.mean).view(
+        1, 3, 1, 1
+    )
     assert torch.allclose(back * 255, IMAGES.permute(0, 3, 1, 2).float(), atol=1e-3)
 
 
@@ -43,23 +57,34 @@ def test_an_augmented_view_is_a_pure_function_of_seed_view_and_image(augment: st
     whole = views.see(IMAGES, IDS, RULES, 24, view)
     assert torch.equal(whole, views.see(IMAGES, IDS, RULES, 24, view))
     rows = torch.tensor([7, 3, 100])
-    assert torch.allclose(whole[rows], views.see(IMAGES[rows], IDS[rows], RULES, 24, view), atol=1e-5)  # whatever else is in the batch
+    assert torch.allclose(
+        whole[rows], views.see(IMAGES[rows], IDS[rows], RULES, 24, view), atol=1e-5
+    )  # whatever else is in the batch
     others = [View(augment, 4, 5), View(augment, 3, 6)]
     assert all(not torch.equal(whole, views.see(IMAGES, IDS, RULES, 24, other)) for other in others)
 
 
 def test_every_preset_of_the_plan_exists_and_none_is_plain() -> None:
     assert set(views.PRESETS) == set(plan.AUGMENTATIONS) - {"none"}
-    assert torch.equal(views.see(IMAGES, IDS, RULES, 24, View("none", 9, 9)), views.see(IMAGES, IDS, RULES, 24, PLAIN))
+    assert torch.equal(
+        views.see(IMAGES, IDS, RULES, 24, View("none", 9, 9)),
+        views.see(IMAGES, IDS, RULES, 24, PLAIN),
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resolution", [12, 16, 24, 57])
-def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(resolution: int, interpolation: str) -> None:
+def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(
+    resolution: int, interpolation: str
+) -> None:
     rules = replace(RULES, interpolation=interpolation)
-    plain, flipped = (views.see(IMAGES, IDS, rules, resolution, View(augment)) for augment in ("none", "flip"))
+    plain, flipped = (
+        views.see(IMAGES, IDS, rules, resolution, View(augment)) for augment in ("none", "flip")
+    )
     same = [torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)]
-    mirrored = [torch.allclose(a.flip(2), b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)]
+    mirrored = [
+        torch.allclose(a.flip(2), b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)
+    ]
     assert all(a or b for a, b in zip(same, mirrored, strict=True))
     assert 35 <= sum(mirrored) <= 85
 
@@ -76,7 +101,9 @@ def test_chance_is_uniform_and_independent_between_images_and_draws() -> None:
 def test_small_square_images_keep_their_size_and_others_are_cropped_to_the_resolution() -> None:
     assert views.stored_size(DATA, 64) == (16, 16)
     assert views.stored_size(DATA, 8) == (8, 8)
-    wide = data.table("wide", np.arange(9) % 3, list("abc"), data.ArrayImages(np.zeros((9, 10, 20, 3), np.uint8)))
+    wide = data.table(
+        "wide", np.arange(9) % 3, list("abc"), data.ArrayImages(np.zeros((9, 10, 20, 3), np.uint8))
+    )
     assert views.stored_size(wide, 64) == (64, 64)
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 30:50] = 255

@@ -36,26 +36,56 @@ def main() -> None:
     """Train and tell."""
     told = contract.options()
     look = TransformConfig(image_size=told.resolution, use_timm_config=True)
-    data = ImageDataModule(data_dir=told.data, image_size=told.resolution, batch_size=told.batch_size, transform_config=look, backbone=contract.MODEL)
+    data = ImageDataModule(
+        data_dir=told.data,
+        image_size=told.resolution,
+        batch_size=told.batch_size,
+        transform_config=look,
+        backbone=contract.MODEL,
+    )
     data.setup("fit")
     score = MetricConfig(
-        name="accuracy", backend="torchmetrics", metric_class="Accuracy", params={"task": "multiclass"}, stages=["train", "val"], prog_bar=True
+        name="accuracy",
+        backend="torchmetrics",
+        metric_class="Accuracy",
+        params={"task": "multiclass"},
+        stages=["train", "val"],
+        prog_bar=True,
     )
     model = ImageClassifier(
-        backbone=BackboneConfig(contract.MODEL, pretrained=False), num_classes=data.num_classes, metrics=[score], transform_config=look, lr=told.lr,
-        freeze_backbone=told.task == "frozen", seed=0, deterministic=False,
-    )  # fmt: skip
+        backbone=BackboneConfig(contract.MODEL, pretrained=False),
+        num_classes=data.num_classes,
+        metrics=[score],
+        transform_config=look,
+        lr=told.lr,
+        freeze_backbone=told.task == "frozen",
+        seed=0,
+        deterministic=False,
+    )
     body = getattr(model.backbone, "_orig_mod", model.backbone)
     contract.fill(body, told.weights)
     if told.task == "last":
         contract.freeze(body, told.task)
     tell = Tell()
-    trainer = AutoTrainer(max_epochs=told.epochs, tuner_config=False, callbacks=[tell], enable_progress_bar=False, enable_model_summary=False)
+    trainer = AutoTrainer(
+        max_epochs=told.epochs,
+        tuner_config=False,
+        callbacks=[tell],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(model, datamodule=data)
     tell.teller.done(
-        {"optimizer": "AdamW", "lr": told.lr, "schedule": "cosine", "compiled": body is not model.backbone, "augmentation": look.preset,
-         "precision": "float32", "workers": data.num_workers}
-    )  # fmt: skip
+        {
+            "optimizer": "AdamW",
+            "lr": told.lr,
+            "schedule": "cosine",
+            "compiled": body is not model.backbone,
+            "augmentation": look.preset,
+            "precision": "float32",
+            "workers": data.num_workers,
+        }
+    )
 
 
 if __name__ == "__main__":

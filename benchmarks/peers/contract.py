@@ -16,13 +16,22 @@ from typing import Any
 MODEL = "tf_efficientnet_lite0"
 MEAN = STD = (0.5, 0.5, 0.5)
 FROZEN_BLOCKS = 6  # blocks.0 to blocks.5 stay frozen when the last stages are trained
-TRAINED = {"frozen": ("classifier.",), "last": ("blocks.6.", "conv_head.", "bn2.", "classifier."), "all": ("",)}
+TRAINED = {
+    "frozen": ("classifier.",),
+    "last": ("blocks.6.", "conv_head.", "bn2.", "classifier."),
+    "all": ("",),
+}
 
 
 def options(**more: dict[str, Any]) -> argparse.Namespace:
     """Return what the orchestrator asks for; `more` are flags that only one peer knows."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/*.png and val/<class>/*.png")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder with train/<class>/*.png and val/<class>/*.png",
+    )
     parser.add_argument("--weights", type=Path, required=True, help="state dict of the body")
     parser.add_argument("--task", choices=TRAINED, required=True)
     parser.add_argument("--epochs", type=int, required=True)
@@ -52,7 +61,9 @@ def fill(model: Any, weights: Path) -> None:
     """Load the ImageNet weights into a timm model's body; only its classifier may stay as it was made."""
     import torch
 
-    fault = model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=False)
+    fault = model.load_state_dict(
+        torch.load(weights, map_location="cpu", weights_only=True), strict=False
+    )
     assert not fault.unexpected_keys, fault.unexpected_keys
     assert all(key.startswith("classifier.") for key in fault.missing_keys), fault.missing_keys
 
@@ -86,13 +97,29 @@ class Teller:
 
     def epoch_ends(self, val_accuracy: float) -> None:
         """Say that an epoch is finished and validated."""
-        say({"epoch": self.number, "val_accuracy": val_accuracy, "at": time.time(), "train_seconds": self.train_seconds})
+        say(
+            {
+                "epoch": self.number,
+                "val_accuracy": val_accuracy,
+                "at": time.time(),
+                "train_seconds": self.train_seconds,
+            }
+        )
         self.number += 1
 
     def done(self, settings: dict[str, Any]) -> None:
         """Say that all is done, how it was set, and the most memory that one process of it has held."""
-        most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        say({"done": True, "settings": settings, "peak_memory_mb": most / (2**20 if sys.platform == "darwin" else 1024)})
+        most = max(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        say(
+            {
+                "done": True,
+                "settings": settings,
+                "peak_memory_mb": most / (2**20 if sys.platform == "darwin" else 1024),
+            }
+        )
 
 
 def say(values: dict[str, Any]) -> None:

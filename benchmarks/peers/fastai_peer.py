@@ -50,12 +50,23 @@ def split_before_last(model: nn.Module) -> list:
 def learner(told: object) -> Learner:
     """Return a learner that holds the ImageNet weights and trains what the task asks for."""
     images = ImageDataLoaders.from_folder(
-        told.data, train="train", valid="val", item_tfms=Resize(told.resolution), bs=told.batch_size,
+        told.data,
+        train="train",
+        valid="val",
+        item_tfms=Resize(told.resolution),
+        bs=told.batch_size,
         batch_tfms=Normalize.from_stats(contract.MEAN, contract.STD),
-    )  # fmt: skip
+    )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, images.c))
     splitter = split_before_last if told.task == "last" else default_split
-    learn = vision_learner(images, contract.MODEL, pretrained=False, custom_head=head, metrics=accuracy, splitter=splitter)
+    learn = vision_learner(
+        images,
+        contract.MODEL,
+        pretrained=False,
+        custom_head=head,
+        metrics=accuracy,
+        splitter=splitter,
+    )
     contract.fill(learn.model[0].model, told.weights)
     if told.task == "frozen":
         learn.freeze()
@@ -73,7 +84,16 @@ def main() -> None:
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(told.epochs, told.lr, cbs=tell)
     workers = learn.dls.train.fake_l.num_workers
-    tell.teller.done({"optimizer": "fastai Adam", "lr": told.lr, "schedule": "one cycle", "train_bn": True, "precision": "float32", "workers": workers})
+    tell.teller.done(
+        {
+            "optimizer": "fastai Adam",
+            "lr": told.lr,
+            "schedule": "one cycle",
+            "train_bn": True,
+            "precision": "float32",
+            "workers": workers,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def steps() -> dict[str, list[str]]:
 def versions(venv: Path) -> dict[str, str]:
     """Return the versions of what is installed of the requirements, and of Python."""
     names = [one.partition("==")[0] for group in steps().values() for one in group]
-    done = subprocess.run([python(venv), "-c", _VERSIONS, *names], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python(venv), "-c", _VERSIONS, *names], capture_output=True, text=True, check=True
+    )
     return dict(json.loads(done.stdout))
 
 
@@ -73,15 +75,34 @@ def install(venv: Path) -> dict[str, str]:
         if "base" in faults:
             faults[step] = faults["base"]
             continue
-        if not all(there.get(name) == pin if pin else name in there for name, _, pin in (one.partition("==") for one in wanted)):
+        if not all(
+            there.get(name) == pin if pin else name in there
+            for name, _, pin in (one.partition("==") for one in wanted)
+        ):
             print(f"installing {', '.join(wanted)}", file=sys.stderr, flush=True)
-            pip = [python(venv), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--constraint", REQUIREMENTS, *wanted]
+            pip = [
+                python(venv),
+                "-m",
+                "pip",
+                "install",
+                "--disable-pip-version-check",
+                "--quiet",
+                "--constraint",
+                REQUIREMENTS,
+                *wanted,
+            ]
             done = subprocess.run(pip, capture_output=True, text=True, check=False)
             if done.returncode:
                 faults[step] = f"not installable: {last_line(done.stderr, 'ERROR')}"
                 continue
         environment = {**os.environ, "KERAS_BACKEND": "torch"}
-        done = subprocess.run([python(venv), "-c", f"import {IMPORTS[step]}"], capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(
+            [python(venv), "-c", f"import {IMPORTS[step]}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
         if done.returncode:
             faults[step] = f"not importable: {last_line(done.stderr)}"
     return faults

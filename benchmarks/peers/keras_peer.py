@@ -30,7 +30,9 @@ class Tell(keras.callbacks.Callback):
         self.teller.epoch_begins()
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        keras.ops.convert_to_numpy(self.model.trainable_variables[0])  # JAX runs ahead: wait for what it was given
+        keras.ops.convert_to_numpy(
+            self.model.trainable_variables[0]
+        )  # JAX runs ahead: wait for what it was given
         self.teller.trained()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -40,13 +42,21 @@ class Tell(keras.callbacks.Callback):
 def arrays(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return all images of a part and their labels."""
     classes = sorted(path.name for path in folder.iterdir())
-    paths = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
-    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in paths]), np.array([label for _, label in paths])
+    paths = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).iterdir())
+    ]
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path, _ in paths]), np.array(
+        [label for _, label in paths]
+    )
 
 
 def network(side: int, resolution: int, classes: int, task: str) -> keras.Model:
     """Return the base with a new head, trainable where the task says."""
-    base = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(resolution, resolution, 3), pooling="avg")
+    base = keras.applications.EfficientNetB0(
+        include_top=False, weights=None, input_shape=(resolution, resolution, 3), pooling="avg"
+    )
     base.trainable = task != "frozen"
     if task == "last":
         for layer in base.layers:
@@ -62,10 +72,29 @@ def main() -> None:
     keras.utils.set_random_seed(0)
     (x_train, y_train), (x_val, y_val) = arrays(told.data / "train"), arrays(told.data / "val")
     model = network(x_train.shape[1], told.resolution, int(y_train.max()) + 1, told.task)
-    model.compile(keras.optimizers.Adam(told.lr), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(told.lr), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     tell = Tell()
-    model.fit(x_train, y_train, told.batch_size, told.epochs, verbose=0, callbacks=[tell], validation_data=(x_val, y_val))
-    tell.teller.done({"optimizer": "Adam", "lr": told.lr, "schedule": "constant", "backend": keras.backend.backend(), "precision": "float32", "workers": 0})
+    model.fit(
+        x_train,
+        y_train,
+        told.batch_size,
+        told.epochs,
+        verbose=0,
+        callbacks=[tell],
+        validation_data=(x_val, y_val),
+    )
+    tell.teller.done(
+        {
+            "optimizer": "Adam",
+            "lr": told.lr,
+            "schedule": "constant",
+            "backend": keras.backend.backend(),
+            "precision": "float32",
+            "workers": 0,
+        }
+    )
 
 
 if __name__ == "__main__":

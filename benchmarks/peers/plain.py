@@ -16,10 +16,23 @@ from torchvision import datasets, transforms
 
 def loaders(told: Any) -> tuple[DataLoader, DataLoader]:
     """Return the batches of train and val."""
-    look = transforms.Compose([transforms.Resize((told.resolution, told.resolution)), transforms.ToTensor(), transforms.Normalize(contract.MEAN, contract.STD)])
+    look = transforms.Compose(
+        [
+            transforms.Resize((told.resolution, told.resolution)),
+            transforms.ToTensor(),
+            transforms.Normalize(contract.MEAN, contract.STD),
+        ]
+    )
     parts = [datasets.ImageFolder(told.data / part, look) for part in ("train", "val")]
     train, val = (
-        DataLoader(part, batch_size=told.batch_size, shuffle=number == 0, num_workers=2, persistent_workers=True) for number, part in enumerate(parts)
+        DataLoader(
+            part,
+            batch_size=told.batch_size,
+            shuffle=number == 0,
+            num_workers=2,
+            persistent_workers=True,
+        )
+        for number, part in enumerate(parts)
     )
     return train, val
 
@@ -66,7 +79,9 @@ def main() -> None:
     model = contract.network(len(train.dataset.classes), told.weights)
     contract.freeze(model, told.task)
     criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=told.lr)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=told.lr
+    )
     teller = contract.Teller()
     teller.begin()
     for _ in range(told.epochs):
@@ -81,7 +96,16 @@ def main() -> None:
             optimizer.step()
         teller.trained()
         teller.epoch_ends(accuracy(model, val))
-    teller.done({"optimizer": "Adam", "lr": told.lr, "schedule": "constant", "batch_norm": told.batch_norm, "precision": "float32", "workers": 2})
+    teller.done(
+        {
+            "optimizer": "Adam",
+            "lr": told.lr,
+            "schedule": "constant",
+            "batch_norm": told.batch_norm,
+            "precision": "float32",
+            "workers": 2,
+        }
+    )
 
 
 if __name__ == "__main__":

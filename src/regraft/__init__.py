@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from regraft.run import Run
     from regraft.workflow import Comparison, Probe
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when timm loads the hub's client; nothing reports home
+os.environ.setdefault(
+    "HF_HUB_DISABLE_TELEMETRY", "1"
+)  # read when timm loads the hub's client; nothing reports home
 
 __version__ = "0.1.0"
 __all__ = ["TransferClassifier", "UserError", "compare", "embed", "fit", "load", "probe"]
@@ -41,10 +43,18 @@ def __getattr__(name: str) -> Any:
 
 
 def fit(
-    data: str | Path | Dataset, technique: str = "linear-probe", backbone: str | None = None, *,
-    plan: str | Path | Plan | None = None, out: str | Path | None = None, weights: str | None = None, resolution: int | None = None,
-    seed: int | None = None, changes: Sequence[str] = (), **settings: Any,
-) -> Run:  # fmt: skip
+    data: str | Path | Dataset,
+    technique: str = "linear-probe",
+    backbone: str | None = None,
+    *,
+    plan: str | Path | Plan | None = None,
+    out: str | Path | None = None,
+    weights: str | None = None,
+    resolution: int | None = None,
+    seed: int | None = None,
+    changes: Sequence[str] = (),
+    **settings: Any,
+) -> Run:
     """Return the finished run of one technique, or of a plan, on labelled images.
 
     Args:
@@ -64,25 +74,47 @@ def fit(
     """
     from regraft import workflow
 
-    return workflow.fit_named(data, workflow.Wish(technique, plan, backbone, weights, resolution, seed, changes), out, **settings)
+    return workflow.fit_named(
+        data,
+        workflow.Wish(technique, plan, backbone, weights, resolution, seed, changes),
+        out,
+        **settings,
+    )
 
 
 def compare(
-    data: str | Path | Dataset, techniques: Sequence[str] | None = None, backbones: Sequence[str] = ("tf_efficientnet_lite0",), *, seeds: int = 1,
-    out: str | Path | None = None, weights: str | None = None, resolution: int | None = None, changes: Sequence[str] = (),
-    from_probe: str | Path | None = None, **settings: Any,
-) -> Comparison:  # fmt: skip
+    data: str | Path | Dataset,
+    techniques: Sequence[str] | None = None,
+    backbones: Sequence[str] = ("tf_efficientnet_lite0",),
+    *,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    weights: str | None = None,
+    resolution: int | None = None,
+    changes: Sequence[str] = (),
+    from_probe: str | Path | None = None,
+    **settings: Any,
+) -> Comparison:
     """Return the comparison of several techniques and backbones on the same images, or of the plans in a probe's folder; arguments as for `fit`."""
     from regraft import workflow
 
     wish = workflow.Wish(weights=weights, resolution=resolution, changes=changes)
-    return workflow.compare_named(data, techniques, backbones, seeds, wish, out, from_probe, **settings)
+    return workflow.compare_named(
+        data, techniques, backbones, seeds, wish, out, from_probe, **settings
+    )
 
 
 def probe(
-    data: str | Path | Dataset, backbones: Sequence[str] = ("tf_efficientnet_lite0",), resolutions: Sequence[int] = (), *, budget: str | None = None,
-    runs: Sequence[Path] | None = None, out: str | Path | None = None, weights: str | None = None, **settings: Any,
-) -> Probe:  # fmt: skip
+    data: str | Path | Dataset,
+    backbones: Sequence[str] = ("tf_efficientnet_lite0",),
+    resolutions: Sequence[int] = (),
+    *,
+    budget: str | None = None,
+    runs: Sequence[Path] | None = None,
+    out: str | Path | None = None,
+    weights: str | None = None,
+    **settings: Any,
+) -> Probe:
     """Return where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained.
 
     Args:
@@ -103,13 +135,22 @@ def probe(
     """
     from regraft import workflow
 
-    return workflow.probe_named(data, backbones, resolutions, budget, runs, workflow.Wish(weights=weights), out, **settings)
+    return workflow.probe_named(
+        data, backbones, resolutions, budget, runs, workflow.Wish(weights=weights), out, **settings
+    )
 
 
 def embed(
-    data: str | Path | Dataset, backbone: str = "tf_efficientnet_lite0", resolution: int | None = None, until: str | Sequence[str] = "end", *,
-    out: str | Path | None = None, table: bool = False, weights: str | None = None, **settings: Any,
-) -> NDArray[np.float32] | Any:  # fmt: skip
+    data: str | Path | Dataset,
+    backbone: str = "tf_efficientnet_lite0",
+    resolution: int | None = None,
+    until: str | Sequence[str] = "end",
+    *,
+    out: str | Path | None = None,
+    table: bool = False,
+    weights: str | None = None,
+    **settings: Any,
+) -> NDArray[np.float32] | Any:
     """Return the features `(n, d)` of all images, float32, rows in the order of the images' keys; nothing is trained.
 
     They come through the cache that `fit`, `compare` and `probe` share. The test part's images are among them.
@@ -129,7 +170,13 @@ def embed(
     """
     from regraft import workflow
 
-    images, parts, features, plan = workflow.embed_named(data, until, workflow.Wish(backbone=backbone, weights=weights, resolution=resolution), out, **settings)
+    images, parts, features, plan = workflow.embed_named(
+        data,
+        until,
+        workflow.Wish(backbone=backbone, weights=weights, resolution=resolution),
+        out,
+        **settings,
+    )
     return workflow.embedding.table(images, parts, features, plan) if table else features
 
 

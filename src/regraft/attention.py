@@ -23,7 +23,9 @@ from regraft.predict import Classifier
 _BATCH = 16
 
 
-def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: Sequence[int]) -> list[NDArray[np.float32]]:
+def maps(
+    classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: Sequence[int]
+) -> list[NDArray[np.float32]]:
     """Return what speaks for a class in each image, `(h, w)` of that image, 0 … 1; 0 outside the centre that the network sees.
 
     HiResCAM (Draelos and Carin 2020): the last map times how much the class's logit rises with each value of it, summed over channels, what speaks
@@ -42,12 +44,31 @@ def maps(classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: S
     found: list[NDArray[np.float32]] = []
     for start in range(0, len(images), _BATCH):
         chosen = images[start : start + _BATCH]
-        kept = [views.fitted(image, (model.resolution, model.resolution), model.rules.interpolation) for image in chosen]
+        kept = [
+            views.fitted(image, (model.resolution, model.resolution), model.rules.interpolation)
+            for image in chosen
+        ]
         batch = torch.from_numpy(np.stack(kept)).to(classifier.device)
-        seen = views.see(batch, torch.zeros(len(kept), dtype=torch.int64, device=batch.device), model.rules, model.resolution)
-        values, slope = _last_map(classifier, seen, torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device))
+        seen = views.see(
+            batch,
+            torch.zeros(len(kept), dtype=torch.int64, device=batch.device),
+            model.rules,
+            model.resolution,
+        )
+        values, slope = _last_map(
+            classifier,
+            seen,
+            torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device),
+        )
         small = _weighted(values, slope)
-        large = functional.interpolate(small.unsqueeze(1), size=(model.resolution, model.resolution), mode="bilinear")[:, 0].float().cpu().numpy()
+        large = (
+            functional.interpolate(
+                small.unsqueeze(1), size=(model.resolution, model.resolution), mode="bilinear"
+            )[:, 0]
+            .float()
+            .cpu()
+            .numpy()
+        )
         found += [_placed(one, image.shape[:2]) for one, image in zip(large, chosen, strict=True)]
     return found
 
@@ -61,14 +82,20 @@ def _last_map(classifier: Classifier, seen: Tensor, classes: Tensor) -> tuple[Te
     plan, prefixed = classifier.run.plan, int(getattr(model.model, "num_prefix_tokens", 0))
     for prefix, suffix in _halves(model, plan):
         suffix.eval()
-        crossing = [value.clone().requires_grad_() for value in prefix(seen)]  # clones, out of inference mode
-        number = next(place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:]))
+        crossing = [
+            value.clone().requires_grad_() for value in prefix(seen)
+        ]  # clones, out of inference mode
+        number = next(
+            place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:])
+        )
         with torch.enable_grad():
             asked = whole.top(suffix(*crossing)).gather(1, classes.unsqueeze(1)).sum()
             slope = _channels_last(torch.autograd.grad(asked, crossing[number])[0], prefixed)
         if bool(slope.any()):
             return _channels_last(crossing[number].detach(), prefixed), slope
-    raise UserError(f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches.")
+    raise UserError(
+        f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches."
+    )
 
 
 def _halves(model: Backbone, plan: Plan) -> Iterator[tuple[Prefix, Suffix]]:
@@ -93,7 +120,9 @@ def _channels_last(value: Tensor, prefixed: int) -> Tensor:
         patches = value[:, prefixed:]
         side = math.isqrt(patches.shape[1])
         return patches[:, : side * side].reshape(len(value), side, side, -1)
-    return value if value.shape[1] == value.shape[2] != value.shape[3] else value.permute(0, 2, 3, 1)
+    return (
+        value if value.shape[1] == value.shape[2] != value.shape[3] else value.permute(0, 2, 3, 1)
+    )
 
 
 def _weighted(values: Tensor, slope: Tensor) -> Tensor:
@@ -105,7 +134,9 @@ def _weighted(values: Tensor, slope: Tensor) -> Tensor:
 def _placed(square: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Return the map of the centre square, laid over an image of this size."""
     side = min(size)
-    resized = functional.interpolate(torch.from_numpy(square)[None, None], size=(side, side), mode="bilinear")[0, 0].numpy()
+    resized = functional.interpolate(
+        torch.from_numpy(square)[None, None], size=(side, side), mode="bilinear"
+    )[0, 0].numpy()
     out = np.zeros(size, dtype=np.float32)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     out[top : top + side, left : left + side] = np.clip(resized, 0, 1)

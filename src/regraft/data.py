@@ -70,7 +70,10 @@ class ArrayImages:
         return len(self.array)
 
     def hashes(self) -> NDArray[np.str_]:
-        return np.array([content_hash(np.ascontiguousarray(image).tobytes()) for image in self.array], dtype=np.str_)
+        return np.array(
+            [content_hash(np.ascontiguousarray(image).tobytes()) for image in self.array],
+            dtype=np.str_,
+        )
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
         return np.tile(np.array(self.array.shape[1:3], dtype=np.int64), (len(rows), 1))
@@ -114,7 +117,9 @@ class Dataset:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     images: Images
-    parts: NDArray[np.str_] | None = None  # "train", "val", "test" or "" where the source did not say
+    parts: NDArray[np.str_] | None = (
+        None  # "train", "val", "test" or "" where the source did not say
+    )
     groups: NDArray[np.str_] | None = None  # images of one group never part
     tested: bool = True  # False where whoever gives the images keeps the test part himself, as cross-validation does
 
@@ -135,7 +140,9 @@ class Dataset:
         state = hashlib.blake2b(digest_size=16)
         state.update("\x1f".join(self.classes).encode())
         rows = zip(self.keys.tolist(), self.labels.tolist(), self.hashes.tolist(), strict=True)
-        state.update("".join([f"{key}\x1f{label}\x1f{pixels}\n" for key, label, pixels in rows]).encode())
+        state.update(
+            "".join([f"{key}\x1f{label}\x1f{pixels}\n" for key, label, pixels in rows]).encode()
+        )
         return state.hexdigest()
 
     @cached_property
@@ -164,7 +171,9 @@ class Dataset:
             taken.__dict__["hashes"] = self.hashes[rows]
         return taken
 
-    def split(self, seed: int = 0, train_images: int | None = None, val_images: int | None = None) -> Split:
+    def split(
+        self, seed: int = 0, train_images: int | None = None, val_images: int | None = None
+    ) -> Split:
         """Return train, val and test rows: disjoint, stratified by class, decided by each image's key alone.
 
         A part that the source names is kept. Where it names no test part, a fifth of the images is set aside, unless the table
@@ -180,19 +189,26 @@ class Dataset:
         Raises:
             UserError: When a class has too few images for the parts, or so many images cannot be kept.
         """
-        known: dict[tuple[int | None, ...], Split] = self.__dict__.setdefault("_splits", {})  # a comparison asks for the same one many times
+        known: dict[tuple[int | None, ...], Split] = self.__dict__.setdefault(
+            "_splits", {}
+        )  # a comparison asks for the same one many times
         asked = (seed, train_images, val_images)
         if asked not in known:
             known[asked] = self._split(*asked)
         return known[asked]
 
     def _split(self, seed: int, train_images: int | None, val_images: int | None) -> Split:
-        part = np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
+        part = (
+            np.full(len(self), "", dtype="<U5") if self.parts is None else self.parts.astype("<U5")
+        )
         names = self._contents() if self.groups is None else self.groups
         unit = np.array([stratify.number(f"split:{seed}:{name}") for name in names])
         open_rows = np.flatnonzero((part == "") | (part == "train"))
         has_val, has_test = bool((part == "val").any()), bool((part == "test").any())
-        test, val = 0.0 if has_test or not self.tested else TEST_SHARE, 0.0 if has_val else VAL_SHARE
+        test, val = (
+            0.0 if has_test or not self.tested else TEST_SHARE,
+            0.0 if has_val else VAL_SHARE,
+        )
         if self.groups is not None:  # whole groups fall, whatever classes they hold
             open_rows = self._follow_given(part, open_rows)
             _, first, group_of = np.unique(names[open_rows], return_index=True, return_inverse=True)
@@ -221,15 +237,23 @@ class Dataset:
         """
         if not len(self) or str(self.keys[0]).partition("#")[0] != str(self.hashes[0]):
             return self.keys
-        different = Counter(label for label, _ in set(zip(self.labels.tolist(), self.hashes.tolist(), strict=True)))
-        return np.where([different[label] < len(PARTS) for label in self.labels.tolist()], self.keys, self.hashes)
+        different = Counter(
+            label for label, _ in set(zip(self.labels.tolist(), self.hashes.tolist(), strict=True))
+        )
+        return np.where(
+            [different[label] < len(PARTS) for label in self.labels.tolist()],
+            self.keys,
+            self.hashes,
+        )
 
     def _different(self, names: NDArray[np.str_], rows: Rows) -> tuple[Rows, Rows, Rows]:
         """Return positions in `rows` of one of each name, for each row the position of its own there, and how many rows have it."""
         if names is self.keys:  # all different
             every = np.arange(len(rows))
             return every, every, np.ones_like(every)
-        _, first, which, counts = np.unique(names[rows], return_index=True, return_inverse=True, return_counts=True)
+        _, first, which, counts = np.unique(
+            names[rows], return_index=True, return_inverse=True, return_counts=True
+        )
         return first, which, counts
 
     def _follow_given(self, part: NDArray[np.str_], open_rows: Rows) -> Rows:
@@ -262,7 +286,11 @@ class Dataset:
         of_class = {label: rows[self.labels[rows] == label] for label in present}
         quota = stratify.quotas({int(label): len(mine) for label, mine in of_class.items()}, wanted)
         place = {int(row): value for row, value in zip(rows, unit, strict=True)}
-        kept = [row for label, mine in of_class.items() for row in sorted(map(int, mine), key=place.__getitem__)[: quota[label]]]
+        kept = [
+            row
+            for label, mine in of_class.items()
+            for row in sorted(map(int, mine), key=place.__getitem__)[: quota[label]]
+        ]
         return np.sort(np.array(kept, dtype=np.int64))
 
     def _check_parts(self, rows: dict[str, Rows]) -> None:
@@ -308,13 +336,17 @@ def table(
     for what, names in (("an image", keys), ("a class", classes), ("a group", groups)):
         longest = max(map(str, names if names is not None else ()), key=len, default="")
         if len(longest) > LONGEST:
-            raise UserError(f"{name} has {what} called by {len(longest):,} characters, {longest[:40]!r}…. Expected {LONGEST:,} at most. Shorten it.")
+            raise UserError(
+                f"{name} has {what} called by {len(longest):,} characters, {longest[:40]!r}…. Expected {LONGEST:,} at most. Shorten it."
+            )
     try:
         numbers = np.asarray(labels, dtype=np.int64)
         if np.asarray(labels).dtype.kind == "f" and (np.asarray(labels) != numbers).any():
             raise ValueError("fractions are among them")
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{name} has labels that are no whole numbers ({error}). Expected the number of a class for each image. Correct them.") from error
+        raise UserError(
+            f"{name} has labels that are no whole numbers ({error}). Expected the number of a class for each image. Correct them."
+        ) from error
     _check(name, numbers, classes, images, tested and (parts is None or "test" not in parts))
     hashed = None if keys is not None else images.hashes()
     called = _content_keys(hashed) if hashed is not None else np.asarray(keys, dtype=np.str_)
@@ -349,11 +381,17 @@ def content_hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, cuts_test: bool) -> None:
+def _check(
+    name: str, labels: NDArray[np.int64], classes: Sequence[str], images: Images, cuts_test: bool
+) -> None:
     if not len(labels):
-        raise UserError(f"{name} holds no images. Expected labelled images of at least two classes.")
+        raise UserError(
+            f"{name} holds no images. Expected labelled images of at least two classes."
+        )
     if len(labels) != len(images):
-        raise UserError(f"{name} holds {len(images):,} images but {len(labels):,} labels. Give one label an image.")
+        raise UserError(
+            f"{name} holds {len(images):,} images but {len(labels):,} labels. Give one label an image."
+        )
     outside = sorted({int(label) for label in labels if not 0 <= label < len(classes)})
     if outside:
         raise UserError(
@@ -368,7 +406,9 @@ def _check(name: str, labels: NDArray[np.int64], classes: Sequence[str], images:
             "Put the images of each class into a folder of its own, or add the other classes."
         )
     needed = 3 if cuts_test else 2
-    small = [f"{classes[int(label)]!r} ({counts[label]})" for label in np.flatnonzero(counts < needed)]
+    small = [
+        f"{classes[int(label)]!r} ({counts[label]})" for label in np.flatnonzero(counts < needed)
+    ]
     if small:
         raise UserError(
             f"{name} has too few images of class {listed(small)}. Expected at least {needed} a class, so that "

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable
 
 # control characters but the end of a line, marks that turn the direction of text, and halves of characters that no encoding knows
-_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 _LONGEST = 200  # characters of one thing in a list

@@ -59,11 +59,28 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, backbone: str | None = None, technique: str = "linear-probe", resolution: int | None = None, plan: str | Path | Plan | None = None,
-        seed: int | None = 0, *, head: str | None = None, changes: Sequence[str] = (), weights: str | None = None, split_seed: int = 0,
-        device: str = "auto", keep: str = "auto", cache: str | Path | None = None,
-    ) -> None:  # fmt: skip
-        self.backbone, self.technique, self.resolution, self.plan, self.seed = backbone, technique, resolution, plan, seed
+        self,
+        backbone: str | None = None,
+        technique: str = "linear-probe",
+        resolution: int | None = None,
+        plan: str | Path | Plan | None = None,
+        seed: int | None = 0,
+        *,
+        head: str | None = None,
+        changes: Sequence[str] = (),
+        weights: str | None = None,
+        split_seed: int = 0,
+        device: str = "auto",
+        keep: str = "auto",
+        cache: str | Path | None = None,
+    ) -> None:
+        self.backbone, self.technique, self.resolution, self.plan, self.seed = (
+            backbone,
+            technique,
+            resolution,
+            plan,
+            seed,
+        )
         self.head, self.changes, self.weights, self.split_seed = head, changes, weights, split_seed
         self.device, self.keep, self.cache = device, keep, cache
 
@@ -83,15 +100,26 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if len(labels) != len(images):
-            raise UserError(f"X holds {len(images):,} images, y {len(labels):,} labels. Expected one label an image. Give both in the same order.")
+            raise UserError(
+                f"X holds {len(images):,} images, y {len(labels):,} labels. Expected one label an image. Give both in the same order."
+            )
         classes, numbers = np.unique(labels, return_inverse=True)
         table = data.table("X", numbers, [str(one) for one in classes], images, tested=False)
         settings = self._settings()
         made = workflow.make(table, settings.split(table), self._wish(), settings.device)
         with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
             done = workflow.fit(table, made, Path(scratch) / "run", settings)
-            files = {path.name: path.read_bytes() for path in sorted(done.path.iterdir()) if path.name not in _LEFT_OUT}
-        self.classes_, self.plan_, self.scores_, self.files_ = classes, done.plan, done.scores, files
+            files = {
+                path.name: path.read_bytes()
+                for path in sorted(done.path.iterdir())
+                if path.name not in _LEFT_OUT
+            }
+        self.classes_, self.plan_, self.scores_, self.files_ = (
+            classes,
+            done.plan,
+            done.scores,
+            files,
+        )
         self.__dict__.pop("_ready", None)
         return self
 
@@ -116,13 +144,17 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not len(images):
             return np.zeros((0, len(self.classes_)))
         hashes = images.hashes()
-        table = data.Dataset("X", hashes, np.zeros(len(images), np.int64), tuple(map(str, self.classes_)), images)
+        table = data.Dataset(
+            "X", hashes, np.zeros(len(images), np.int64), tuple(map(str, self.classes_)), images
+        )
         table.__dict__["hashes"] = hashes
         model, top = self._network
         prefix, suffix = workflow.story.final_cut(model, self.plan_)
         with self._home(len(images)) as home:
             part = parts.Part("X", table, replace(self._settings(), home=home))
-            said = parts.logits(part, model, prefix, suffix, top, self.plan_, keep=self.keep != "never")
+            said = parts.logits(
+                part, model, prefix, suffix, top, self.plan_, keep=self.keep != "never"
+            )
         return np.exp(evaluate.log_softmax(said))
 
     def save(self, path: str | Path) -> Path:
@@ -137,7 +169,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             self._write(folder)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}). Expected a folder to put the run in. Give another one.") from error
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}). Expected a folder to put the run in. Give another one."
+            ) from error
         return folder
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,7 +186,9 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.string = False, True
-        tags.classifier_tags.poor_score = True  # of the tables of numbers that scikit-learn's own checks hand out
+        tags.classifier_tags.poor_score = (
+            True  # of the tables of numbers that scikit-learn's own checks hand out
+        )
         return tags
 
     @property
@@ -175,12 +211,27 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from regraft.workflow import Wish
 
         changes = [*([] if self.head is None else [f"head={self.head}"]), *self.changes]
-        return Wish(self.technique, self.plan, self.backbone, self.weights, self.resolution, self.seed, changes)
+        return Wish(
+            self.technique,
+            self.plan,
+            self.backbone,
+            self.weights,
+            self.resolution,
+            self.seed,
+            changes,
+        )
 
     def _settings(self) -> Any:
         from regraft.workflow.named import asked
 
-        return asked({"home": self.cache, "split_seed": self.split_seed, "device": self.device, "keep": self.keep})
+        return asked(
+            {
+                "home": self.cache,
+                "split_seed": self.split_seed,
+                "device": self.device,
+                "keep": self.keep,
+            }
+        )
 
     @contextmanager
     def _home(self, count: int) -> Iterator[Path]:

@@ -24,13 +24,27 @@ from pathlib import Path
 from regraft.errors import NoRoom, UserError
 
 LOCK = ".lock"  # held by whoever writes into a folder; the system lets go of it when the process ends, however it ends
-_RESULTS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")  # a plan alone may be anybody's
+_RESULTS = (
+    "leaderboard.json",
+    "state.json",
+    "comparison.json",
+    "probe.json",
+)  # a plan alone may be anybody's
 _HOLDER = f"{LOCK}.json"  # who that is
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _RETRIED = 0.2  # seconds; a lock that is removed while it is asked for is asked for again
-GO_ON, AGAIN = "Make room, and go on with the same command and --resume.", "Make room, and give the same command again."  # where a disk is full
+GO_ON, AGAIN = (
+    "Make room, and go on with the same command and --resume.",
+    "Make room, and give the same command again.",
+)  # where a disk is full
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed writing", "unexpected pos")
+_FULL_WORDS = (
+    "no space left",
+    "os error 28",
+    "disk quota exceeded",
+    "pytorchstreamwriter failed writing",
+    "unexpected pos",
+)
 _ABANDONED = 86_400  # seconds without a change, after which a scratch folder of another machine counts as left over
 
 
@@ -60,13 +74,19 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove the files that a killed process had not finished; only for who holds the folder."""
-    for path in [*folder.glob(".*.part*"), *folder.glob("*.part"), *folder.glob(".tmp??????")]:  # the last are safetensors'
+    for path in [
+        *folder.glob(".*.part*"),
+        *folder.glob("*.part"),
+        *folder.glob(".tmp??????"),
+    ]:  # the last are safetensors'
         path.unlink(missing_ok=True)
 
 
 def is_ours(path: Path) -> bool:
     """Return whether a file is no content: a lock, or something unfinished."""
-    return path.name.startswith(".") and (path.name.endswith((LOCK, _HOLDER)) or ".part" in path.name)
+    return path.name.startswith(".") and (
+        path.name.endswith((LOCK, _HOLDER)) or ".part" in path.name
+    )
 
 
 def holds_results(folder: Path) -> bool:
@@ -90,7 +110,9 @@ def empty(folder: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path, file: str = "", wait: float = 0.0, advice: str = GO_ON, elsewhere: bool = True) -> Iterator[None]:
+def held(
+    folder: Path, file: str = "", wait: float = 0.0, advice: str = GO_ON, elsewhere: bool = True
+) -> Iterator[None]:
     """Keep a folder, or one file in it, to this process while the block runs; the folder is made if it is not there.
 
     The lock is the operating system's: a killed process holds none. Where the file system knows no locks the block runs without one.
@@ -108,26 +130,47 @@ def held(folder: Path, file: str = "", wait: float = 0.0, advice: str = GO_ON, e
     import filelock
 
     what, holder = folder / file, folder / (f".{file}{_HOLDER}" if file else _HOLDER)
-    lock = filelock.FileLock(holder.with_suffix(""), timeout=max(wait, _RETRIED), fallback_to_soft=False)
+    lock = filelock.FileLock(
+        holder.with_suffix(""), timeout=max(wait, _RETRIED), fallback_to_soft=False
+    )
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        way = "Wait until that is done, or give another --out." if elsewhere else "Wait until that is done."
-        raise UserError(f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. {way}") from None
+        way = (
+            "Wait until that is done, or give another --out."
+            if elsewhere
+            else "Wait until that is done."
+        )
+        raise UserError(
+            f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. {way}"
+        ) from None
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
             raise unwritable(folder, error, elsewhere) from error
     mine = _inode(holder.with_suffix(""))
     try:
         with suppress(OSError):  # only words for whoever is refused
-            holder.write_text(json.dumps({"pid": os.getpid(), "command": _command(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}))
+            holder.write_text(
+                json.dumps(
+                    {
+                        "pid": os.getpid(),
+                        "command": _command(),
+                        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+                    }
+                )
+            )
         with writing(what, advice, elsewhere):
             yield
     finally:
-        if _inode(holder.with_suffix("")) == mine:  # or the folder was removed meanwhile, and made again by somebody else
-            for left in (holder, holder.with_suffix("")):  # who opened the lock meanwhile sees that it is gone, and tries again
+        if (
+            _inode(holder.with_suffix("")) == mine
+        ):  # or the folder was removed meanwhile, and made again by somebody else
+            for left in (
+                holder,
+                holder.with_suffix(""),
+            ):  # who opened the lock meanwhile sees that it is gone, and tries again
                 with suppress(OSError):
                     left.unlink()
         lock.release()
@@ -155,8 +198,14 @@ def writing(path: Path, advice: str = GO_ON, elsewhere: bool = True) -> Iterator
         raise
     except Exception as error:
         if is_full(error):
-            raise NoRoom(f"{path} cannot be written further: no space left on its disk. What was finished is kept. {advice}") from error
-        if isinstance(error, OSError) and error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(path.absolute()):
+            raise NoRoom(
+                f"{path} cannot be written further: no space left on its disk. What was finished is kept. {advice}"
+            ) from error
+        if (
+            isinstance(error, OSError)
+            and error.filename is not None
+            and Path(os.fsdecode(error.filename)).absolute().is_relative_to(path.absolute())
+        ):
             raise unwritable(path, error, elsewhere) from error
         raise
 
@@ -164,7 +213,9 @@ def writing(path: Path, advice: str = GO_ON, elsewhere: bool = True) -> Iterator
 def is_full(error: BaseException | None) -> bool:
     """Return whether an error, or what it came from, says that a disk is full; torch and safetensors say it in words of their own."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(words in str(error).lower() for words in _FULL_WORDS):
+        if getattr(error, "errno", None) in _FULL or any(
+            words in str(error).lower() for words in _FULL_WORDS
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -172,15 +223,23 @@ def is_full(error: BaseException | None) -> bool:
 
 def unwritable(path: Path, error: BaseException, elsewhere: bool = True) -> UserError:
     """Return the sentence for something that cannot be written; `elsewhere` is whether the user may give another place with --out."""
-    way = "Give another one with --out." if elsewhere else "Let it be written to, and give the same command again."
-    return UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}). Expected a place that can, with room. {way}")
+    way = (
+        "Give another one with --out."
+        if elsewhere
+        else "Let it be written to, and give the same command again."
+    )
+    return UserError(
+        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}). Expected a place that can, with room. {way}"
+    )
 
 
 def check_writable(folder: Path, given: Path, flag: str = "--out") -> None:
     """Raise `UserError` before any work where the nearest folder that exists allows no writing."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{given} cannot be written: {there} allows no writing. Give a place that does with {flag}.")
+        raise UserError(
+            f"{given} cannot be written: {there} allows no writing. Give a place that does with {flag}."
+        )
 
 
 def expanded(path: str | Path) -> Path:
@@ -193,7 +252,9 @@ def expanded(path: str | Path) -> Path:
 
 def scratch_folder(beside: Path) -> Path:
     """Return a new folder beside a path, named after it, this machine and this process, so that `abandoned` can tell when nobody fills it any more."""
-    made = beside.with_name(f".scratch-{beside.name}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
+    made = beside.with_name(
+        f".scratch-{beside.name}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    )
     made.mkdir(parents=True)
     return made
 
@@ -205,7 +266,12 @@ def abandoned(folder: Path) -> list[Path]:
         words = path.name.split("-")
         mine = len(words) > 3 and words[-3] == _host() and words[-2].isdecimal()
         try:
-            if not (_alive(int(words[-2])) if mine else time.time() - max(one.stat().st_mtime for one in (path, *path.iterdir())) < _ABANDONED):
+            if not (
+                _alive(int(words[-2]))
+                if mine
+                else time.time() - max(one.stat().st_mtime for one in (path, *path.iterdir()))
+                < _ABANDONED
+            ):
                 found.append(path)
         except OSError:  # gone meanwhile
             continue

@@ -28,7 +28,10 @@ def keep_memory() -> bool:
 
     `REGRAFT_MALLOC=off` leaves the allocator alone, and so does any other C library.
     """
-    if os.environ.get("REGRAFT_MALLOC", "").lower() in ("off", "0", "no") or platform.libc_ver()[0] != "glibc":
+    if (
+        os.environ.get("REGRAFT_MALLOC", "").lower() in ("off", "0", "no")
+        or platform.libc_ver()[0] != "glibc"
+    ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(option, value) == 1 for option, value in _KEEP.items()])
@@ -47,7 +50,9 @@ def device(wanted: str = "auto") -> str:
     there = torch.cuda.is_available()
     if wanted not in ("auto", "cpu", "cuda") or (wanted == "cuda" and not there):
         given = "but PyTorch finds no CUDA GPU" if wanted == "cuda" else "which is no device"
-        raise UserError(f"--device {wanted} was given, {given}. Expected auto, cpu or cuda. Leave it out to take the best there is.")
+        raise UserError(
+            f"--device {wanted} was given, {given}. Expected auto, cpu or cuda. Leave it out to take the best there is."
+        )
     return "cuda" if there and wanted != "cpu" else "cpu"
 
 
@@ -83,7 +88,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        word in str(error) for word in ("not enough memory", "out of memory", "can't allocate memory")
+        word in str(error)
+        for word in ("not enough memory", "out of memory", "can't allocate memory")
     )
 
 
@@ -111,7 +117,18 @@ def environment() -> dict[str, Any]:
     """Return what a reader needs to repeat a run: versions, processor, threads."""
     import torch
 
-    packages = ("regraft", "torch", "torchvision", "timm", "lightning", "numpy", "scikit-learn", "safetensors", "pillow", "pyarrow")
+    packages = (
+        "regraft",
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning",
+        "numpy",
+        "scikit-learn",
+        "safetensors",
+        "pillow",
+        "pyarrow",
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -135,7 +152,9 @@ def _cpu_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return set(
+        next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split()
+    )
 
 
 def _cpu_name() -> str:
@@ -143,4 +162,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

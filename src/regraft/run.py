@@ -58,18 +58,27 @@ class Run:
         """What must be read before any number: leaks across parts, a broken freeze contract, a test part opened more than once."""
         said = []
         if self.scores.get("leaks"):
-            said.append(f"{self.scores['leaks']:,} images of val and test are byte for byte in an earlier part too: what is measured on them is flattered.")
+            said.append(
+                f"{self.scores['leaks']:,} images of val and test are byte for byte in an earlier part too: what is measured on them is flattered."
+            )
         if self.scores.get("contract") == "broken":
-            said.append(f"The freeze contract of {self.name} is broken: frozen tensors changed. Do not trust this run.")
+            said.append(
+                f"The freeze contract of {self.name} is broken: frozen tensors changed. Do not trust this run."
+            )
         if self.test and len(self.test["opened"]) > 1:
-            said.append(f"The test part was opened {len(self.test['opened'])} times for {self.name}.")
+            said.append(
+                f"The test part was opened {len(self.test['opened'])} times for {self.name}."
+            )
         return said
 
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, or for each L2 value of a solved head."""
         with (self.path / "history.csv").open(newline="") as file:
             try:
-                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+                return [
+                    {key: float(value) for key, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
             except (ValueError, TypeError, csv.Error) as error:
                 raise _damaged(self.path, error) from error
 
@@ -110,7 +119,9 @@ class Log(Watcher):
         self.inner.row(values)
 
 
-def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overwrite: bool = False) -> bool:
+def start(
+    path: Path, plan: Plan, split_digest: str, resume: bool = False, overwrite: bool = False
+) -> bool:
     """Make the folder ready; returns whether a finished run of this very plan is there already.
 
     Raises:
@@ -119,8 +130,14 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
     vacate(path, "run", resume, overwrite)
     for folder in (path, path / "checkpoints"):
         files.sweep(folder)
-    if path.is_dir() and not (path / "plan.toml").is_file() and any(one.name not in _BEGUN and not files.is_ours(one) for one in path.iterdir()):
-        raise UserError(f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out.")
+    if (
+        path.is_dir()
+        and not (path / "plan.toml").is_file()
+        and any(one.name not in _BEGUN and not files.is_ours(one) for one in path.iterdir())
+    ):
+        raise UserError(
+            f"{path} holds no run to go on with. Expected a folder that `regraft fit` or `regraft compare` began. Give another --out."
+        )
     if resume and (path / "plan.toml").is_file():
         there = plans.read(path / "plan.toml")
         if there.digest != plan.digest:
@@ -129,7 +146,9 @@ def start(path: Path, plan: Plan, split_digest: str, resume: bool = False, overw
             )
         state = _state(path)
         if state.get("split_digest") != split_digest:
-            raise UserError(f"{path} was begun with other images or another split. Expected the same to go on. Pass --overwrite, or another --out.")
+            raise UserError(
+                f"{path} was begun with other images or another split. Expected the same to go on. Pass --overwrite, or another --out."
+            )
         if (path / "scores.json").is_file():
             tidy(path)
             return True
@@ -188,7 +207,11 @@ def check_free(path: Path, kind: str, resume: bool | None, overwrite: bool) -> N
     if not there:
         return
     if overwrite:
-        alien = [one.name for one in there if one.is_dir() and one.name not in _FOLDERS and not _is_begun(one)]
+        alien = [
+            one.name
+            for one in there
+            if one.is_dir() and one.name not in _FOLDERS and not _is_begun(one)
+        ]
         if alien or not _is_begun(path):
             named = f" ({', '.join(sorted(alien)[:3])})" if alien else ""
             raise UserError(
@@ -197,12 +220,17 @@ def check_free(path: Path, kind: str, resume: bool | None, overwrite: bool) -> N
             )
     elif not resume:
         ways = "" if resume is None else "--resume to go on with it, "
-        raise UserError(f"{path} is not empty. Expected a new or empty folder. Pass {ways}--overwrite to replace it, or another --out.")
+        raise UserError(
+            f"{path} is not empty. Expected a new or empty folder. Pass {ways}--overwrite to replace it, or another --out."
+        )
 
 
 def _is_begun(path: Path) -> bool:
     """Return whether a folder is a run, a comparison or a probe, finished or not."""
-    return files.holds_results(path) or not {one.name for one in path.iterdir() if not files.is_ours(one)} - _BEGUN
+    return (
+        files.holds_results(path)
+        or not {one.name for one in path.iterdir() if not files.is_ours(one)} - _BEGUN
+    )
 
 
 def load(path: Path) -> Run:
@@ -215,21 +243,39 @@ def load(path: Path) -> Run:
     if not (path / "plan.toml").is_file():
         rows = [one.name for one in listing(path)]
         if rows:
-            raise UserError(f"{path} holds {len(rows):,} runs and is none itself: {listed(rows)}. Expected one run. Name {path / rows[0]}, for example.")
-        raise UserError(f"{path} is no run. Expected a folder that `regraft fit` or `regraft compare` wrote.")
+            raise UserError(
+                f"{path} holds {len(rows):,} runs and is none itself: {listed(rows)}. Expected one run. Name {path / rows[0]}, for example."
+            )
+        raise UserError(
+            f"{path} is no run. Expected a folder that `regraft fit` or `regraft compare` wrote."
+        )
     if not (path / "scores.json").is_file():
-        raise UserError(f"The run in {path} is not finished. Go on with the same `regraft fit` command and --resume.")
+        raise UserError(
+            f"The run in {path} is not finished. Go on with the same `regraft fit` command and --resume."
+        )
     try:
         scores = _object(path / "scores.json")
         classes = json.loads((path / "classes.json").read_text())
-        if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes) or len(classes) < 2:
+        if (
+            not isinstance(classes, list)
+            or not all(isinstance(one, str) for one in classes)
+            or len(classes) < 2
+        ):
             raise ValueError("classes.json is no list of names")
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return Run(path, plans.read(path / "plan.toml"), tuple(classes), scores)
 
 
-_SEALED = ("plan.toml", "classes.json", "split.csv", "history.csv", "predictions.npz", "freeze.json", "model.safetensors")
+_SEALED = (
+    "plan.toml",
+    "classes.json",
+    "split.csv",
+    "history.csv",
+    "predictions.npz",
+    "freeze.json",
+    "model.safetensors",
+)
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -248,7 +294,11 @@ def verify(finished: Run) -> None:
     wanted = dict(finished.scores.get("files", {}))
     if finished.test and "predictions" in finished.test:
         wanted["predictions-test.npz"] = finished.test["predictions"]
-    changed = [name for name, there in wanted.items() if not (finished.path / name).is_file() or digest(finished.path / name) != there]
+    changed = [
+        name
+        for name, there in wanted.items()
+        if not (finished.path / name).is_file() or digest(finished.path / name) != there
+    ]
     if changed:
         raise UserError(
             f"The run in {finished.path} was altered after it was finished ({', '.join(changed)}). Expected the files that regraft wrote. "
@@ -274,7 +324,11 @@ def write_json(path: Path, values: Any) -> None:
 
 def harmless(cell: Any) -> Any:
     """Return a cell of a CSV that a spreadsheet takes for text: a name that it would take for a formula gets a quote before it."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    return (
+        f"'{cell}"
+        if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else cell
+    )
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], exact: bool = False) -> None:
@@ -291,11 +345,20 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], exact: bool = Fal
 
 def write_split(path: Path, data: Dataset, split: Split) -> None:
     """Write which image is in which part."""
-    rows = [{"key": str(data.keys[row]), "label": data.classes[data.labels[row]], "part": part} for part in PARTS for row in split[part]]
+    rows = [
+        {"key": str(data.keys[row]), "label": data.classes[data.labels[row]], "part": part}
+        for part in PARTS
+        for row in split[part]
+    ]
     write_table(path, rows, exact=True)
 
 
-def write_predictions(path: Path, keys: NDArray[np.str_], targets: NDArray[np.int64], logits: NDArray[np.floating[Any]]) -> None:
+def write_predictions(
+    path: Path,
+    keys: NDArray[np.str_],
+    targets: NDArray[np.int64],
+    logits: NDArray[np.floating[Any]],
+) -> None:
     """Write keys, targets and logits of a part."""
     with files.whole(path, ".npz") as scratch:
         np.savez_compressed(scratch, keys=keys, targets=targets, logits=logits.astype(np.float32))
@@ -304,7 +367,9 @@ def write_predictions(path: Path, keys: NDArray[np.str_], targets: NDArray[np.in
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, whole or not at all."""
     with files.whole(path) as scratch:
-        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        safetensors.torch.save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch
+        )
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -319,7 +384,9 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"The run in {path} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]}). Fit it again with --overwrite.")
+    return UserError(
+        f"The run in {path} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]}). Fit it again with --overwrite."
+    )
 
 
 def _state(path: Path) -> dict[str, Any]:

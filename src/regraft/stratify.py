@@ -17,10 +17,17 @@ _LAST = 1e-6  # of the numbers, at the end that is always train's
 
 def number(text: str) -> float:
     """Return a number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) / 2**64
+    return (
+        int.from_bytes(
+            hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        )
+        / 2**64
+    )
 
 
-def fall(unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.int64] | None = None) -> NDArray[np.str_]:
+def fall(
+    unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.int64] | None = None
+) -> NDArray[np.str_]:
     """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
 
     Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
@@ -32,14 +39,25 @@ def fall(unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.
         copies: How often each image is there. One that is there so often that it would fill a part alone goes to train.
     """
     if copies is not None:
-        room = min((share * copies.sum() + _slack(share * copies.sum()) for share in (test, val) if share), default=np.inf)
+        room = min(
+            (share * copies.sum() + _slack(share * copies.sum()) for share in (test, val) if share),
+            default=np.inf,
+        )
         unit = np.where(copies > room, 1 - (1 - unit) * _LAST, unit)
     order = np.argsort(unit, kind="stable")
     ends, low = [], 0.0
     for share in (test, val):
         count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
         least = 1 if share else 0
-        ends.append(int(np.clip(count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted)))) if share else 0)
+        ends.append(
+            int(
+                np.clip(
+                    count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted))
+                )
+            )
+            if share
+            else 0
+        )
         low += share
     while sum(ends) >= max(1, len(unit)):
         ends[ends.index(max(ends))] -= 1

@@ -16,7 +16,14 @@ from regraft.plan import ModelFacts, Phase, Plan
 
 Technique = Callable[[ModelFacts, DataFacts], Plan]
 TECHNIQUES: dict[str, Technique] = {}
-DEFAULT = ("linear-probe", "multi-layer-probe", "feature-extraction", "fine-tune-top", "fine-tune", "from-scratch")
+DEFAULT = (
+    "linear-probe",
+    "multi-layer-probe",
+    "feature-extraction",
+    "fine-tune-top",
+    "fine-tune",
+    "from-scratch",
+)
 
 _MOST_PLACES = 16  # of a multi-layer probe, evenly spread over the depth
 _L2 = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -45,8 +52,18 @@ def multi_layer_probe(model: ModelFacts, data: DataFacts) -> Plan:
 @technique
 def feature_extraction(model: ModelFacts, data: DataFacts) -> Plan:
     """Freeze the network, train a head with a hidden layer, batch normalisation and dropout on its features."""
-    phase = Phase(train="head", epochs=_epochs(data, 30), lr=1e-3, weight_decay=1e-2, schedule="cosine", patience=8, batch_size=_batch(data, 128))
-    return _plan("feature-extraction", model, data, phase, head="bn, dense 256 relu, bn, dropout 0.3")
+    phase = Phase(
+        train="head",
+        epochs=_epochs(data, 30),
+        lr=1e-3,
+        weight_decay=1e-2,
+        schedule="cosine",
+        patience=8,
+        batch_size=_batch(data, 128),
+    )
+    return _plan(
+        "feature-extraction", model, data, phase, head="bn, dense 256 relu, bn, dropout 0.3"
+    )
 
 
 @technique
@@ -64,21 +81,28 @@ def fine_tune(model: ModelFacts, data: DataFacts) -> Plan:
 @technique
 def probe_then_fine_tune(model: ModelFacts, data: DataFacts) -> Plan:
     """Solve the head on frozen features first, then train everything with a small rate (Kumar 2022)."""
-    return _plan("probe-then-fine-tune", model, data, _solved(), _tuned(data, train="all", lr=1e-3, epochs=5))
+    return _plan(
+        "probe-then-fine-tune", model, data, _solved(), _tuned(data, train="all", lr=1e-3, epochs=5)
+    )
 
 
 @technique
 def gradual_unfreezing(model: ModelFacts, data: DataFacts) -> Plan:
     """Solve the head, then train the top, then the upper half, then everything, with falling rates (Howard 2018)."""
     half = model.stages[len(model.stages) // 2]
-    steps = [_tuned(data, train=stage, lr=lr, epochs=2) for stage, lr in ((_top(model), 2e-3), (half, 1e-3), ("all", 5e-4))]
+    steps = [
+        _tuned(data, train=stage, lr=lr, epochs=2)
+        for stage, lr in ((_top(model), 2e-3), (half, 1e-3), ("all", 5e-4))
+    ]
     return _plan("gradual-unfreezing", model, data, _solved(), *steps)
 
 
 @technique
 def from_scratch(model: ModelFacts, data: DataFacts) -> Plan:
     """Train the same network from random weights; shows what the pretrained ones were worth."""
-    phase = _tuned(data, train="all", lr=1e-3, epochs=5).model_copy(update={"layer_decay": 1.0, "batch_norm": "adapt"})
+    phase = _tuned(data, train="all", lr=1e-3, epochs=5).model_copy(
+        update={"layer_decay": 1.0, "batch_norm": "adapt"}
+    )
     return _plan("from-scratch", model, data, phase, weights="random")
 
 
@@ -98,7 +122,9 @@ def find(name: str) -> Technique:
     try:
         own: Technique = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"The technique {name} cannot be imported ({error}). Expected module:function that Python finds from here.") from error
+        raise UserError(
+            f"The technique {name} cannot be imported ({error}). Expected module:function that Python finds from here."
+        ) from error
     return own
 
 
@@ -106,7 +132,9 @@ def make(name: str, model: ModelFacts, data: DataFacts) -> Plan:
     """Return the plan of a technique for this model and these images; raises `UserError` when it gives none."""
     made: object = find(name)(model, data)
     if not isinstance(made, Plan):
-        raise UserError(f"The technique {name} returned {type(made).__name__}. Expected a regraft Plan.")
+        raise UserError(
+            f"The technique {name} returned {type(made).__name__}. Expected a regraft Plan."
+        )
     return made
 
 
@@ -120,11 +148,20 @@ def resolution(model: ModelFacts, data: DataFacts) -> int:
     side = max(data.size)
     if model.fixed_resolution:
         return model.resolution
-    return next((target for limit, target in ((16, 80), (112, 96), (160, 128)) if side <= limit), model.resolution)
+    return next(
+        (target for limit, target in ((16, 80), (112, 96), (160, 128)) if side <= limit),
+        model.resolution,
+    )
 
 
 def _plan(name: str, model: ModelFacts, data: DataFacts, *phases: Phase, **fields: Any) -> Plan:
-    return Plan(backbone=model.name, technique=name, resolution=resolution(model, data), phases=phases, **fields)
+    return Plan(
+        backbone=model.name,
+        technique=name,
+        resolution=resolution(model, data),
+        phases=phases,
+        **fields,
+    )
 
 
 def _solved() -> Phase:
@@ -133,9 +170,18 @@ def _solved() -> Phase:
 
 def _tuned(data: DataFacts, train: str, lr: float, epochs: int) -> Phase:
     return Phase(
-        train=train, optimizer="adamw", lr=lr, epochs=_epochs(data, epochs), batch_size=_batch(data, 64), weight_decay=0.01, layer_decay=0.8,
-        schedule="one-cycle", label_smoothing=0.1, monitor="val_accuracy", batch_norm="keep",
-    )  # fmt: skip
+        train=train,
+        optimizer="adamw",
+        lr=lr,
+        epochs=_epochs(data, epochs),
+        batch_size=_batch(data, 64),
+        weight_decay=0.01,
+        layer_decay=0.8,
+        schedule="one-cycle",
+        label_smoothing=0.1,
+        monitor="val_accuracy",
+        batch_norm="keep",
+    )
 
 
 def _top(model: ModelFacts) -> str:
@@ -144,7 +190,9 @@ def _top(model: ModelFacts) -> str:
 
 def _epochs(data: DataFacts, usual: int) -> int:
     """Return more passes over few images and fewer over many, so that the steps stay of one order."""
-    return max(1, round(usual * (2.0 if data.images < 500 else 1.0 if data.images < 20_000 else 0.6)))
+    return max(
+        1, round(usual * (2.0 if data.images < 500 else 1.0 if data.images < 20_000 else 0.6))
+    )
 
 
 def _batch(data: DataFacts, usual: int) -> int:

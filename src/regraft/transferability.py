@@ -32,9 +32,18 @@ def logme(features: Floats, labels: NDArray[np.int64]) -> float:
     eigenvalues = eigenvalues.clip(min=0)
     reached = eigenvalues > eigenvalues[-1] * 1e-12  # directions that the features have
     projected = (vectors.T @ (f.T @ targets)) ** 2
-    inside = np.where(reached[:, None], projected / np.where(reached, eigenvalues, 1)[:, None], 0.0)  # (d, classes): the targets along each direction, squared
+    inside = np.where(
+        reached[:, None], projected / np.where(reached, eigenvalues, 1)[:, None], 0.0
+    )  # (d, classes): the targets along each direction, squared
     outside = ((targets**2).sum(axis=0) - inside.sum(axis=0)).clip(min=0)
-    return float(np.mean([_evidence(eigenvalues, inside[:, c], outside[c], n, d) for c in range(targets.shape[1])]))
+    return float(
+        np.mean(
+            [
+                _evidence(eigenvalues, inside[:, c], outside[c], n, d)
+                for c in range(targets.shape[1])
+            ]
+        )
+    )
 
 
 def _evidence(eigenvalues: Floats, inside: Floats, outside: float, n: int, d: int) -> float:
@@ -42,7 +51,9 @@ def _evidence(eigenvalues: Floats, inside: Floats, outside: float, n: int, d: in
     alpha = beta = 1.0
     for _ in range(_ROUNDS):
         ratio = alpha / beta
-        known = float((eigenvalues / (eigenvalues + ratio)).sum())  # directions that the data determine
+        known = float(
+            (eigenvalues / (eigenvalues + ratio)).sum()
+        )  # directions that the data determine
         weights = float((eigenvalues * inside / (eigenvalues + ratio) ** 2).sum())
         residual = float((inside * (ratio / (eigenvalues + ratio)) ** 2).sum()) + outside
         alpha, beta = known / (weights + 1e-12), (n - known) / (residual + 1e-12)
@@ -51,7 +62,14 @@ def _evidence(eigenvalues: Floats, inside: Floats, outside: float, n: int, d: in
     ratio = alpha / beta
     weights = float((eigenvalues * inside / (eigenvalues + ratio) ** 2).sum())
     residual = float((inside * (ratio / (eigenvalues + ratio)) ** 2).sum()) + outside
-    found = d * np.log(alpha) + n * np.log(beta) - np.log(alpha + beta * eigenvalues).sum() - beta * residual - alpha * weights - n * np.log(2 * np.pi)
+    found = (
+        d * np.log(alpha)
+        + n * np.log(beta)
+        - np.log(alpha + beta * eigenvalues).sum()
+        - beta * residual
+        - alpha * weights
+        - n * np.log(2 * np.pi)
+    )
     return float(found / 2 / n)
 
 
@@ -92,7 +110,9 @@ def leep(source: Floats, labels: NDArray[np.int64]) -> float:
     return float(np.log((p * given[labels]).sum(axis=1).clip(min=1e-300)).mean())
 
 
-def neighbours(train: tuple[Floats, NDArray[np.int64]], val: tuple[Floats, NDArray[np.int64]], k: int) -> float:
+def neighbours(
+    train: tuple[Floats, NDArray[np.int64]], val: tuple[Floats, NDArray[np.int64]], k: int
+) -> float:
     """Return the share of `val` whose class is that of most of the `k` nearest images of `train` by cosine.
 
     Args:
@@ -105,7 +125,9 @@ def neighbours(train: tuple[Floats, NDArray[np.int64]], val: tuple[Floats, NDArr
     def unit(features: Floats) -> Any:
         return features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
 
-    model = KNeighborsClassifier(k, algorithm="brute").fit(unit(train[0]), train[1])  # of unit vectors the nearest are those at the smallest angle
+    model = KNeighborsClassifier(k, algorithm="brute").fit(
+        unit(train[0]), train[1]
+    )  # of unit vectors the nearest are those at the smallest angle
     return float(model.score(unit(val[0]), val[1]))
 
 

@@ -69,7 +69,9 @@ def kept_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     return size if own else (resolution, resolution)
 
 
-def pixels(data: Dataset, size: tuple[int, int], interpolation: str, watcher: Watcher = SILENT) -> Iterable[NDArray[np.uint8]]:
+def pixels(
+    data: Dataset, size: tuple[int, int], interpolation: str, watcher: Watcher = SILENT
+) -> Iterable[NDArray[np.uint8]]:
     """Yield the decoded images in the order of the table, in chunks of shape `(≤512, h, w, 3)` uint8.
 
     An image of another size has its shorter side resized (antialiased) and its centre cut out.
@@ -109,18 +111,26 @@ def _chunks(data: Dataset, most: int) -> Iterator[NDArray[np.int64]]:
         yield rows[start:]
 
 
-def fitted(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+def fitted(
+    image: NDArray[np.uint8], size: tuple[int, int], interpolation: str
+) -> NDArray[np.uint8]:
     """Return an image `(h, w, 3)` in another size: the shorter side resized, the centre cut out."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
-    if height * width * max(size[0] / height, size[1] / width) ** 2 > _AREA:  # a line of a pixel's width would become one of millions of pixels
+    if (
+        height * width * max(size[0] / height, size[1] / width) ** 2 > _AREA
+    ):  # a line of a pixel's width would become one of millions of pixels
         image = _centre(image, (min(height, _LONG * width), min(width, _LONG * height)))
         height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)
     larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
     batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
-    resized = functional.interpolate(batch, size=larger, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+    resized = (
+        functional.interpolate(batch, size=larger, mode=interpolation, antialias=True)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     return np.ascontiguousarray(_centre(resized, size))
 
 
@@ -131,11 +141,16 @@ def _centre(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 def identities(data: Dataset) -> NDArray[np.int64]:
     """Return a number for each image that depends on its key alone; the seed of its augmentation."""
-    digests = [hashlib.blake2b(str(key).encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in data.keys]
+    digests = [
+        hashlib.blake2b(str(key).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for key in data.keys
+    ]
     return np.frombuffer(bytearray(b"".join(digests)), dtype=np.int64)
 
 
-def see(images: Tensor, ids: Tensor, rules: InputRules, resolution: int, view: View = PLAIN) -> Tensor:
+def see(
+    images: Tensor, ids: Tensor, rules: InputRules, resolution: int, view: View = PLAIN
+) -> Tensor:
     """Return what the network sees, float32 `(n, 3, resolution, resolution)` in channels-last memory.
 
     Args:
@@ -159,14 +174,28 @@ def _resized(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
     if batch.shape[-2:] == (resolution, resolution):
         return batch
     if batch.device.type == "cpu":  # uint8 has a fast path there
-        return functional.interpolate(batch, size=(resolution, resolution), mode=interpolation, antialias=True)
+        return functional.interpolate(
+            batch, size=(resolution, resolution), mode=interpolation, antialias=True
+        )
     return _two_passes(batch, resolution, interpolation)
 
 
 def _two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
     """Resize as Pillow and the uint8 path do: rows first, rounded to whole numbers, then columns."""
-    wide = functional.interpolate(batch.float(), size=(batch.shape[2], resolution), mode=interpolation, antialias=True).clamp_(0, 255).round_()
-    return functional.interpolate(wide, size=(resolution, resolution), mode=interpolation, antialias=True).clamp_(0, 255).round_()
+    wide = (
+        functional.interpolate(
+            batch.float(), size=(batch.shape[2], resolution), mode=interpolation, antialias=True
+        )
+        .clamp_(0, 255)
+        .round_()
+    )
+    return (
+        functional.interpolate(
+            wide, size=(resolution, resolution), mode=interpolation, antialias=True
+        )
+        .clamp_(0, 255)
+        .round_()
+    )
 
 
 def _augmented(batch: Tensor, ids: Tensor, view: View) -> Tensor:
@@ -187,22 +216,32 @@ def _augmented(batch: Tensor, ids: Tensor, view: View) -> Tensor:
     theta[:, 0, 2] = (chance[:, 2] * 2 - 1) * room
     theta[:, 1, 2] = (chance[:, 3] * 2 - 1) * room
     grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
-    moved = functional.grid_sample(batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    moved = functional.grid_sample(
+        batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     return _tinted(moved, chance[:, 4:7], preset.colour) if preset.colour else moved
 
 
 def _tinted(batch: Tensor, chance: Tensor, spread: float) -> Tensor:
-    brightness, contrast, saturation = (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1).unbind(1)
+    brightness, contrast, saturation = (
+        (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1).unbind(1)
+    )
     batch = batch * brightness
-    batch = (batch - batch.mean(dim=(1, 2, 3), keepdim=True)) * contrast + batch.mean(dim=(1, 2, 3), keepdim=True)
+    batch = (batch - batch.mean(dim=(1, 2, 3), keepdim=True)) * contrast + batch.mean(
+        dim=(1, 2, 3), keepdim=True
+    )
     grey = batch.mean(dim=1, keepdim=True)
     return ((batch - grey) * saturation + grey).clamp_(0, 255)
 
 
 def _uniform(ids: Tensor, seed: int, number: int, count: int) -> Tensor:
     """Return `count` numbers in [0, 1) for each image by hashing (splitmix64, Steele 2014), so that no generator has a state."""
-    salt = int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), signed=True)
-    state = (ids ^ salt).unsqueeze(1) + torch.arange(1, count + 1, device=ids.device) * -7046029254386353131
+    salt = int.from_bytes(
+        hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), signed=True
+    )
+    state = (ids ^ salt).unsqueeze(1) + torch.arange(
+        1, count + 1, device=ids.device
+    ) * -7046029254386353131
     state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     state = state ^ ((state >> 31) & 0x1FFFFFFFF)

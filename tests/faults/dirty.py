@@ -76,7 +76,9 @@ class Wrong(Exception):
 KINDS: dict[str, Kind] = {}
 
 
-def kind(becomes: str, reads: Callable[[Path, Any], None], seconds: int = SECONDS) -> Callable[[Callable[[Path], Variants]], Callable[[Path], Variants]]:
+def kind(
+    becomes: str, reads: Callable[[Path, Any], None], seconds: int = SECONDS
+) -> Callable[[Callable[[Path], Variants]], Callable[[Path], Variants]]:
     def keep(variants: Callable[[Path], Variants]) -> Callable[[Path], Variants]:
         KINDS[variants.__name__] = Kind(variants.__name__, becomes, reads, variants, seconds)
         return variants
@@ -87,7 +89,9 @@ def kind(becomes: str, reads: Callable[[Path, Any], None], seconds: int = SECOND
 # --- who reads: each raises what it raises; UserError and an unreadable image's reason are what "named" means
 
 
-def image(folder: Path, given: tuple[str, bytes] | tuple[str, bytes, Callable[[np.ndarray], bool]]) -> None:
+def image(
+    folder: Path, given: tuple[str, bytes] | tuple[str, bytes, Callable[[np.ndarray], bool]]
+) -> None:
     """An image among good ones: by a folder's table, by its size alone, and by the stream that `predict` reads."""
     from regraft import sources, views
     from regraft.data import Unreadable
@@ -164,7 +168,9 @@ def both(folder: Path, path: Path) -> None:
         try:
             reader(folder, path)
         except (UserError, OSError, ValueError, SyntaxError, EOFError) as error:
-            if isinstance(error, UnicodeError) or (reader is place and not isinstance(error, UserError)):
+            if isinstance(error, UnicodeError) or (
+                reader is place and not isinstance(error, UserError)
+            ):
                 raise Wrong(f"{type(error).__name__}: {error}") from error
             named = error
     if named:
@@ -227,13 +233,22 @@ def names(folder: Path, classes: list[str]) -> None:
     for number, name in enumerate(classes):
         (top / name).mkdir(parents=True)
         for place in range(3):
-            (top / name / f"{place}.png").write_bytes(png(np.full((4, 4, 3), number % 256, np.uint8)))
+            (top / name / f"{place}.png").write_bytes(
+                png(np.full((4, 4, 3), number % 256, np.uint8))
+            )
     table = sources.load(top, folder / "home")
     if len(table.classes) != len(classes):
         raise Wrong("classes were lost or joined")
     shown(folder, list(table.classes))
     for name in table.classes:
-        row = {"path": name, "label": name, "probability": 1.0, "ranked": [], "abstained": False, "error": None}
+        row = {
+            "path": name,
+            "label": name,
+            "probability": 1.0,
+            "ranked": [],
+            "abstained": False,
+            "error": None,
+        }
         cells = predict.cells(row, 1)
         if str(cells[1])[:1] in ("=", "+", "-", "@"):
             raise Wrong(f"a spreadsheet takes {cells[1]!r} for a formula")
@@ -252,14 +267,43 @@ def shown(folder: Path, classes: list[str]) -> None:
             raise Wrong("a name broke a row of the CSV")
 
     def made(called: list[str]) -> Tags:
-        group = {"keys": called, "parts": ["train"] * len(called), "labels": called, "rows": list(range(len(called)))}
+        group = {
+            "keys": called,
+            "parts": ["train"] * len(called),
+            "labels": called,
+            "rows": list(range(len(called))),
+        }
         told = {
-            "data": called[0], "classes": len(called), "images": {"train": 3, "val": 1, "test": 1}, "backbone": called[0], "resolution": 8, "weights": called[0],
-            "counts": {"exact": 1, "near": 1, "suspects": 1, "odd": 1}, "across": {"exact": 0, "near": 0}, "exact": [group], "near": [{**group, "cosine": 1.0, "by": "x"}],
-            "suspects": [{"row": 0, "key": called[0], "part": "val", "label": called[0], "said": called[1], "chance_label": 0.1, "chance_said": 0.9}],
-            "balance": {"classes": [{"name": one, "train": 1, "val": 1, "test": 1} for one in called], "ratio": 1.0, "few": called},
-            "odd": [{"key": called[0], "row": 0, "why": called[1]}], "verdict": called[0], "split_digest": "0",
-        }  # fmt: skip
+            "data": called[0],
+            "classes": len(called),
+            "images": {"train": 3, "val": 1, "test": 1},
+            "backbone": called[0],
+            "resolution": 8,
+            "weights": called[0],
+            "counts": {"exact": 1, "near": 1, "suspects": 1, "odd": 1},
+            "across": {"exact": 0, "near": 0},
+            "exact": [group],
+            "near": [{**group, "cosine": 1.0, "by": "x"}],
+            "suspects": [
+                {
+                    "row": 0,
+                    "key": called[0],
+                    "part": "val",
+                    "label": called[0],
+                    "said": called[1],
+                    "chance_label": 0.1,
+                    "chance_said": 0.9,
+                }
+            ],
+            "balance": {
+                "classes": [{"name": one, "train": 1, "val": 1, "test": 1} for one in called],
+                "ratio": 1.0,
+                "few": called,
+            },
+            "odd": [{"key": called[0], "row": 0, "why": called[1]}],
+            "verdict": called[0],
+            "split_digest": "0",
+        }
         tags = Tags()
         tags.feed(page.check_html(told, [], "0"))
         return tags
@@ -279,7 +323,19 @@ class Tags(html.parser.HTMLParser):
         self.seen.append((tag, tuple(name for name, _ in attrs)))
 
 
-UNSEEN = {chr(code) for code in (*range(10), *range(11, 32), *range(127, 160), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+UNSEEN = {
+    chr(code)
+    for code in (
+        *range(10),
+        *range(11, 32),
+        *range(127, 160),
+        0x61C,
+        0x200E,
+        0x200F,
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+}
 
 
 # --- what is good
@@ -299,7 +355,11 @@ def saved(one: Image.Image, form: str, **more: Any) -> bytes:
 
 def picture(height: int = 24, width: int = 32) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) % 256], 2).astype(np.uint8))
+    return Image.fromarray(
+        np.stack(
+            [x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) % 256], 2
+        ).astype(np.uint8)
+    )
 
 
 def good(top: Path) -> Path:
@@ -307,13 +367,19 @@ def good(top: Path) -> Path:
     for label in "ab":
         (top / label).mkdir(parents=True, exist_ok=True)
         for number in range(4):
-            (top / label / f"{number}.png").write_bytes(png(np.full((8, 8, 3), 20 * number + ord(label), np.uint8)))
+            (top / label / f"{number}.png").write_bytes(
+                png(np.full((8, 8, 3), 20 * number + ord(label), np.uint8))
+            )
     return top
 
 
 def outside(folder: Path) -> list[str]:
     """Return what lies beside the folder that a variant may use, and in the root of the file system, by a telling name."""
-    return [str(path) for top in (folder.parent, Path("/"), Path("/tmp"), Path.cwd()) for path in top.glob("*escaped*")]
+    return [
+        str(path)
+        for top in (folder.parent, Path("/"), Path("/tmp"), Path.cwd())
+        for path in top.glob("*escaped*")
+    ]
 
 
 def rng() -> random.Random:
@@ -377,15 +443,37 @@ def signature_and_noise(folder: Path) -> Variants:
 
 @kind(DECODED, image)
 def colour_modes(folder: Path) -> Variants:
-    forms = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG", "I;16": "PNG", "CMYK": "TIFF", "YCbCr": "JPEG", "LAB": "TIFF"}
+    forms = {
+        "1": "PNG",
+        "L": "PNG",
+        "LA": "PNG",
+        "P": "PNG",
+        "RGB": "PNG",
+        "RGBA": "PNG",
+        "I;16": "PNG",
+        "CMYK": "TIFF",
+        "YCbCr": "JPEG",
+        "LAB": "TIFF",
+    }
     forms |= {"I": "TIFF", "F": "TIFF", "RGBX": "TIFF"}
     for mode, form in forms.items():
-        source = picture().convert("L").convert("I").point(lambda value: value * 256) if mode == "I;16" else picture()
+        source = (
+            picture().convert("L").convert("I").point(lambda value: value * 256)
+            if mode == "I;16"
+            else picture()
+        )
         yield (
             mode,
             (
                 ".png" if form == "PNG" else ".tif",
-                saved(source.convert(mode) if mode not in ("LAB", "I;16") else source if mode == "I;16" else from_lab(), form),
+                saved(
+                    source.convert(mode)
+                    if mode not in ("LAB", "I;16")
+                    else source
+                    if mode == "I;16"
+                    else from_lab(),
+                    form,
+                ),
             ),
         )
 
@@ -399,7 +487,14 @@ def sixteen_bit(folder: Path) -> Variants:
     for form, suffix in (("PNG", ".png"), ("TIFF", ".tif"), ("PPM", ".pgm")):
         for top in (255, 4095, 65535):
             values = np.linspace(0, top, 24 * 32).reshape(24, 32).astype(np.uint16)
-            yield f"{form} {top}", (suffix, saved(Image.fromarray(values), form), lambda pixels, top=top: int(pixels.max()) == (255 if top != 4095 else 16))
+            yield (
+                f"{form} {top}",
+                (
+                    suffix,
+                    saved(Image.fromarray(values), form),
+                    lambda pixels, top=top: int(pixels.max()) == (255 if top != 4095 else 16),
+                ),
+            )
 
 
 @kind(DECODED, image)
@@ -423,7 +518,14 @@ def transparency(folder: Path) -> Variants:
     clear = picture().convert("RGBA")
     clear.putalpha(0)
     for form, suffix in (("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif")):
-        yield form, (suffix, saved(clear, form, **({"lossless": True} if form == "WEBP" else {})), lambda pixels: bool((pixels == 255).all()))
+        yield (
+            form,
+            (
+                suffix,
+                saved(clear, form, **({"lossless": True} if form == "WEBP" else {})),
+                lambda pixels: bool((pixels == 255).all()),
+            ),
+        )
     palette = picture().convert("P")
     yield "palette index", (".png", saved(palette, "PNG", transparency=0))
     yield "palette bytes", (".png", saved(palette, "PNG", transparency=bytes(range(256))))
@@ -435,10 +537,20 @@ def transparency(folder: Path) -> Variants:
 def animated(folder: Path) -> Variants:
     frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "green", "blue")]
     red = lambda pixels: bool(pixels[5, 5, 0] > 200 > 60 > pixels[5, 5, 1])  # noqa: E731
-    for form, suffix in (("GIF", ".gif"), ("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("MPO", ".jpg"), ("AVIF", ".avif")):
+    for form, suffix in (
+        ("GIF", ".gif"),
+        ("PNG", ".png"),
+        ("WEBP", ".webp"),
+        ("TIFF", ".tif"),
+        ("MPO", ".jpg"),
+        ("AVIF", ".avif"),
+    ):
         for count in (1, 2, 50):
             many = (frames * 20)[1:count]
-            yield f"{form} {count}", (suffix, saved(frames[0], form, save_all=True, append_images=many), red)
+            yield (
+                f"{form} {count}",
+                (suffix, saved(frames[0], form, save_all=True, append_images=many), red),
+            )
 
 
 @kind(EITHER, image)
@@ -464,7 +576,13 @@ def other_formats(folder: Path) -> Variants:
     yield "EPS, which runs a program", (".png", eps)
     for form in ("ICO", "TGA", "PCX", "SGI", "ICNS", "PDF", "DDS", "IM"):
         yield form, (".png", saved(picture(32, 32), form))
-    yield "SVG", (".png", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>")
+    yield (
+        "SVG",
+        (
+            ".png",
+            b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+        ),
+    )
     yield "HTML", (".jpg", b"<!DOCTYPE html><html><script>alert(1)</script></html>")
     yield "zip", (".png", zipped({"a.png": b"x"}))
     yield "ELF", (".png", b"\x7fELF" + bytes(200))
@@ -473,7 +591,9 @@ def other_formats(folder: Path) -> Variants:
 
 @kind(NAMED, image)
 def lfs_pointer(folder: Path) -> Variants:
-    text = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+    text = (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+    )
     for _, suffix in FORMS[:3]:
         yield suffix, (suffix, text)
 
@@ -485,7 +605,14 @@ def exif_rotation(folder: Path) -> Variants:
             exif = Image.Exif()
             exif[0x0112] = turn
             shape = (32, 24) if turn >= 5 else (24, 32)
-            yield f"{form} {turn}", (suffix, saved(picture(), form, exif=exif), lambda pixels, shape=shape: pixels.shape[:2] == shape)
+            yield (
+                f"{form} {turn}",
+                (
+                    suffix,
+                    saved(picture(), form, exif=exif),
+                    lambda pixels, shape=shape: pixels.shape[:2] == shape,
+                ),
+            )
 
 
 @kind(DECODED, image)
@@ -494,7 +621,12 @@ def broken_exif(folder: Path) -> Variants:
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = exif.tobytes()
-    for name, content in {"cut": whole[:12], "noise": b"Exif\0\0" + dice.randbytes(80), "empty": b"Exif\0\0", "endless": whole[:-4] + b"\x08\0\0\0"}.items():
+    for name, content in {
+        "cut": whole[:12],
+        "noise": b"Exif\0\0" + dice.randbytes(80),
+        "empty": b"Exif\0\0",
+        "endless": whole[:-4] + b"\x08\0\0\0",
+    }.items():
         yield name, (".jpg", saved(picture(), "JPEG", exif=content))
     for value in (0, 9, 65535):
         exif[0x0112] = value
@@ -510,7 +642,10 @@ def broken_exif(folder: Path) -> Variants:
 def tiny_images(folder: Path) -> Variants:
     for form, suffix in FORMS:
         for height, width in ((1, 1), (1, 2), (2, 1)):
-            yield f"{form} {height}×{width}", (suffix, saved(Image.new("RGB", (width, height), "red"), form))
+            yield (
+                f"{form} {height}×{width}",
+                (suffix, saved(Image.new("RGB", (width, height), "red"), form)),
+            )
 
 
 @kind(DECODED, image)
@@ -541,10 +676,17 @@ def apart(work: Callable[[], object]) -> None:
 
 def bomb_png(width: int, height: int, depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data or zlib.compress(bytes(10_000_000), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", data or zlib.compress(bytes(10_000_000), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 @kind(NAMED, image)
@@ -572,17 +714,31 @@ def promised_but_absent(folder: Path) -> Variants:
 @kind(EITHER, image)
 def png_chunks(folder: Path) -> Variants:
     def chunk(name: bytes, body: bytes, sum_off: int = 0) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body) + sum_off & 0xFFFFFFFF)
+        return (
+            struct.pack(">I", len(body))
+            + name
+            + body
+            + struct.pack(">I", zlib.crc32(name + body) + sum_off & 0xFFFFFFFF)
+        )
 
     whole = saved(picture(), "PNG")
     head, rest = whole[:33], whole[33:]
-    yield "text bomb", (".png", head + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9)) + rest)
-    yield "profile bomb", (".png", head + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000), 9)) + rest)
+    yield (
+        "text bomb",
+        (".png", head + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9)) + rest),
+    )
+    yield (
+        "profile bomb",
+        (".png", head + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000), 9)) + rest),
+    )
     yield "broken profile", (".png", head + chunk(b"iCCP", b"a\0\0xyz") + rest)
     yield "wrong sum", (".png", head + chunk(b"tEXt", b"a\0b", 1) + rest)
     yield "no IDAT", (".png", head + chunk(b"IEND", b""))
     yield "endless length", (".png", head + b"\x7f\xff\xff\xffIDAT" + rest)
-    yield "frame control first", (".png", head + chunk(b"acTL", struct.pack(">II", 2**31, 0)) + rest)
+    yield (
+        "frame control first",
+        (".png", head + chunk(b"acTL", struct.pack(">II", 2**31, 0)) + rest),
+    )
     yield "bytes after", (".png", whole + bytes(1000))
 
 
@@ -618,8 +774,20 @@ def folder_of(folder: Path, change: Callable[[Path], object]) -> Path:
 def broken_links(folder: Path) -> Variants:
     yield "nowhere", folder_of(folder, lambda top: (top / "a" / "x.png").symlink_to("gone.png"))
     yield "to itself", folder_of(folder, lambda top: (top / "a" / "x.png").symlink_to("x.png"))
-    yield "in a circle", folder_of(folder, lambda top: ((top / "a" / "x.png").symlink_to("y.png"), (top / "a" / "y.png").symlink_to("x.png")))
-    yield "to a device", folder_of(folder, lambda top: (top / "a" / "x.png").symlink_to("/dev/zero"))
+    yield (
+        "in a circle",
+        folder_of(
+            folder,
+            lambda top: (
+                (top / "a" / "x.png").symlink_to("y.png"),
+                (top / "a" / "y.png").symlink_to("x.png"),
+            ),
+        ),
+    )
+    yield (
+        "to a device",
+        folder_of(folder, lambda top: (top / "a" / "x.png").symlink_to("/dev/zero")),
+    )
     yield "to a folder", folder_of(folder, lambda top: (top / "a" / "x.png").symlink_to("/"))
 
     def pipe(top: Path) -> None:
@@ -660,24 +828,61 @@ def file_names(folder: Path) -> Variants:
     ):
         yield (
             repr(name[:20]),
-            folder_of(folder, lambda top, name=name: Path(os.fsdecode(os.fsencode(top / "a") + b"/" + name)).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))),
+            folder_of(
+                folder,
+                lambda top, name=name: Path(
+                    os.fsdecode(os.fsencode(top / "a") + b"/" + name)
+                ).write_bytes(png(np.zeros((4, 4, 3), np.uint8))),
+            ),
         )
 
 
 @kind(DECODED, place)
 def class_folder_names(folder: Path) -> Variants:
-    for name in (b"caf\xe9", b"\xff", b"A", "١".encode(), b"9" * 200, b"01", b"c d", b"%s%n", b"$(reboot)"):
-        yield repr(name[:20]), folder_of(folder, lambda top, name=name: shutil.copytree(top / "b", os.fsdecode(os.fsencode(top) + b"/" + name)))
+    for name in (
+        b"caf\xe9",
+        b"\xff",
+        b"A",
+        "١".encode(),
+        b"9" * 200,
+        b"01",
+        b"c d",
+        b"%s%n",
+        b"$(reboot)",
+    ):
+        yield (
+            repr(name[:20]),
+            folder_of(
+                folder,
+                lambda top, name=name: shutil.copytree(
+                    top / "b", os.fsdecode(os.fsencode(top) + b"/" + name)
+                ),
+            ),
+        )
 
 
 @kind(NAMED, place)
 def folders_of_nothing(folder: Path) -> Variants:
-    yield "empty", folder_of(folder, lambda top: (shutil.rmtree(top / "a"), shutil.rmtree(top / "b")))
+    yield (
+        "empty",
+        folder_of(folder, lambda top: (shutil.rmtree(top / "a"), shutil.rmtree(top / "b"))),
+    )
     yield "one class", folder_of(folder, lambda top: shutil.rmtree(top / "a"))
     yield "an empty class", folder_of(folder, lambda top: (top / "c").mkdir())
-    yield "a class of one", folder_of(folder, lambda top: ((top / "c").mkdir(), shutil.copy(top / "a" / "0.png", top / "c")))
+    yield (
+        "a class of one",
+        folder_of(
+            folder, lambda top: ((top / "c").mkdir(), shutil.copy(top / "a" / "0.png", top / "c"))
+        ),
+    )
     yield "parts and classes", folder_of(folder, lambda top: (top / "train").mkdir())
-    yield "a folder called .csv", folder_of(folder, lambda top: ((top / "x.csv").mkdir(), [shutil.rmtree(top / one) for one in "ab"]))
+    yield (
+        "a folder called .csv",
+        folder_of(
+            folder,
+            lambda top: ((top / "x.csv").mkdir(), [shutil.rmtree(top / one) for one in "ab"]),
+        ),
+    )
 
 
 @kind(NAMED, place)
@@ -694,7 +899,9 @@ def unknown_files(folder: Path) -> Variants:
         (folder / name).write_bytes(content)
         yield name, folder / name
     for name in ("x.zip", "x.csv", "x.npz", "x.parquet", "x.tar.gz"):
-        (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 1\n")
+        (folder / name).write_bytes(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 1\n"
+        )
         yield f"LFS {name}", folder / name
 
 
@@ -724,7 +931,11 @@ def tarred(members: dict[str, bytes | tuple[bytes, str]], mode: str = "w") -> by
 
 
 def photos(more: dict[str, Any] | None = None) -> dict[str, Any]:
-    each = {f"{label}/{number}.png": png(np.full((8, 8, 3), 20 * number + ord(label), np.uint8)) for label in "ab" for number in range(4)}
+    each = {
+        f"{label}/{number}.png": png(np.full((8, 8, 3), 20 * number + ord(label), np.uint8))
+        for label in "ab"
+        for number in range(4)
+    }
     return {**each, **(more or {})}
 
 
@@ -800,7 +1011,11 @@ def tar_bombs(folder: Path) -> Variants:
     for name, opened in (("x.tar.gz", gzip.open), ("x.tar.bz2", bz2.open), ("x.tar.xz", lzma.open)):
         path = folder / name
         with opened(path, "wb") as out:  # type: ignore[operator]
-            out.write(tarred(photos())[:-10240].rstrip(b"\0").ljust(-(-len(tarred(photos())[:-10240]) // 512) * 512, b"\0"))
+            out.write(
+                tarred(photos())[:-10240]
+                .rstrip(b"\0")
+                .ljust(-(-len(tarred(photos())[:-10240]) // 512) * 512, b"\0")
+            )
             info = tarfile.TarInfo("a/x.png")
             info.size = 400 << 20
             out.write(info.tobuf())
@@ -817,7 +1032,14 @@ def nested_archives(folder: Path) -> Variants:
         inner = zipped({"inner.zip": inner})
     yield "zip in zip", file(folder, "x.zip", zipped(photos({"a/inner.zip": inner})))
     yield "zip in tar", file(folder, "x.tar", tarred(photos({"a/inner.zip": inner})))
-    yield "things that are no images", file(folder, "x.zip", zipped(photos({"a/x.py": b"import os", "evil.exe": b"MZ", "a/.hidden.png": b"x"})))
+    yield (
+        "things that are no images",
+        file(
+            folder,
+            "x.zip",
+            zipped(photos({"a/x.py": b"import os", "evil.exe": b"MZ", "a/.hidden.png": b"x"})),
+        ),
+    )
 
 
 @kind(NAMED, place)
@@ -851,7 +1073,12 @@ def flipped_zips(folder: Path) -> Variants:
 @kind(EITHER, both)
 def flipped_tars(folder: Path) -> Variants:
     dice = rng()
-    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.xz", "w:xz")):
+    for suffix, mode in (
+        (".tar", "w"),
+        (".tar.gz", "w:gz"),
+        (".tar.bz2", "w:bz2"),
+        (".tar.xz", "w:xz"),
+    ):
         for number in range(8):
             whole = bytearray(tarred(photos(), mode))
             for _ in range(3):
@@ -861,7 +1088,12 @@ def flipped_tars(folder: Path) -> Variants:
 
 @kind(EITHER, both)
 def truncated_tars(folder: Path) -> Variants:
-    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.xz", "w:xz")):
+    for suffix, mode in (
+        (".tar", "w"),
+        (".tar.gz", "w:gz"),
+        (".tar.bz2", "w:bz2"),
+        (".tar.xz", "w:xz"),
+    ):
         whole = tarred(photos(), mode)
         for share in (0, 0.01, 0.3, 0.6, 0.9):
             yield f"{suffix} {share}", file(folder, f"x{suffix}", whole[: int(len(whole) * share)])
@@ -871,11 +1103,23 @@ def truncated_tars(folder: Path) -> Variants:
 def odd_members(folder: Path) -> Variants:
     yield "long name", file(folder, "x.zip", zipped(photos({"a/" + "x" * 300 + ".png": PNG})))
     yield "deep", file(folder, "x.zip", zipped(photos({"a/" * 300 + "x.png": PNG})))
-    yield "NUL", file(folder, "x.zip", zipped(photos({"a/x.png": PNG})).replace(b"a/x.png", b"a/\0.png"))
-    yield "no name", file(folder, "x.zip", zipped(photos({"x_.png": PNG})).replace(b"x_.png", b"\0_.png"))  # an atheris run found it
+    yield (
+        "NUL",
+        file(folder, "x.zip", zipped(photos({"a/x.png": PNG})).replace(b"a/x.png", b"a/\0.png")),
+    )
+    yield (
+        "no name",
+        file(folder, "x.zip", zipped(photos({"x_.png": PNG})).replace(b"x_.png", b"\0_.png")),
+    )  # an atheris run found it
     yield "twice", file(folder, "x.tar", tarred(photos())[:-10240] + tarred(photos()))
-    yield "a file that is a folder", file(folder, "x.zip", zipped(photos({"a": b"x", "a/5.png": PNG})))
-    yield "an image that is a folder", file(folder, "x.zip", zipped(photos({"a/7.png": b"x", "a/7.png/5.png": PNG})))
+    yield (
+        "a file that is a folder",
+        file(folder, "x.zip", zipped(photos({"a": b"x", "a/5.png": PNG}))),
+    )
+    yield (
+        "an image that is a folder",
+        file(folder, "x.zip", zipped(photos({"a/7.png": b"x", "a/7.png/5.png": PNG}))),
+    )
     yield "terminal", file(folder, "x.zip", zipped(photos({"a/\x1b]0;pwned\x07.png": PNG})))
     yield "bytes", file(folder, "x.tar", tarred(photos({"a/caf\udce9.png": PNG})))
     yield "sparse of 1 TB", file(folder, "x.tar", sparse())
@@ -901,16 +1145,35 @@ ROWS = "".join(f"{label}/{number}.png,{label}\n" for label in "ab" for number in
 
 @kind(NAMED, place)
 def csv_rows_outside(folder: Path) -> Variants:
-    for path in ("../beside.png", "/etc/passwd", "a/../../beside.png", "//etc/passwd", "/dev/zero", "a/../../../../../etc/hostname", "..", "."):
+    for path in (
+        "../beside.png",
+        "/etc/passwd",
+        "a/../../beside.png",
+        "//etc/passwd",
+        "/dev/zero",
+        "a/../../../../../etc/hostname",
+        "..",
+        ".",
+    ):
         yield path, listing(folder, f"path,label\n{ROWS}{path},a\n")
 
 
 @kind(NAMED, place)
 def csv_rows_that_are_wrong(folder: Path) -> Variants:
     for name, row in {
-        "missing": "gone.png,a", "a folder": "a,a", "NUL": "a/\0.png,a", "too long": "x" * 5000 + ",a", "no label": "a/0.png,", "no path": ",a", "one cell": "a/0.png",
-        "twice": "a/0.png,a", "address": "http://example.org/a.png,a", "home": "~/a.png,a", "tabs": "a/0.png\ta", "label too long": "./a/0.png," + "x" * 2000,
-    }.items():  # fmt: skip
+        "missing": "gone.png,a",
+        "a folder": "a,a",
+        "NUL": "a/\0.png,a",
+        "too long": "x" * 5000 + ",a",
+        "no label": "a/0.png,",
+        "no path": ",a",
+        "one cell": "a/0.png",
+        "twice": "a/0.png,a",
+        "address": "http://example.org/a.png,a",
+        "home": "~/a.png,a",
+        "tabs": "a/0.png\ta",
+        "label too long": "./a/0.png," + "x" * 2000,
+    }.items():
         yield name, listing(folder, f"path,label\n{ROWS}{row}\n")
 
 
@@ -926,12 +1189,21 @@ def csv_that_is_odd(folder: Path) -> Variants:
     yield "NUL in a label", listing(folder, "path,label\n" + ROWS.replace(",a", ",a\0"))
     yield "formula", listing(folder, "path,label\n" + ROWS.replace(",a", ",=cmd|'/c calc'!A1"))
     yield "HTML", listing(folder, "path,label\n" + ROWS.replace(",a", ",<script>alert(1)</script>"))
-    yield "digits", listing(folder, "path,label\n" + ROWS.replace(",a", "," + "1" * 900).replace(",b", ",2"))
+    yield (
+        "digits",
+        listing(folder, "path,label\n" + ROWS.replace(",a", "," + "1" * 900).replace(",b", ",2")),
+    )
 
 
 @kind(NAMED, place)
 def csv_in_another_form(folder: Path) -> Variants:
-    for name, encoding in (("UTF-16", "utf-16"), ("UTF-16 without BOM", "utf-16-le"), ("UTF-32", "utf-32"), ("Latin-1", "latin-1"), ("Shift JIS", "shift-jis")):
+    for name, encoding in (
+        ("UTF-16", "utf-16"),
+        ("UTF-16 without BOM", "utf-16-le"),
+        ("UTF-32", "utf-32"),
+        ("Latin-1", "latin-1"),
+        ("Shift JIS", "shift-jis"),
+    ):
         text = f"path,label\n{ROWS}" + ("あ.png,a\n" if "jis" in encoding else "é.png,é\n")
         yield name, listing(folder, text.encode(encoding))
     yield "empty", listing(folder, "")
@@ -950,7 +1222,9 @@ def a_million_rows(folder: Path) -> Variants:
         (folder / f"d{label}").mkdir()
     for number in range(1000):
         (folder / f"{number}.png").write_bytes(png(np.full((2, 2, 3), number % 251, np.uint8)))
-    text = "".join(f"d{one}/../{number}.png,c{number % 10}\n" for one in range(1000) for number in range(1000))
+    text = "".join(
+        f"d{one}/../{number}.png,c{number % 10}\n" for one in range(1000) for number in range(1000)
+    )
     yield "10 classes", file(folder, "x.csv", f"path,label\n{text}".encode())
 
 
@@ -961,7 +1235,11 @@ def ten_thousand_classes(folder: Path) -> Variants:
         (folder / f"{number}.png").write_bytes(png(np.full((2, 2, 3), number, np.uint8)))
         (folder / f"d{number}").mkdir()
     for spellings in (3,):
-        text = "".join(f"{'d/../' * one}d{label % 100}/../{label // 100}.png,class {label}\n" for label in range(10_000) for one in range(spellings))
+        text = "".join(
+            f"{'d/../' * one}d{label % 100}/../{label // 100}.png,class {label}\n"
+            for label in range(10_000)
+            for one in range(spellings)
+        )
         yield f"{spellings} images each", file(folder, "x.csv", f"path,label\n{text}".encode())
 
 
@@ -974,13 +1252,18 @@ def parquet_of(folder: Path, columns: dict[str, Any], meta: Any = None, **more: 
 
     table = pa.table(columns)
     if meta is not None:
-        table = table.replace_schema_metadata({"huggingface": meta if isinstance(meta, (str, bytes)) else json.dumps(meta)})
+        table = table.replace_schema_metadata(
+            {"huggingface": meta if isinstance(meta, (str, bytes)) else json.dumps(meta)}
+        )
     pq.write_table(table, folder / "x.parquet", **more)
     return folder / "x.parquet"
 
 
 def shots(count: int = 8, content: bytes | None = None) -> list[dict[str, Any]]:
-    return [{"bytes": content or png(np.full((4, 4, 3), number, np.uint8)), "path": f"{number}.png"} for number in range(count)]
+    return [
+        {"bytes": content or png(np.full((4, 4, 3), number, np.uint8)), "path": f"{number}.png"}
+        for number in range(count)
+    ]
 
 
 EIGHT = [0, 1] * 4
@@ -992,7 +1275,10 @@ def damaged_parquet(folder: Path) -> Variants:
     for share in (0, 0.3, 0.7, 0.99):
         yield f"cut {share}", file(folder, "x.parquet", whole[: int(len(whole) * share)])
     yield "noise", file(folder, "x.parquet", b"PAR1" + rng().randbytes(500) + b"PAR1")
-    yield "foot beyond", file(folder, "x.parquet", whole[:-8] + struct.pack("<I", 2**31 - 1) + b"PAR1")
+    yield (
+        "foot beyond",
+        file(folder, "x.parquet", whole[:-8] + struct.pack("<I", 2**31 - 1) + b"PAR1"),
+    )
 
 
 @kind(EITHER, both)
@@ -1011,14 +1297,42 @@ def parquet_of_other_things(folder: Path) -> Variants:
     yield "no image", parquet_of(folder, {"a": [1], "label": [1]})
     yield "bytes are numbers", parquet_of(folder, {"image": [{"bytes": 1}] * 8, "label": EIGHT})
     yield "bytes are text", parquet_of(folder, {"image": [{"bytes": "x"}] * 8, "label": EIGHT})
-    yield "bytes are nothing", parquet_of(folder, {"image": [{"bytes": None, "path": "/etc/passwd"}, *shots(7)], "label": EIGHT})
+    yield (
+        "bytes are nothing",
+        parquet_of(
+            folder, {"image": [{"bytes": None, "path": "/etc/passwd"}, *shots(7)], "label": EIGHT}
+        ),
+    )
     yield "rows are nothing", parquet_of(folder, {"image": [None, *shots(7)], "label": EIGHT})
     yield "no rows", parquet_of(folder, {"image": shots(8)[:0] or shots(1), "label": [0]})
     yield "labels are nothing", parquet_of(folder, {"image": shots(), "label": [0, None] * 4})
     yield "labels are lists", parquet_of(folder, {"image": shots(), "label": [[1]] * 8})
-    yield "labels outside", parquet_of(folder, {"image": shots(), "label": [0, 99] * 4}, {"info": {"features": {"label": {"names": ["a", "b"]}}}})
-    yield "labels huge", parquet_of(folder, {"image": shots(), "label": [0, 2**63 - 1] * 4}, {"info": {"features": {"label": {"names": ["a", "b"]}}}})
-    yield "long paths", parquet_of(folder, {"image": [{**one, "path": f"{n}" + "x" * 100_000} for n, one in enumerate(shots())], "label": EIGHT})
+    yield (
+        "labels outside",
+        parquet_of(
+            folder,
+            {"image": shots(), "label": [0, 99] * 4},
+            {"info": {"features": {"label": {"names": ["a", "b"]}}}},
+        ),
+    )
+    yield (
+        "labels huge",
+        parquet_of(
+            folder,
+            {"image": shots(), "label": [0, 2**63 - 1] * 4},
+            {"info": {"features": {"label": {"names": ["a", "b"]}}}},
+        ),
+    )
+    yield (
+        "long paths",
+        parquet_of(
+            folder,
+            {
+                "image": [{**one, "path": f"{n}" + "x" * 100_000} for n, one in enumerate(shots())],
+                "label": EIGHT,
+            },
+        ),
+    )
     yield "not images", parquet_of(folder, {"image": shots(content=b"x"), "label": EIGHT})
 
 
@@ -1032,15 +1346,38 @@ def odd_parquet(folder: Path) -> Variants:
         "noise": b"\xff\xfe",
     }.items():
         yield f"metadata {name}", parquet_of(folder, {"image": shots(), "label": EIGHT}, meta)
-    yield "paths that lead out", parquet_of(folder, {"image": [{**one, "path": f"../../{n}"} for n, one in enumerate(shots())], "label": EIGHT})
+    yield (
+        "paths that lead out",
+        parquet_of(
+            folder,
+            {
+                "image": [{**one, "path": f"../../{n}"} for n, one in enumerate(shots())],
+                "label": EIGHT,
+            },
+        ),
+    )
     yield "text labels", parquet_of(folder, {"image": shots(), "label": ["<b>", "\x1b[31m"] * 4})
 
 
 @kind(NAMED, both)
 def parquet_bombs(folder: Path) -> Variants:
-    apart(lambda: parquet_of(folder, {"image": shots(8, bytes(60_000_000)), "label": EIGHT}, compression="zstd", use_dictionary=False))
+    apart(
+        lambda: parquet_of(
+            folder,
+            {"image": shots(8, bytes(60_000_000)), "label": EIGHT},
+            compression="zstd",
+            use_dictionary=False,
+        )
+    )
     yield "zeros", folder / "x.parquet"
-    apart(lambda: parquet_of(folder, {"image": shots(1000, bytes(1_000_000)), "label": [0, 1] * 500}, compression="zstd", dictionary_pagesize_limit=2**24))
+    apart(
+        lambda: parquet_of(
+            folder,
+            {"image": shots(1000, bytes(1_000_000)), "label": [0, 1] * 500},
+            compression="zstd",
+            dictionary_pagesize_limit=2**24,
+        )
+    )
     yield "one value many times", folder / "x.parquet"
 
 
@@ -1055,7 +1392,10 @@ def damaged_npz(folder: Path) -> Variants:
     np.save(buffer, np.zeros(3))
     yield "npy", file(folder, "x.npz", buffer.getvalue())
     yield "pickle", file(folder, "x.npz", pickle.dumps(np.zeros(3)))
-    yield "not npy inside", file(folder, "x.npz", zipped({"images.npy": b"hello", "labels.npy": b""}))
+    yield (
+        "not npy inside",
+        file(folder, "x.npz", zipped({"images.npy": b"hello", "labels.npy": b""})),
+    )
     for name, head in {
         "shape": "{'descr': '|u1', 'fortran_order': False, 'shape': (100000000000, 4, 4)}",
         "code": "__import__('os').system('id')",
@@ -1063,14 +1403,25 @@ def damaged_npz(folder: Path) -> Variants:
         "type": "{'descr': '|O', 'fortran_order': False, 'shape': (8,)}",
         "negative": "{'descr': '|u1', 'fortran_order': False, 'shape': (-8, 4, 4)}",
     }.items():
-        body = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head) + 1) + head.encode() + b"\n" + bytes(100)
-        yield f"head {name}", file(folder, "x.npz", zipped({"images.npy": body, "labels.npy": body}))
+        body = (
+            b"\x93NUMPY\x01\x00"
+            + struct.pack("<H", len(head) + 1)
+            + head.encode()
+            + b"\n"
+            + bytes(100)
+        )
+        yield (
+            f"head {name}",
+            file(folder, "x.npz", zipped({"images.npy": body, "labels.npy": body})),
+        )
 
 
 @kind(EITHER, place)
 def flipped_npz(folder: Path) -> Variants:
     dice = rng()
-    np.savez_compressed(folder / "x.npz", images=np.zeros((8, 4, 4), np.uint8), labels=np.array(EIGHT))
+    np.savez_compressed(
+        folder / "x.npz", images=np.zeros((8, 4, 4), np.uint8), labels=np.array(EIGHT)
+    )
     source = (folder / "x.npz").read_bytes()
     for number in range(20):
         whole = bytearray(source)
@@ -1083,22 +1434,32 @@ def flipped_npz(folder: Path) -> Variants:
 def npz_of_other_things(folder: Path) -> Variants:
     images, labels = np.zeros((8, 4, 4), np.uint8), np.array(EIGHT)
     for name, arrays in {
-        "objects": {"images": np.array([Evil(folder)] * 8, dtype=object), "labels": labels}, "object labels": {"images": images, "labels": np.array([{}] * 8)},
-        "single numbers": {"images": np.array(3), "labels": np.array(3)}, "nothing": {"images": images[:0], "labels": labels[:0]},
-        "other lengths": {"images": images, "labels": labels[:5]}, "text": {"images": np.array([["a"] * 4] * 8), "labels": labels},
-        "text images": {"images": np.full((8, 4, 4), "a"), "labels": labels}, "complex": {"images": np.zeros((8, 4, 4), complex), "labels": labels},
-        "dates": {"images": np.zeros((8, 4, 4), "M8[s]"), "labels": labels}, "records": {"images": np.zeros((8, 4, 4), [("a", "u1")]), "labels": labels},
-        "nan": {"images": np.full((8, 4, 4), np.nan), "labels": labels}, "inf": {"images": np.full((8, 4, 4), np.inf), "labels": labels},
-        "no height": {"images": np.zeros((8, 0, 4), np.uint8), "labels": labels}, "five axes": {"images": np.zeros((8, 1, 1, 1, 1), np.uint8), "labels": labels},
-        "one class": {"images": images, "labels": labels * 0}, "nameless": {"": images},
-    }.items():  # fmt: skip
+        "objects": {"images": np.array([Evil(folder)] * 8, dtype=object), "labels": labels},
+        "object labels": {"images": images, "labels": np.array([{}] * 8)},
+        "single numbers": {"images": np.array(3), "labels": np.array(3)},
+        "nothing": {"images": images[:0], "labels": labels[:0]},
+        "other lengths": {"images": images, "labels": labels[:5]},
+        "text": {"images": np.array([["a"] * 4] * 8), "labels": labels},
+        "text images": {"images": np.full((8, 4, 4), "a"), "labels": labels},
+        "complex": {"images": np.zeros((8, 4, 4), complex), "labels": labels},
+        "dates": {"images": np.zeros((8, 4, 4), "M8[s]"), "labels": labels},
+        "records": {"images": np.zeros((8, 4, 4), [("a", "u1")]), "labels": labels},
+        "nan": {"images": np.full((8, 4, 4), np.nan), "labels": labels},
+        "inf": {"images": np.full((8, 4, 4), np.inf), "labels": labels},
+        "no height": {"images": np.zeros((8, 0, 4), np.uint8), "labels": labels},
+        "five axes": {"images": np.zeros((8, 1, 1, 1, 1), np.uint8), "labels": labels},
+        "one class": {"images": images, "labels": labels * 0},
+        "nameless": {"": images},
+    }.items():
         np.savez(folder / "x.npz", **arrays)
         yield name, folder / "x.npz"
 
 
 @kind(NAMED, place)
 def npz_bombs(folder: Path) -> Variants:
-    np.savez_compressed(folder / "x.npz", images=np.zeros((300, 1000, 1000), np.uint8), labels=np.arange(300) % 2)
+    np.savez_compressed(
+        folder / "x.npz", images=np.zeros((300, 1000, 1000), np.uint8), labels=np.arange(300) % 2
+    )
     yield "zeros", folder / "x.npz"
 
 
@@ -1175,7 +1536,10 @@ def damaged_safetensors(folder: Path) -> Variants:
     yield "beyond", (".safetensors", made(tensor % ("4", "0,16")))
     yield "backwards", (".safetensors", made(tensor % ("4", "16,0"), bytes(16)))
     yield "overflow", (".safetensors", made(tensor % (f"{2**62},{2**62}", "0,16"), bytes(16)))
-    yield "unknown type", (".safetensors", made((tensor % ("4", "0,16")).replace("F32", "X99"), bytes(16)))
+    yield (
+        "unknown type",
+        (".safetensors", made((tensor % ("4", "0,16")).replace("F32", "X99"), bytes(16))),
+    )
     yield "bytes", (".safetensors", made(b"\xff\xfe"))
     yield "other names", (".safetensors", made(tensor % ("4", "0,16"), bytes(16)))
 
@@ -1189,12 +1553,35 @@ HEAD = 'backbone = "test_resnet"\nresolution = 32\n'
 @kind(NAMED, plan)
 def plans_with_hostile_values(folder: Path) -> Variants:
     for text in (
-        "seed = 99999999999999999999", "seed = -1", "seed = " + "9" * 10_000, "seed = nan", 'seed = "x"', "resolution = 1e9", "resolution = 0x7fffffffffffffff",
-        'head = "dense 99999999999"', 'head = "dense nan"', 'head = "dropout nan"', 'head = "dropout 1e999"', 'head = "dense ' + "9" * 5000 + '"', 'head = "' + "relu," * 1000 + '"',
-        'head = "../../etc/passwd"', "head = 3", 'backbone = ""', "technique = []", 'precision = "float8"', 'class_weights = {a = -1.0}', "class_weights = {a = nan}", "class_weights = {a = inf}",
-        'backbone = "' + "x" * 5000 + '"', 'technique = "' + "x" * 5000 + '"', "until = [[]]", 'until = "' + "x" * 3 + '\\u0000"\nseed = -1',
-    ):  # fmt: skip
-        base = "".join(line + "\n" for line in HEAD.splitlines() if line.split(" ")[0] != text.split(" ")[0])
+        "seed = 99999999999999999999",
+        "seed = -1",
+        "seed = " + "9" * 10_000,
+        "seed = nan",
+        'seed = "x"',
+        "resolution = 1e9",
+        "resolution = 0x7fffffffffffffff",
+        'head = "dense 99999999999"',
+        'head = "dense nan"',
+        'head = "dropout nan"',
+        'head = "dropout 1e999"',
+        'head = "dense ' + "9" * 5000 + '"',
+        'head = "' + "relu," * 1000 + '"',
+        'head = "../../etc/passwd"',
+        "head = 3",
+        'backbone = ""',
+        "technique = []",
+        'precision = "float8"',
+        "class_weights = {a = -1.0}",
+        "class_weights = {a = nan}",
+        "class_weights = {a = inf}",
+        'backbone = "' + "x" * 5000 + '"',
+        'technique = "' + "x" * 5000 + '"',
+        "until = [[]]",
+        'until = "' + "x" * 3 + '\\u0000"\nseed = -1',
+    ):
+        base = "".join(
+            line + "\n" for line in HEAD.splitlines() if line.split(" ")[0] != text.split(" ")[0]
+        )
         yield text[:40], f"{base}{text}\n[[phases]]\n"
     for text in (
         "lr = nan",
@@ -1224,7 +1611,10 @@ def plans_of_other_forms(folder: Path) -> Variants:
     yield "dotted", HEAD + "a" + ".a" * 5_000 + " = 1\n[[phases]]\n"
     yield "bytes", b"\xff\xfe\x00"
     yield "NUL", HEAD + "a = '\0'"
-    yield "unknown keys", HEAD + "".join(f"key{number} = 1\n" for number in range(3000)) + "[[phases]]\n"
+    yield (
+        "unknown keys",
+        HEAD + "".join(f"key{number} = 1\n" for number in range(3000)) + "[[phases]]\n",
+    )
     yield "unknown key of a phase", HEAD + "[[phases]]\nlearning_rate = 1\n"
     yield "JSON", '{"backbone": "x"}'
     yield "YAML", "backbone: x\n"
@@ -1304,23 +1694,42 @@ def template(folder: Path) -> Path:
     top = folder / "runs" / "small"
     images = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "t.npz", images=images, labels=np.arange(30) % 2)
-    regraft.fit(str(folder / "t.npz"), "linear-probe", backbone="test_resnet", weights="random", resolution=32, out=top)
+    regraft.fit(
+        str(folder / "t.npz"),
+        "linear-probe",
+        backbone="test_resnet",
+        weights="random",
+        resolution=32,
+        out=top,
+    )
     return top
 
 
 @kind(NAMED, finished)
 def altered_runs(folder: Path) -> Variants:
-    for name in ("plan.toml", "classes.json", "model.safetensors", "predictions.npz", "history.csv", "split.csv", "freeze.json"):
+    for name in (
+        "plan.toml",
+        "classes.json",
+        "model.safetensors",
+        "predictions.npz",
+        "history.csv",
+        "split.csv",
+        "freeze.json",
+    ):
         yield name, run_of(folder, name, b"altered", sealed=True)
 
 
 @kind(NAMED, finished)
 def hostile_runs(folder: Path) -> Variants:
     for name, contents in {
-        "scores.json": ("", "[]", "3", "null", "{", "[" * 100_000, "\xff"), "classes.json": ("", "{}", "3", '"ab"', "[1, 2]", "[]", "[" * 100_000),
-        "plan.toml": ("", "seed = nan", "\0"), "test.json": ("", "[]", "3"), "history.csv": ("a,b\nx,y\n", "a\n" + "1" * 200_000 + "x\n"),
-        "predictions.npz": ("", "PK", "\x80\x04N."), "model.safetensors": ("", "\xff" * 100, "\x02" + "\0" * 7 + "{}"),
-    }.items():  # fmt: skip
+        "scores.json": ("", "[]", "3", "null", "{", "[" * 100_000, "\xff"),
+        "classes.json": ("", "{}", "3", '"ab"', "[1, 2]", "[]", "[" * 100_000),
+        "plan.toml": ("", "seed = nan", "\0"),
+        "test.json": ("", "[]", "3"),
+        "history.csv": ("a,b\nx,y\n", "a\n" + "1" * 200_000 + "x\n"),
+        "predictions.npz": ("", "PK", "\x80\x04N."),
+        "model.safetensors": ("", "\xff" * 100, "\x02" + "\0" * 7 + "{}"),
+    }.items():
         for content in contents:
             yield f"{name} {content[:10]!r}", run_of(folder, name, content)
 
@@ -1331,10 +1740,27 @@ def hostile_runs(folder: Path) -> Variants:
 @kind(DECODED, names)
 def class_names(folder: Path) -> Variants:
     for pair in (
-        ("a\nb", "c"), ("🙂", "👩‍👩‍👧"), ("\u202ecat", "\u200fdog"), ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>"), ("=1+1", "@SUM(A1)"), ("+1", "-1"),
-        ("\x1b[31mred", "\x07bell"), ("Cat", "cat"), ("CAT", "Cat"), ('a"b', "a'b"), ("a,b", "a;b"), ("{{ 7*7 }}", "{% raw %}"), ("$x_$", "\\alpha"), ("a&amp;b", "a&b"),
-        ("\x9b31m", "\x85"), ("\u2028", "\u2066x"), (" a", "a "), ("con", "nul"), ("é", "e\u0301"), ("x" * 200, "y" * 200),
-    ):  # fmt: skip
+        ("a\nb", "c"),
+        ("🙂", "👩‍👩‍👧"),
+        ("\u202ecat", "\u200fdog"),
+        ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>"),
+        ("=1+1", "@SUM(A1)"),
+        ("+1", "-1"),
+        ("\x1b[31mred", "\x07bell"),
+        ("Cat", "cat"),
+        ("CAT", "Cat"),
+        ('a"b', "a'b"),
+        ("a,b", "a;b"),
+        ("{{ 7*7 }}", "{% raw %}"),
+        ("$x_$", "\\alpha"),
+        ("a&amp;b", "a&b"),
+        ("\x9b31m", "\x85"),
+        ("\u2028", "\u2066x"),
+        (" a", "a "),
+        ("con", "nul"),
+        ("é", "e\u0301"),
+        ("x" * 200, "y" * 200),
+    ):
         yield repr(pair[0][:20]), list(pair)
 
 
@@ -1351,7 +1777,11 @@ def tried(of: Kind, short: bool, root: Path) -> Found:
     from regraft.errors import UserError
 
     found, folder = Found(of.name), root / "there" / "inner"
-    known = (UserError, OSError, ValueError, SyntaxError, EOFError) if of.reads is streamed else (UserError,)
+    known = (
+        (UserError, OSError, ValueError, SyntaxError, EOFError)
+        if of.reads is streamed
+        else (UserError,)
+    )
     folder.mkdir(parents=True)
     signal.signal(signal.SIGALRM, _hung)
     for name, given in of.variants(folder):
@@ -1372,8 +1802,14 @@ def tried(of: Kind, short: bool, root: Path) -> Found:
         found.decoded += became == DECODED
         found.named += became == NAMED
         found.tracebacks += became == "traceback"
-        if became == "traceback" or (of.becomes != EITHER and became != of.becomes) or len(said) > 5000:
-            found.faults.append(f"{of.name}, {name}: {became}, expected {of.becomes}, in {took:.1f} s: {said[:400]}")
+        if (
+            became == "traceback"
+            or (of.becomes != EITHER and became != of.becomes)
+            or len(said) > 5000
+        ):
+            found.faults.append(
+                f"{of.name}, {name}: {became}, expected {of.becomes}, in {took:.1f} s: {said[:400]}"
+            )
         shutil.rmtree(root / "there")
         folder.mkdir(parents=True)
         if short and found.variants == 2:
@@ -1405,7 +1841,11 @@ def every(short: bool = False, chosen: Sequence[str] = ()) -> Iterator[Found]:
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)  # nothing is written into the checkout
         os.environ["REGRAFT_CACHE"] = str(Path(scratch) / "home")
-        TEMPLATE = template(Path(scratch)) if not chosen or any(KINDS[name].reads is finished for name in chosen) else None
+        TEMPLATE = (
+            template(Path(scratch))
+            if not chosen or any(KINDS[name].reads is finished for name in chosen)
+            else None
+        )
         for name in chosen or KINDS:
             mine, other = here.Pipe(duplex=False)
             child = here.Process(target=_child, args=(name, short, other))
@@ -1429,14 +1869,31 @@ def main() -> int:
     print(row.format("kind", "variants", "decoded", "named", "tracebacks", "slowest s", "peak MB"))
     total, faults = Found("all"), []
     for found in every(given.short, given.kinds):
-        print(row.format(found.kind, found.variants, found.decoded, found.named, found.tracebacks, f"{found.slowest:.2f}", f"{found.peak:,}"), flush=True)
+        print(
+            row.format(
+                found.kind,
+                found.variants,
+                found.decoded,
+                found.named,
+                found.tracebacks,
+                f"{found.slowest:.2f}",
+                f"{found.peak:,}",
+            ),
+            flush=True,
+        )
         for name in ("variants", "decoded", "named", "tracebacks"):
             setattr(total, name, getattr(total, name) + getattr(found, name))
         total.slowest, total.peak = max(total.slowest, found.slowest), max(total.peak, found.peak)
         faults += found.faults
     print(
         row.format(
-            f"{len(given.kinds or KINDS)} kinds", total.variants, total.decoded, total.named, total.tracebacks, f"{total.slowest:.2f}", f"{total.peak:,}"
+            f"{len(given.kinds or KINDS)} kinds",
+            total.variants,
+            total.decoded,
+            total.named,
+            total.tracebacks,
+            f"{total.slowest:.2f}",
+            f"{total.peak:,}",
         )
     )
     print(*faults, f"{len(faults)} otherwise than documented", sep="\n")

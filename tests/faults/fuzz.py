@@ -45,7 +45,9 @@ def _file(suffix: str) -> Callable[[bytes], None]:
             pass
         finally:
             shutil.rmtree(HERE / "home", ignore_errors=True)
-        for one in streams.found([path]) if suffix in (".zip", ".tar", ".tar.gz", ".parquet") else ():
+        for one in (
+            streams.found([path]) if suffix in (".zip", ".tar", ".tar.gz", ".parquet") else ()
+        ):
             one.name.encode()
             with contextlib.suppress(OSError, ValueError):
                 one.read()
@@ -97,7 +99,10 @@ def _change(content: bytes) -> None:
     from regraft.errors import UserError
 
     with contextlib.suppress(UserError):
-        plans.changed({"backbone": "test_resnet", "resolution": 32, "phases": [{}]}, content.decode("utf-8", "replace").split("\0"))
+        plans.changed(
+            {"backbone": "test_resnet", "resolution": 32, "phases": [{}]},
+            content.decode("utf-8", "replace").split("\0"),
+        )
 
 
 def _cifar(content: bytes) -> None:
@@ -113,7 +118,14 @@ def _run(content: bytes) -> None:
     from regraft import run
     from regraft.errors import UserError
 
-    names = ("scores.json", "classes.json", "plan.toml", "test.json", "history.csv", "predictions.npz")
+    names = (
+        "scores.json",
+        "classes.json",
+        "plan.toml",
+        "test.json",
+        "history.csv",
+        "predictions.npz",
+    )
     top = HERE / "run"
     if not top.is_dir():
         top.mkdir()
@@ -135,8 +147,11 @@ def _run(content: bytes) -> None:
 
 
 RUN = {
-    "scores.json": '{"val": {"accuracy": 1.0, "n": 3}}', "classes.json": '["a", "b"]', "plan.toml": f"{dirty.HEAD}[[phases]]\n", "history.csv": "epoch,loss\n0,1.0\n",
-}  # fmt: skip
+    "scores.json": '{"val": {"accuracy": 1.0, "n": 3}}',
+    "classes.json": '["a", "b"]',
+    "plan.toml": f"{dirty.HEAD}[[phases]]\n",
+    "history.csv": "epoch,loss\n0,1.0\n",
+}
 
 
 def _npz_seed() -> bytes:
@@ -150,15 +165,42 @@ PARSERS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "zip": (_file(".zip"), lambda: [dirty.zipped(dirty.photos())]),
     "tar": (_file(".tar"), lambda: [dirty.tarred(dirty.photos())]),
     "tar.gz": (_file(".tar.gz"), lambda: [dirty.tarred(dirty.photos(), "w:gz")]),
-    "csv": (_file(".csv"), lambda: [f"path,label,split,group\n{dirty.ROWS}".encode(), b"\xef\xbb\xbfpath,label\n"]),
-    "parquet": (_file(".parquet"), lambda: [dirty.parquet_of(HERE, {"image": dirty.shots(4), "label": [0, 1] * 2}).read_bytes()]),
+    "csv": (
+        _file(".csv"),
+        lambda: [f"path,label,split,group\n{dirty.ROWS}".encode(), b"\xef\xbb\xbfpath,label\n"],
+    ),
+    "parquet": (
+        _file(".parquet"),
+        lambda: [
+            dirty.parquet_of(HERE, {"image": dirty.shots(4), "label": [0, 1] * 2}).read_bytes()
+        ],
+    ),
     "npz": (_file(".npz"), lambda: [_npz_seed()]),
-    "plan": (_plan, lambda: [f'{dirty.HEAD}head = "dense 5 relu"\nuntil = ["a"]\n[[phases]]\nlr = 1.0\nl2 = [1.0]\n'.encode()]),
+    "plan": (
+        _plan,
+        lambda: [
+            f'{dirty.HEAD}head = "dense 5 relu"\nuntil = ["a"]\n[[phases]]\nlr = 1.0\nl2 = [1.0]\n'.encode()
+        ],
+    ),
     "head": (_head, lambda: [b"flatten, dense 256 relu, dropout 0.5, bn"]),
     "budget": (_budget, lambda: [b"1.5h", b"90s", b"5 min"]),
     "change": (_change, lambda: [b"phases.0.lr=3e-4\0head=dense 5"]),
-    "pickle": (_cifar, lambda: [__import__("pickle").dumps({"data": np.zeros((2, 4), np.uint8), "labels": [0, 1]}, protocol) for protocol in (0, 2, 4)]),
-    "run": (_run, lambda: [bytes([number]) + text.encode() for number, text in enumerate(RUN.values())] + [b"\x05" + _npz_seed()]),
+    "pickle": (
+        _cifar,
+        lambda: [
+            __import__("pickle").dumps(
+                {"data": np.zeros((2, 4), np.uint8), "labels": [0, 1]}, protocol
+            )
+            for protocol in (0, 2, 4)
+        ],
+    ),
+    "run": (
+        _run,
+        lambda: (
+            [bytes([number]) + text.encode() for number, text in enumerate(RUN.values())]
+            + [b"\x05" + _npz_seed()]
+        ),
+    ),
 }
 HERE = Path()
 
@@ -186,24 +228,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parser", required=True, choices=PARSERS)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--blind", action="store_true", help="random mutation even where atheris is there")
+    parser.add_argument(
+        "--blind", action="store_true", help="random mutation even where atheris is there"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         HERE = Path(scratch)
         dirty.good(HERE)
         parse, seeds = PARSERS[given.parser]
         if atheris is None or given.blind:
-            dice, count, until, known = random.Random(0), 0, time.monotonic() + given.seconds, seeds()
+            dice, count, until, known = (
+                random.Random(0),
+                0,
+                time.monotonic() + given.seconds,
+                seeds(),
+            )
             while time.monotonic() < until:
                 parse(mutated(known, dice))
                 count += 1
-            print(f"{given.parser}: {count:,} inputs by random mutation in {given.seconds} s, no fault")
+            print(
+                f"{given.parser}: {count:,} inputs by random mutation in {given.seconds} s, no fault"
+            )
             return
         corpus = HERE / "corpus"
         corpus.mkdir()
         for number, seed in enumerate(seeds()):
             (corpus / str(number)).write_bytes(seed)
-        with atheris.instrument_imports(include=["regraft", "zipfile", "tarfile", "csv", "tomllib", "PIL", "numpy.lib"]):
+        with atheris.instrument_imports(
+            include=["regraft", "zipfile", "tarfile", "csv", "tomllib", "PIL", "numpy.lib"]
+        ):
             import regraft.plan
             import regraft.run
             import regraft.sources  # noqa: F401

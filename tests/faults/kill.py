@@ -33,24 +33,94 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 
 NET = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
-TIMES = {"seconds", "shared_seconds", "peak_memory_mb", "cache", "paces", "files", "opened", "train_seconds"}
+TIMES = {
+    "seconds",
+    "shared_seconds",
+    "peak_memory_mb",
+    "cache",
+    "paces",
+    "files",
+    "opened",
+    "train_seconds",
+}
 SLACK = 0.004  # seconds after a moment within which the kill comes
 
 
 def few(phases: int, first: int = 1) -> list[str]:
     """Return the flags that give phases two epochs of a few batches."""
-    return [word for n in range(first, phases) for word in ("--set", f"phases.{n}.epochs=2", "--set", f"phases.{n}.batch_size=16")]
+    return [
+        word
+        for n in range(first, phases)
+        for word in ("--set", f"phases.{n}.epochs=2", "--set", f"phases.{n}.batch_size=16")
+    ]
 
 
-STOPPING = ["epochs=6", "patience=1", "min_delta=0.2", "ema=0.9", "mixup=0.2", "batch_size=16", "augment=light"]
+STOPPING = [
+    "epochs=6",
+    "patience=1",
+    "min_delta=0.2",
+    "ema=0.9",
+    "mixup=0.2",
+    "batch_size=16",
+    "augment=light",
+]
 JOBS: dict[str, list[str]] = {
-    "gradual-unfreezing": ["fit", "PHOTOS", "--technique", "gradual-unfreezing", *NET, *few(4), "--out", "out"],
-    "probe-then-fine-tune": ["fit", "PHOTOS", "--technique", "probe-then-fine-tune", *NET, *few(2), "--set", "phases.1.augment=light", "--out", "out"],
-    "stopped early": ["fit", "PHOTOS", "--technique", "feature-extraction", *NET, *[w for s in STOPPING for w in ("--set", f"phases.0.{s}")], "--out", "out"],
-    "compare": ["compare", "PHOTOS", "--techniques", "linear-probe,fine-tune-top", "--backbones", "test_resnet", *NET[2:], *few(1, 0), "--out", "out"],
+    "gradual-unfreezing": [
+        "fit",
+        "PHOTOS",
+        "--technique",
+        "gradual-unfreezing",
+        *NET,
+        *few(4),
+        "--out",
+        "out",
+    ],
+    "probe-then-fine-tune": [
+        "fit",
+        "PHOTOS",
+        "--technique",
+        "probe-then-fine-tune",
+        *NET,
+        *few(2),
+        "--set",
+        "phases.1.augment=light",
+        "--out",
+        "out",
+    ],
+    "stopped early": [
+        "fit",
+        "PHOTOS",
+        "--technique",
+        "feature-extraction",
+        *NET,
+        *[w for s in STOPPING for w in ("--set", f"phases.0.{s}")],
+        "--out",
+        "out",
+    ],
+    "compare": [
+        "compare",
+        "PHOTOS",
+        "--techniques",
+        "linear-probe,fine-tune-top",
+        "--backbones",
+        "test_resnet",
+        *NET[2:],
+        *few(1, 0),
+        "--out",
+        "out",
+    ],
     "predict csv": ["predict", "RUN", "PHOTOS", "--out", "out.csv", "--batch-size", "16", "-q"],
-    "predict parquet": ["predict", "RUN", "PHOTOS", "--out", "out.parquet", "--batch-size", "16", "-q"],
-}  # fmt: skip
+    "predict parquet": [
+        "predict",
+        "RUN",
+        "PHOTOS",
+        "--out",
+        "out.parquet",
+        "--batch-size",
+        "16",
+        "-q",
+    ],
+}
 
 
 @dataclass
@@ -76,13 +146,26 @@ class Moments:
         if self.count == self.kill_at:
             if not self.slack:
                 os.kill(os.getpid(), signal.SIGKILL)
-            threading.Thread(target=lambda: (time.sleep(self.slack), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+            threading.Thread(
+                target=lambda: (time.sleep(self.slack), os.kill(os.getpid(), signal.SIGKILL)),
+                daemon=True,
+            ).start()
 
     def audit(self, event: str, values: tuple[Any, ...]) -> None:
         """Hear of every file that is about to be opened for writing, renamed or removed in the current folder."""
-        if event == "open" and not ((isinstance(values[1], str) and set(values[1]) & set("wax+")) or (values[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+        if event == "open" and not (
+            (isinstance(values[1], str) and set(values[1]) & set("wax+"))
+            or (values[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        ):
             return
-        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") and isinstance(values[0], (str, bytes, os.PathLike)):
+        if event in (
+            "open",
+            "os.rename",
+            "os.remove",
+            "os.mkdir",
+            "os.rmdir",
+            "os.truncate",
+        ) and isinstance(values[0], (str, bytes, os.PathLike)):
             path = str(Path(os.fsdecode(values[0])).absolute())
             if path.startswith(self.home) and path != str(self.log):
                 self.here(f"{event} {path.removeprefix(self.home)}")
@@ -122,7 +205,12 @@ class Moments:
             return step(module, *args)
 
         def beginning(module: Any) -> None:
-            self.note("epoch", module.trainer.checkpoint_callbacks[0].dirpath, module.seed, module.current_epoch)
+            self.note(
+                "epoch",
+                module.trainer.checkpoint_callbacks[0].dirpath,
+                module.seed,
+                module.current_epoch,
+            )
             begin(module)
 
         tune.Tuning.training_step, tune.Tuning.on_train_epoch_start = stepping, beginning  # type: ignore[method-assign]
@@ -143,10 +231,22 @@ def command(words: list[str], log: Path, kill_at: int, slack: float) -> int:
     return 0
 
 
-def run(place: Path, words: list[str], log: Path, kill_at: int = -1, slack: float = 0.0, fresh: bool = False) -> int:
+def run(
+    place: Path,
+    words: list[str],
+    log: Path,
+    kill_at: int = -1,
+    slack: float = 0.0,
+    fresh: bool = False,
+) -> int:
     """Run a command in a folder, in a process of its own or one forked from this; returns its exit status, -9 where it was killed."""
     if fresh:
-        given = [sys.executable, str(HERE), "--child", json.dumps([words, str(log), kill_at, slack])]
+        given = [
+            sys.executable,
+            str(HERE),
+            "--child",
+            json.dumps([words, str(log), kill_at, slack]),
+        ]
         return subprocess.run(given, cwd=place, check=False, stdout=subprocess.DEVNULL).returncode
     sys.stdout.flush()
     child = os.fork()
@@ -185,11 +285,14 @@ def faults(place: Path) -> list[str]:
         if store._opened(place / "cache" / entry["name"], SILENT) is None:
             found.append(f"entry {entry['name']}")
     readers: dict[str, Callable[[Path], Any]] = {
-        ".json": lambda path: json.loads(path.read_text()), ".safetensors": safetensors.torch.load_file,
-        ".ckpt": lambda path: torch.load(path, weights_only=True, map_location="cpu"), ".npz": lambda path: {**np.load(path)},
-        ".toml": lambda path: __import__("tomllib").loads(path.read_text()), ".parquet": lambda path: __import__("pyarrow.parquet").parquet.read_table(path),
+        ".json": lambda path: json.loads(path.read_text()),
+        ".safetensors": safetensors.torch.load_file,
+        ".ckpt": lambda path: torch.load(path, weights_only=True, map_location="cpu"),
+        ".npz": lambda path: {**np.load(path)},
+        ".toml": lambda path: __import__("tomllib").loads(path.read_text()),
+        ".parquet": lambda path: __import__("pyarrow.parquet").parquet.read_table(path),
         ".png": lambda path: __import__("PIL.Image").Image.open(path).load(),
-    }  # fmt: skip
+    }
     for path in (one for top in place.glob("out*") for one in [top, *top.rglob("*")]):
         if path.suffix in readers and path.is_file() and not path.name.startswith("."):
             try:
@@ -217,7 +320,10 @@ def content(path: Path) -> Any:
         return timeless(json.loads(path.read_text()))
     if path.suffix == ".csv":
         with path.open(newline="") as file:
-            return [{key: value for key, value in row.items() if "seconds" not in key} for row in csv.DictReader(file)]
+            return [
+                {key: value for key, value in row.items() if "seconds" not in key}
+                for row in csv.DictReader(file)
+            ]
     if path.suffix == ".npz":
         with np.load(path) as file:
             return {name: (file[name].dtype.str, file[name].tobytes()) for name in file.files}
@@ -231,8 +337,16 @@ def content(path: Path) -> Any:
 def said(place: Path) -> dict[str, Any]:
     """Return everything that a finished command left and that must not depend on how often it was stopped."""
     skipped = {"environment.json", "log.txt", ".lock"}
-    files = [path for top in place.glob("out*") for path in ([top] if top.is_file() else sorted(top.rglob("*")))]
-    chosen = [path for path in files if path.is_file() and path.name not in skipped and path.suffix not in (".png", ".ckpt")]
+    files = [
+        path
+        for top in place.glob("out*")
+        for path in ([top] if top.is_file() else sorted(top.rglob("*")))
+    ]
+    chosen = [
+        path
+        for path in files
+        if path.is_file() and path.name not in skipped and path.suffix not in (".png", ".ckpt")
+    ]
     found = {str(path.relative_to(place)): content(path) for path in chosen}
     for path in files:
         if path.name == "test.json":
@@ -245,7 +359,9 @@ def leftovers(place: Path) -> list[str]:
     return [
         str(path.relative_to(place))
         for path in place.rglob(".*")
-        if ".part" in path.name or path.name.startswith(".scratch") or path.name.endswith((".lock", ".lock.json"))
+        if ".part" in path.name
+        or path.name.startswith(".scratch")
+        or path.name.endswith((".lock", ".lock.json"))
     ]
 
 
@@ -273,7 +389,15 @@ def bench(run_needed: bool = True) -> Iterator[tuple[Path, dict[str, str]]]:
         write_folder(top / "photos", toy(72))
         (top / "made").mkdir()
         if run_needed:
-            words = ["fit", str(top / "photos"), "--technique", "linear-probe", *NET, "--out", "out"]
+            words = [
+                "fit",
+                str(top / "photos"),
+                "--technique",
+                "linear-probe",
+                *NET,
+                "--out",
+                "out",
+            ]
             assert run(top / "made", words, top / "made.log") == 0
         yield top, {"PHOTOS": str(top / "photos"), "RUN": str(top / "made" / "out")}
     finally:
@@ -298,37 +422,68 @@ def killed(job: Job, place: Path, chance: random.Random, fresh: bool, stage: str
     """Kill a command once or twice, go on with it, and return what was found."""
     place.mkdir()
     log, words = place.with_suffix(".log"), list(job.words)
-    found: dict[str, Any] = {"kills": 0, "corrupted": [], "repeated": 0, "unequal": [], "job": job.name}
+    found: dict[str, Any] = {
+        "kills": 0,
+        "corrupted": [],
+        "repeated": 0,
+        "unequal": [],
+        "job": job.name,
+    }
     moment, slack = chance.choice(job.stages[stage]), chance.choice([0.0, chance.uniform(0, SLACK)])
     code = run(place, words, log, moment, slack, fresh)
     if code == -signal.SIGKILL:
         found["kills"] += 1
         found["corrupted"] += faults(place)
         if chance.random() < 0.25:  # and once more on the way, sooner
-            again = run(place, [*words, "--resume"], log, chance.randint(1, max(1, moment)), chance.uniform(0, SLACK), fresh)
+            again = run(
+                place,
+                [*words, "--resume"],
+                log,
+                chance.randint(1, max(1, moment)),
+                chance.uniform(0, SLACK),
+                fresh,
+            )
             found["kills"] += again == -signal.SIGKILL
             found["corrupted"] += faults(place)
     code = run(place, [*words, "--resume"], log, fresh=fresh)
     found["corrupted"] += faults(place)
     found["unequal"] += [f"exit status {code}"] if code else []
     mine = said(place)
-    found["unequal"] += sorted(name for name in {*mine, *job.whole} if mine.get(name) != job.whole.get(name))
+    found["unequal"] += sorted(
+        name for name in {*mine, *job.whole} if mine.get(name) != job.whole.get(name)
+    )
     found["unequal"] += [f"left over: {name}" for name in leftovers(place)]
     started = Counter(noted(log, "epoch"))
     found["repeated"] = sum(times - 1 for times in started.values())
-    found["unequal"] += [f"{len(started)} epochs, not {job.epochs}"] if len(started) != job.epochs else []
-    found["what"] = noted(log, "moment")[moment - 1][1] if len(noted(log, "moment")) >= moment else "?"
+    found["unequal"] += (
+        [f"{len(started)} epochs, not {job.epochs}"] if len(started) != job.epochs else []
+    )
+    found["what"] = (
+        noted(log, "moment")[moment - 1][1] if len(noted(log, "moment")) >= moment else "?"
+    )
     shutil.rmtree(place)
     return found
 
 
 def main() -> None:
     """Kill, go on, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so many, however many kills there were")
-    parser.add_argument("--fresh", type=int, default=10, help="every so manieth command starts in a process of its own")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="stop after so many, however many kills there were",
+    )
+    parser.add_argument(
+        "--fresh",
+        type=int,
+        default=10,
+        help="every so manieth command starts in a process of its own",
+    )
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -355,14 +510,26 @@ def main() -> None:
             row["corrupted"] += bool(found["corrupted"])
             row["unequal"] += bool(found["unequal"])
             row["repeated"] = max(row["repeated"], -(-found["repeated"] // max(1, found["kills"])))
-            kills, fresh_kills, tried = kills + found["kills"], fresh_kills + found["kills"] * fresh, tried + 1
+            kills, fresh_kills, tried = (
+                kills + found["kills"],
+                fresh_kills + found["kills"] * fresh,
+                tried + 1,
+            )
             if found["corrupted"] or found["unequal"] or found["repeated"] > max(1, found["kills"]):
-                told.append(f"{found['job']}, {stage}, at {found['what']}: {found['corrupted']} {found['unequal']} repeated {found['repeated']}")
+                told.append(
+                    f"{found['job']}, {stage}, at {found['what']}: {found['corrupted']} {found['unequal']} repeated {found['repeated']}"
+                )
                 print(told[-1], flush=True)
-    print("| stage | kills | corrupted | epochs repeated at most, a kill | unequal |\n|---|---|---|---|---|")
+    print(
+        "| stage | kills | corrupted | epochs repeated at most, a kill | unequal |\n|---|---|---|---|---|"
+    )
     for stage, row in sorted(rows.items()):
-        print(f"| {stage} | {row['kills']} | {row['corrupted']} | {row['repeated']} | {row['unequal']} |")
-    print(f"{kills} kills in {tried} commands, {fresh_kills} of them in processes started from nothing; {time.monotonic() - began:.0f} s; {len(told)} faults")
+        print(
+            f"| {stage} | {row['kills']} | {row['corrupted']} | {row['repeated']} | {row['unequal']} |"
+        )
+    print(
+        f"{kills} kills in {tried} commands, {fresh_kills} of them in processes started from nothing; {time.monotonic() - began:.0f} s; {len(told)} faults"
+    )
     sys.exit(bool(told))
 
 

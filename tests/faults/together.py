@@ -59,12 +59,16 @@ def forked(*given: Any) -> int:
 
 def main() -> None:
     """Run the rounds; exit status 1 where an entry was wrong or a process failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     began, taken, wrong, failed = time.monotonic(), 0, 0, list[str]()
     top = Path(tempfile.mkdtemp(prefix="regraft-together-"))
-    os.environ["REGRAFT_CACHE_LIMIT"] = f"{2.5 * 30 * 16 * 16 * 3 / 1e9:.9f}"  # GB: room for two entries of five
+    os.environ["REGRAFT_CACHE_LIMIT"] = (
+        f"{2.5 * 30 * 16 * 16 * 3 / 1e9:.9f}"  # GB: room for two entries of five
+    )
     try:
         for number in range(options.rounds):
             home, wait = top / f"{number}", top / f"go-{number}"

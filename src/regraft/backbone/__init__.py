@@ -12,6 +12,30 @@ from regraft.backbone.source import Backbone, check_name, facts, load, names, re
 from regraft.backbone.weights import EMBEDDED, build, classifier
 
 __all__ = [
-    "EMBEDDED", "PAYS_FROM", "Backbone", "Place", "Prefix", "Suffix", "alike", "build", "check_name", "classifier", "compiled", "cut", "depth", "earliest",
-    "facts", "folded", "halved", "has_compiler", "joined", "ladder", "load", "multiply_adds", "names", "restore", "width", "work",
-]  # fmt: skip
+    "EMBEDDED",
+    "PAYS_FROM",
+    "Backbone",
+    "Place",
+    "Prefix",
+    "Suffix",
+    "alike",
+    "build",
+    "check_name",
+    "classifier",
+    "compiled",
+    "cut",
+    "depth",
+    "earliest",
+    "facts",
+    "folded",
+    "halved",
+    "has_compiler",
+    "joined",
+    "ladder",
+    "load",
+    "multiply_adds",
+    "names",
+    "restore",
+    "width",
+    "work",
+]

@@ -23,7 +23,9 @@ PAYS_FROM = 40e12
 _AGREES = 5e-2  # largest difference from the eager outputs, as a share of their norm: what bfloat16 allows
 _TRIES = 3
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a CUDA compiler where no GPU is
+logging.getLogger("torch.utils.cpp_extension").setLevel(
+    logging.ERROR
+)  # it misses a CUDA compiler where no GPU is
 
 
 def multiply_adds(prefix: Prefix, images: Tensor) -> float:
@@ -35,10 +37,14 @@ def multiply_adds(prefix: Prefix, images: Tensor) -> float:
 
 def has_compiler() -> bool:
     """Return whether there is a C++ compiler that inductor would use."""
-    return shutil.which(os.environ.get("CXX", "")) is not None or any(shutil.which(name) for name in ("g++", "clang++"))
+    return shutil.which(os.environ.get("CXX", "")) is not None or any(
+        shutil.which(name) for name in ("g++", "clang++")
+    )
 
 
-def compiled(prefix: Prefix, images: Tensor, watcher: Watcher = SILENT) -> Callable[[Tensor], Features] | None:
+def compiled(
+    prefix: Prefix, images: Tensor, watcher: Watcher = SILENT
+) -> Callable[[Tensor], Features] | None:
     """Return the compiled frozen part for batches of exactly this shape, or None where there is no gain; says why.
 
     Args:
@@ -47,23 +53,36 @@ def compiled(prefix: Prefix, images: Tensor, watcher: Watcher = SILENT) -> Calla
         watcher: Hears what came of it.
     """
     if images.device.type == "cpu" and not has_compiler():
-        watcher.say("There is no C++ compiler, so the frozen part runs uncompiled. Install g++ to have large extractions compiled.")
+        watcher.say(
+            "There is no C++ compiler, so the frozen part runs uncompiled. Install g++ to have large extractions compiled."
+        )
         return None
     started = time.perf_counter()
-    quick: Callable[[Tensor], Features] = torch.compile(prefix.body, dynamic=False, options={"freezing": images.device.type == "cpu"})
+    quick: Callable[[Tensor], Features] = torch.compile(
+        prefix.body, dynamic=False, options={"freezing": images.device.type == "cpu"}
+    )
     try:
         with torch.inference_mode():
             new, old = quick(images), prefix(images)
             took = time.perf_counter() - started
-            worst = max(float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12)) for a, b in zip(new, old, strict=True))
+            worst = max(
+                float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12))
+                for a, b in zip(new, old, strict=True)
+            )
             after, before = _seconds(quick, images), _seconds(prefix, images)
     except Exception as error:  # inductor fails in as many ways as there are compilers
-        watcher.say(f"Compiling the frozen part failed ({str(error).strip().splitlines()[0][:200]}); it runs uncompiled.")
+        watcher.say(
+            f"Compiling the frozen part failed ({str(error).strip().splitlines()[0][:200]}); it runs uncompiled."
+        )
         return None
     if worst > _AGREES or after > before:
-        watcher.say(f"Compiled, the frozen part would take {after / before:.2f} of the time and differ by {worst:.1e}; it runs uncompiled.")
+        watcher.say(
+            f"Compiled, the frozen part would take {after / before:.2f} of the time and differ by {worst:.1e}; it runs uncompiled."
+        )
         return None
-    watcher.say(f"Compiled the frozen part in {took:.0f} s: a batch takes {after / before:.2f} of the time.")
+    watcher.say(
+        f"Compiled the frozen part in {took:.0f} s: a batch takes {after / before:.2f} of the time."
+    )
     return quick
 
 

@@ -36,7 +36,10 @@ def folded(prefix: Prefix) -> Prefix:
             continue
         with torch.no_grad():
             weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *found)
-        conv.weight, conv.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+        conv.weight, conv.bias = (
+            nn.Parameter(weight, requires_grad=False),
+            nn.Parameter(bias, requires_grad=False),
+        )
         rest = _after(body, node)
         if rest is None:
             node.replace_all_uses_with(source)
@@ -65,8 +68,29 @@ def _statistics(body: fx.GraphModule, node: fx.Node) -> tuple[Any, ...] | None:
             return module.running_mean, module.running_var, module.eps, module.weight, module.bias
         return None
     if node.op == "call_function" and node.target is functional.batch_norm:
-        given = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), node.args, strict=False)) | node.kwargs
-        values = [_value(body, given.get(name)) for name in ("running_mean", "running_var", "weight", "bias")]
+        given = (
+            dict(
+                zip(
+                    (
+                        "input",
+                        "running_mean",
+                        "running_var",
+                        "weight",
+                        "bias",
+                        "training",
+                        "momentum",
+                        "eps",
+                    ),
+                    node.args,
+                    strict=False,
+                )
+            )
+            | node.kwargs
+        )
+        values = [
+            _value(body, given.get(name))
+            for name in ("running_mean", "running_var", "weight", "bias")
+        ]
         if given.get("training") is False and all(isinstance(value, Tensor) for value in values):
             return values[0], values[1], given.get("eps", 1e-5), values[2], values[3]
     return None

@@ -25,7 +25,9 @@ class Trace:
     model: nn.Module
     train: fx.Graph
     eval: fx.Graph
-    path: dict[str, str]  # node name → dotted path of the module that it belongs to, in running order
+    path: dict[
+        str, str
+    ]  # node name → dotted path of the module that it belongs to, in running order
 
 
 def trace(model: nn.Module) -> Trace:
@@ -47,8 +49,14 @@ def trace(model: nn.Module) -> Trace:
     for graph in (evaluated, trained):
         _stop_writing_in_place(model, graph)
     same = {key: name for name, key in names.items()}
-    for node in evaluated.nodes:  # the two traces differ where train mode does more, as stochastic depth does
-        node.name = same.get(keys[node.name], f"only_eval_{node.name}") if node.op != "output" else node.name
+    for node in (
+        evaluated.nodes
+    ):  # the two traces differ where train mode does more, as stochastic depth does
+        node.name = (
+            same.get(keys[node.name], f"only_eval_{node.name}")
+            if node.op != "output"
+            else node.name
+        )
     return Trace(model, trained, evaluated, path)
 
 
@@ -69,10 +77,17 @@ def flow(traced: Trace, resolution: int) -> dict[str, Any]:
 
 def _trace_once(model: nn.Module) -> tuple[fx.Graph, dict[str, str], dict[str, tuple[str, ...]]]:
     """Return the graph, the module path of each node, and for each node a key that it has in every mode."""
-    tracer = NodePathTracer(autowrap_functions=tuple(get_notrace_functions()), leaf_modules=list(get_notrace_modules()))
-    tracer.proxy_buffer_attributes = True  # or buffers that are read as attributes end up in the code
+    tracer = NodePathTracer(
+        autowrap_functions=tuple(get_notrace_functions()), leaf_modules=list(get_notrace_modules())
+    )
+    tracer.proxy_buffer_attributes = (
+        True  # or buffers that are read as attributes end up in the code
+    )
     optional = list(inspect.signature(model.forward).parameters.values())[1:]
-    graph = tracer.trace(model, concrete_args={one.name: one.default for one in optional if one.default is not one.empty})
+    graph = tracer.trace(
+        model,
+        concrete_args={one.name: one.default for one in optional if one.default is not one.empty},
+    )
     _, *rest = [node for node in graph.nodes if node.op == "placeholder"]
     leftover = set(rest)  # placeholders of the optional arguments, and assertions about them
     for node in graph.nodes:
@@ -86,7 +101,11 @@ def _trace_once(model: nn.Module) -> tuple[fx.Graph, dict[str, str], dict[str, t
     count = Counter[tuple[str, str, str]]()
     for node in graph.nodes:
         path[node.name] = _module(tracer.node_to_qualname.get(node, ""), modules)
-        target = "_tensor_constant" if str(node.target).startswith("_tensor_constant") else str(node.target)
+        target = (
+            "_tensor_constant"
+            if str(node.target).startswith("_tensor_constant")
+            else str(node.target)
+        )
         key = (path[node.name], node.op, target)
         count[key] += 1
         keys[node.name] = (*key, str(count[key]))
@@ -95,7 +114,10 @@ def _trace_once(model: nn.Module) -> tuple[fx.Graph, dict[str, str], dict[str, t
 
 def _stop_writing_in_place(model: nn.Module, graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.op == "call_module" and getattr(model.get_submodule(str(node.target)), "inplace", False) is True:
+        if (
+            node.op == "call_module"
+            and getattr(model.get_submodule(str(node.target)), "inplace", False) is True
+        ):
             setattr(model.get_submodule(str(node.target)), "inplace", False)  # noqa: B010  mypy takes modules for tensors
         elif "inplace" in node.kwargs:
             node.kwargs = {**node.kwargs, "inplace": False}
@@ -124,7 +146,9 @@ def values(traced: Trace, shape: tuple[int, ...]) -> dict[str, Any]:
     device = next(iter(traced.model.parameters())).device
     try:
         with torch.inference_mode():
-            Record(fx.GraphModule(traced.model.eval(), traced.eval)).run(torch.zeros(shape, device=device))
+            Record(fx.GraphModule(traced.model.eval(), traced.eval)).run(
+                torch.zeros(shape, device=device)
+            )
     finally:
         traced.model.train(was_training)
     return values

@@ -43,7 +43,9 @@ class Prefix(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return next(
+            (tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu")
+        )
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
@@ -52,14 +54,21 @@ class Prefix(nn.Module):
 
     def digest(self, tensors: dict[str, str] | None = None) -> str:
         """Name of this very function: its code, weights and buffers; `tensors` are its `digests` where they are at hand."""
-        settings = re.sub(r" at 0x[0-9a-f]+", "", repr(self.body))  # strides, paddings, epsilons, kinds of activation
+        settings = re.sub(
+            r" at 0x[0-9a-f]+", "", repr(self.body)
+        )  # strides, paddings, epsilons, kinds of activation
         named = sorted((self.digests() if tensors is None else tensors).items())
-        return hashlib.blake2b(f"{self.body.code}\n{settings}\n{named}".encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            f"{self.body.code}\n{settings}\n{named}".encode(), digest_size=16
+        ).hexdigest()
 
     def digests(self) -> dict[str, str]:
         """Return a digest of every parameter and buffer by name, so that what changed can be told."""
         named = [*self.named_parameters(), *self.named_buffers()]
-        return {name: hashlib.blake2b(_named(name, tensor), digest_size=16).hexdigest() for name, tensor in named}
+        return {
+            name: hashlib.blake2b(_named(name, tensor), digest_size=16).hexdigest()
+            for name, tensor in named
+        }
 
 
 class Suffix(nn.Module):
@@ -71,7 +80,9 @@ class Suffix(nn.Module):
     def __init__(self, train: fx.GraphModule, evaluate: fx.GraphModule) -> None:
         super().__init__()
         self.body = train
-        self.__dict__["_evaluate"] = evaluate  # the same modules again: kept out of sight of state_dict and parameters
+        self.__dict__["_evaluate"] = (
+            evaluate  # the same modules again: kept out of sight of state_dict and parameters
+        )
 
     @property
     def evaluating(self) -> fx.GraphModule:
@@ -87,7 +98,10 @@ class Suffix(nn.Module):
 
 def _named(name: str, tensor: Tensor) -> bytes:
     """Return a tensor's name, kind and bytes."""
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def gather(values: Sequence[Tensor], layouts: Sequence[str]) -> Tensor:
@@ -112,7 +126,13 @@ def gather(values: Sequence[Tensor], layouts: Sequence[str]) -> Tensor:
     return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
 
-def cut(traced: Trace, values: dict[str, Any], first: str | None, taken: Sequence[str], layouts: Sequence[str]) -> tuple[Prefix, Suffix]:
+def cut(
+    traced: Trace,
+    values: dict[str, Any],
+    first: str | None,
+    taken: Sequence[str],
+    layouts: Sequence[str],
+) -> tuple[Prefix, Suffix]:
     """Return what stays frozen and what is trained, as two modules over the network's own parameters.
 
     Everything that runs before the node `first` is frozen. Operations without state or randomness that follow are moved over the border where that
@@ -131,7 +151,9 @@ def cut(traced: Trace, values: dict[str, Any], first: str | None, taken: Sequenc
     Raises:
         UserError: When a module is used on both sides of the cut.
     """
-    trained, evaluated = (_with_output(graph, taken, layouts) for graph in (traced.train, traced.eval))
+    trained, evaluated = (
+        _with_output(graph, taken, layouts) for graph in (traced.train, traced.eval)
+    )
     values = dict(values)
     images = next(node for node in trained.nodes if node.op == "placeholder").name
     flowing = _flowing(trained, images) | _flowing(evaluated, images)
@@ -139,13 +161,27 @@ def cut(traced: Trace, values: dict[str, Any], first: str | None, taken: Sequenc
     values[end.name] = gather([torch.zeros(values[name]) for name in taken], layouts).shape
     crossing = _border(trained, first, flowing, values, traced)
     constants = _sizes(traced, crossing, values)
-    prefix = Prefix(_part(traced.model, evaluated, [images], crossing, {}), [values[name][1:] for name in crossing])
+    prefix = Prefix(
+        _part(traced.model, evaluated, [images], crossing, {}),
+        [values[name][1:] for name in crossing],
+    )
     owned = {id(tensor) for tensor in (*prefix.parameters(), *prefix.buffers())}
     constants |= _shared_constants(traced.model, evaluated, crossing, flowing, owned)
-    suffix = Suffix(*(_part(traced.model, graph, crossing, [end.name], constants) for graph in (trained, evaluated)))
-    twice = [name for name, tensor in (*suffix.named_parameters(), *suffix.named_buffers()) if id(tensor) in owned]
+    suffix = Suffix(
+        *(
+            _part(traced.model, graph, crossing, [end.name], constants)
+            for graph in (trained, evaluated)
+        )
+    )
+    twice = [
+        name
+        for name, tensor in (*suffix.named_parameters(), *suffix.named_buffers())
+        if id(tensor) in owned
+    ]
     if twice:
-        raise UserError(f"{twice[0].removeprefix('body.')} is used on both sides of the cut, so it cannot be frozen and trained at once. Cut at another stage.")
+        raise UserError(
+            f"{twice[0].removeprefix('body.')} is used on both sides of the cut, so it cannot be frozen and trained at once. Cut at another stage."
+        )
     return prefix, suffix
 
 
@@ -161,7 +197,9 @@ def _with_output(graph: fx.Graph, taken: Sequence[str], layouts: Sequence[str]) 
     end = copy.call_function(gather, ([by_name[name] for name in taken], tuple(layouts)))
     end.name = "features_taken"
     copy.output((end,))
-    for node in reversed(list(copy.nodes)):  # not eliminate_dead_code: it keeps what it thinks impure
+    for node in reversed(
+        list(copy.nodes)
+    ):  # not eliminate_dead_code: it keeps what it thinks impure
         if not node.users and node.op not in ("output", "placeholder"):
             copy.erase_node(node)
     return copy
@@ -176,7 +214,9 @@ def _flowing(graph: fx.Graph, images: str) -> set[str]:
     return found
 
 
-def _border(graph: fx.Graph, first: str | None, flowing: set[str], values: dict[str, Any], traced: Trace) -> list[str]:
+def _border(
+    graph: fx.Graph, first: str | None, flowing: set[str], values: dict[str, Any], traced: Trace
+) -> list[str]:
     """Return the names of the values that cross from the frozen to the trained part, fewest numbers first choice."""
     nodes = [node for node in graph.nodes if node.op != "output" and node.name in flowing]
     names = [node.name for node in nodes]
@@ -212,12 +252,18 @@ def _border(graph: fx.Graph, first: str | None, flowing: set[str], values: dict[
         if best is None or size <= best[0]:
             best = (size, crossing)
     if best is None:
-        raise UserError(f"The network cannot be cut before {traced.path.get(first, first)!r}: what crosses there is no batch of tensors. Cut at another stage.")
+        raise UserError(
+            f"The network cannot be cut before {traced.path.get(first, first)!r}: what crosses there is no batch of tensors. Cut at another stage."
+        )
     return best[1]
 
 
 def _crossing(nodes: list[fx.Node], inside: set[str], graph: fx.Graph) -> list[str]:
-    return [node.name for node in nodes if node.name in inside and any(user.name not in inside for user in node.users)]
+    return [
+        node.name
+        for node in nodes
+        if node.name in inside and any(user.name not in inside for user in node.users)
+    ]
 
 
 def _is_free(node: fx.Node, model: nn.Module, flowing: set[str]) -> bool:
@@ -229,8 +275,14 @@ def _is_free(node: fx.Node, model: nn.Module, flowing: set[str]) -> bool:
         stateless = not list(module.parameters()) and not list(module.buffers())
         return stateless and not any(_is_random(part) for part in module.modules())
     if node.op == "call_function":
-        return "dropout" not in str(node.target) and "drop_path" not in str(node.target) and "drop_block" not in str(node.target)
-    return node.op == "call_method" and not any(word in str(node.target) for word in ("bernoulli", "normal", "uniform", "random"))
+        return (
+            "dropout" not in str(node.target)
+            and "drop_path" not in str(node.target)
+            and "drop_block" not in str(node.target)
+        )
+    return node.op == "call_method" and not any(
+        word in str(node.target) for word in ("bernoulli", "normal", "uniform", "random")
+    )
 
 
 def _is_random(module: nn.Module) -> bool:
@@ -253,7 +305,9 @@ def _sizes(traced: Trace, crossing: list[str], values: dict[str, Any]) -> dict[s
         elif (values[name], other[name]) == (2, 3):
             found[name] = _BatchSize
         else:
-            raise UserError(f"The network cannot be cut here: {name} depends on the batch size in a way that cannot be carried over. Cut at another stage.")
+            raise UserError(
+                f"The network cannot be cut here: {name} depends on the batch size in a way that cannot be carried over. Cut at another stage."
+            )
     return found
 
 
@@ -261,7 +315,9 @@ class _BatchSize:
     """Stands for the number of images in the batch, whatever it is."""
 
 
-def _shared_constants(model: nn.Module, graph: fx.Graph, crossing: list[str], flowing: set[str], owned: set[int]) -> dict[str, Any]:
+def _shared_constants(
+    model: nn.Module, graph: fx.Graph, crossing: list[str], flowing: set[str], owned: set[int]
+) -> dict[str, Any]:
     """Values that do not depend on the images but are read by both halves, computed here and now for the second."""
     needed = _ancestors([node for node in graph.nodes if node.op == "output"], set(crossing))
     shared = {}
@@ -288,11 +344,19 @@ def _ancestors(nodes: Iterable[fx.Node], stop: set[str]) -> set[str]:
     return found
 
 
-def _part(model: nn.Module, graph: fx.Graph, inputs: list[str], outputs: list[str], constants: dict[str, Any]) -> fx.GraphModule:
+def _part(
+    model: nn.Module,
+    graph: fx.Graph,
+    inputs: list[str],
+    outputs: list[str],
+    constants: dict[str, Any],
+) -> fx.GraphModule:
     """Return the sub-network from `inputs` to a tuple of `outputs`, over the same parameters and modules."""
     by_name = {node.name: node for node in graph.nodes}
     stop = set(inputs) | set(constants)
-    needed = _ancestors([by_name[name] for name in outputs if name not in stop], stop) | set(outputs)
+    needed = _ancestors([by_name[name] for name in outputs if name not in stop], stop) | set(
+        outputs
+    )
     made = fx.Graph()
     environment: dict[fx.Node, Any] = {}
     for name in inputs:
@@ -324,7 +388,9 @@ def _part(model: nn.Module, graph: fx.Graph, inputs: list[str], outputs: list[st
             environment[node] = made.node_copy(node, lambda n: environment[n])
     made.output(tuple(environment[by_name[name]] for name in outputs))
     part = fx.GraphModule(root, made, class_name="Part")
-    for name in tensors:  # GraphModule copies buffers as plain attributes where they are no longer registered
+    for name in (
+        tensors
+    ):  # GraphModule copies buffers as plain attributes where they are no longer registered
         if name in part._buffers:
             part._non_persistent_buffers_set.add(name)
     return part

@@ -33,12 +33,20 @@ def joined(prefixes: Sequence[Prefix]) -> Prefix:
                 continue
             if node.op in ("call_module", "get_attr"):
                 owned[str(node.target)] = _owned(prefix.body, str(node.target))
-            key = (node.op, node.target, repr(fx.map_arg(node.args, here.__getitem__)), repr(fx.map_arg(node.kwargs, here.__getitem__)))
+            key = (
+                node.op,
+                node.target,
+                repr(fx.map_arg(node.args, here.__getitem__)),
+                repr(fx.map_arg(node.kwargs, here.__getitem__)),
+            )
             if key not in made:
                 made[key] = graph.node_copy(node, here.__getitem__)
             here[node] = made[key]
     graph.output(tuple(crossing))
-    return Prefix(fx.GraphModule(owned, graph, class_name="Part"), [shape for prefix in prefixes for shape in prefix.shapes])
+    return Prefix(
+        fx.GraphModule(owned, graph, class_name="Part"),
+        [shape for prefix in prefixes for shape in prefix.shapes],
+    )
 
 
 def _owned(body: fx.GraphModule, target: str) -> Any:

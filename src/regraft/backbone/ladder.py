@@ -41,11 +41,19 @@ def ladder(source: Backbone, fine: bool = False) -> list[Place]:
     rungs = []
     for number, (stage, modules) in enumerate(named.items()):
         last = spans[number][1]
-        parameters = sum(p.numel() for name, p in source.model.named_parameters() if name.rpartition(".")[0] in modules)
+        parameters = sum(
+            p.numel()
+            for name, p in source.model.named_parameters()
+            if name.rpartition(".")[0] in modules
+        )
         following = spans[number + 1][0] if number + 1 < len(spans) else None
-        pooled = halves.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
+        pooled = (
+            halves.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
+        )
         crossing = _bytes(source, following, _end(source)) if following else pooled
-        rungs.append(Place(stage, tuple(values[last][1:]), parameters, works[stage], crossing, pooled))
+        rungs.append(
+            Place(stage, tuple(values[last][1:]), parameters, works[stage], crossing, pooled)
+        )
     return rungs
 
 
@@ -54,11 +62,20 @@ def work(source: Backbone, fine: bool = False) -> dict[str, int]:
     named = source.blocks if fine else source.stages
     flops = _multiply_adds(source)
     names = [node.name for node in source.trace.eval.nodes]
-    starts = [0, *(names.index(span(source, stage, named)[0]) for stage in list(named)[1:]), len(names)]
-    return {stage: sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]]) for number, stage in enumerate(named)}
+    starts = [
+        0,
+        *(names.index(span(source, stage, named)[0]) for stage in list(named)[1:]),
+        len(names),
+    ]
+    return {
+        stage: sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]])
+        for number, stage in enumerate(named)
+    }
 
 
-def cut(source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False) -> tuple[halves.Prefix, halves.Suffix]:
+def cut(
+    source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False
+) -> tuple[halves.Prefix, halves.Suffix]:
     """Return the frozen and the trained part of a backbone.
 
     Args:
@@ -96,19 +113,31 @@ def _taken(source: Backbone, until: Sequence[str], flatten: bool) -> tuple[list[
     if until:
         taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
     else:
-        taken = [span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)]  # the stage with its tail
+        taken = [
+            span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)
+        ]  # the stage with its tail
     return taken, ["flat" if flatten else layout(source, name) for name in taken]
 
 
-def span(source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None) -> tuple[str, str]:
+def span(
+    source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None
+) -> tuple[str, str]:
     """Return the names of the first and the last node of a stage or module."""
-    named = {**source.stages, **source.blocks} if named is None else named  # a last block is itself; the stage of that name has the tail too
+    named = (
+        {**source.stages, **source.blocks} if named is None else named
+    )  # a last block is itself; the stage of that name has the tail too
     modules = (*named.get(place, ()), place)
-    mine = [name for name, path in source.trace.path.items() if any(path == module or path.startswith(module + ".") for module in modules)]
+    mine = [
+        name
+        for name, path in source.trace.path.items()
+        if any(path == module or path.startswith(module + ".") for module in modules)
+    ]
     alive = [name for name in mine if name in source.values]
     if not alive:
         near = nearest(place, source.facts.places) or list(source.stages)[-3:]
-        raise UserError(f"{source.name} has no stage {place!r}. Nearest: {', '.join(near)}. `regraft backbones show {source.name}` lists its stages.")
+        raise UserError(
+            f"{source.name} has no stage {place!r}. Nearest: {', '.join(near)}. `regraft backbones show {source.name}` lists its stages."
+        )
     tensors = [name for name in alive if isinstance(source.values[name], torch.Size)]
     return alive[0], tensors[-1]
 
@@ -157,7 +186,9 @@ def _multiply_adds(source: Backbone) -> dict[str, int]:
     device = next(source.model.parameters()).device
     was_training = source.model.training
     with torch.no_grad():
-        Count(fx.GraphModule(source.model.eval(), source.trace.eval)).run(torch.zeros(1, 3, source.resolution, source.resolution, device=device))
+        Count(fx.GraphModule(source.model.eval(), source.trace.eval)).run(
+            torch.zeros(1, 3, source.resolution, source.resolution, device=device)
+        )
     source.model.train(was_training)
     return found
 
@@ -167,7 +198,13 @@ def earliest(source: Backbone, trains: Sequence[str]) -> str:
     names = list(source.trace.path)
 
     def start(train: str) -> int:
-        return -1 if train == "all" else len(names) if train == "head" else names.index(span(source, train)[0])
+        return (
+            -1
+            if train == "all"
+            else len(names)
+            if train == "head"
+            else names.index(span(source, train)[0])
+        )
 
     return min(trains, key=start)
 
@@ -188,7 +225,9 @@ def alike(own: Backbone, place: str, other: Backbone, first: bool) -> str:
     last = list(other.stages)[-1]
     if wanted is None or None in strides.values():
         return last if first else "end"
-    nearest = min(strides.values(), key=lambda stride: abs(math.log(stride / wanted)) if stride else math.inf)
+    nearest = min(
+        strides.values(), key=lambda stride: abs(math.log(stride / wanted)) if stride else math.inf
+    )
     same = [stage for stage, stride in strides.items() if stride == nearest]
     return same[0] if first else "end" if same[-1] == last else same[-1]
 
@@ -205,7 +244,11 @@ def _stride(source: Backbone, place: str) -> int | None:
 
 def depth(source: Backbone) -> Callable[[str], int]:
     """Return a function from a parameter's name to how many stages lie between it and the head: 1 for the last stage."""
-    owners = {module: number for number, modules in enumerate(source.stages.values()) for module in modules}
+    owners = {
+        module: number
+        for number, modules in enumerate(source.stages.values())
+        for module in modules
+    }
     count = len(source.stages)
 
     def below(parameter: str) -> int:

@@ -63,11 +63,17 @@ class Backbone:
     @cached_property
     def facts(self) -> ModelFacts:
         """What a technique may know of this model; needs no trace at a resolution."""
-        places = {".".join(path.split(".")[:depth]) for path in self.trace.path.values() for depth in range(1, path.count(".") + 2)}
+        places = {
+            ".".join(path.split(".")[:depth])
+            for path in self.trace.path.values()
+            for depth in range(1, path.count(".") + 2)
+        }
         modules = {name for name, _ in self.model.named_modules()}
         blocks = tuple(self.blocks)
         known = ((places & modules) | set(self.stages) | set(blocks)) - set(WORDS)
-        return ModelFacts(self.name, tuple(self.stages), blocks, frozenset(known), self.native, self.fixed)
+        return ModelFacts(
+            self.name, tuple(self.stages), blocks, frozenset(known), self.native, self.fixed
+        )
 
 
 def names(pattern: str = "") -> list[str]:
@@ -78,10 +84,17 @@ def names(pattern: str = "") -> list[str]:
 def check_name(name: str) -> None:
     """Raise `UserError` with near names where timm knows no such backbone."""
     if not timm.is_model(split_model_name_tag(name)[0]):
-        raise unknown("backbone", name, timm.list_models(), "`regraft backbones` lists all names, `regraft backbones list 'resnet*'` some.")
+        raise unknown(
+            "backbone",
+            name,
+            timm.list_models(),
+            "`regraft backbones` lists all names, `regraft backbones list 'resnet*'` some.",
+        )
 
 
-def load(name: str, weights: str = "pretrained", resolution: int | None = None, seed: int = 0) -> Backbone:
+def load(
+    name: str, weights: str = "pretrained", resolution: int | None = None, seed: int = 0
+) -> Backbone:
     """Return a source model ready to be cut.
 
     Args:
@@ -103,7 +116,15 @@ def load(name: str, weights: str = "pretrained", resolution: int | None = None, 
     native = int(config["input_size"][-1])
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     rules = InputRules(tuple(config["mean"]), tuple(config["std"]), interpolation)
-    return Backbone(name, model, rules, weight.words(name, weights), resolution or native, native, bool(config.get("fixed_input_size")))
+    return Backbone(
+        name,
+        model,
+        rules,
+        weight.words(name, weights),
+        resolution or native,
+        native,
+        bool(config.get("fixed_input_size")),
+    )
 
 
 @lru_cache(maxsize=32)
@@ -125,7 +146,11 @@ def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
     Depth and grouping are timm's (`group_matcher`); a stage is called by the first module in it that is its own ("layer4", "blocks.6"),
     never "head", "all" or "end", which mean something else in a plan.
     """
-    owners = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in source.model.named_parameters() if "." in name))
+    owners = list(
+        dict.fromkeys(
+            name.rpartition(".")[0] for name, _ in source.model.named_parameters() if "." in name
+        )
+    )
     order = {module: rank for rank, module in enumerate(dict.fromkeys(source.trace.path.values()))}
     group_of = _groups(source.model, owners, coarse)
     members: dict[Any, list[str]] = {}
@@ -133,7 +158,9 @@ def stages(source: Backbone, coarse: bool) -> dict[str, tuple[str, ...]]:
         members.setdefault(group_of.get(owner), []).append(owner)
     found: dict[str, tuple[str, ...]] = {}
     for group, modules in members.items():
-        others = [module for other, theirs in members.items() if other != group for module in theirs]
+        others = [
+            module for other, theirs in members.items() if other != group for module in theirs
+        ]
         found[_called(modules, others)] = tuple(modules)
     return found if coarse else _tail_apart(found)
 
@@ -145,22 +172,43 @@ def _tail_apart(blocks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]
     tail = [module for module in modules if module not in own]
     if not own or not tail:
         return blocks
-    return {**blocks, name: own, _called(tail, [module for theirs in blocks.values() for module in theirs if module not in tail]): tuple(tail)}
+    return {
+        **blocks,
+        name: own,
+        _called(
+            tail, [module for theirs in blocks.values() for module in theirs if module not in tail]
+        ): tuple(tail),
+    }
 
 
 def _groups(model: Any, owners: list[str], coarse: bool) -> dict[str, Any]:
     """Return the group of each module that owns parameters: timm's, or where timm has none, by the module tree."""
     try:
         by_parameter = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
-        return {name.rpartition(".")[0]: group for name, group in by_parameter.items() if "." in name}
+        return {
+            name.rpartition(".")[0]: group for name, group in by_parameter.items() if "." in name
+        }
     except (AttributeError, AssertionError, NotImplementedError):
-        listed_in = {name for name, child in model.named_children() if isinstance(child, (nn.Sequential, nn.ModuleList))}
-        return {owner: ".".join(owner.split(".")[: (2 if owner.split(".")[0] in listed_in else 1) if coarse else None]) for owner in owners}
+        listed_in = {
+            name
+            for name, child in model.named_children()
+            if isinstance(child, (nn.Sequential, nn.ModuleList))
+        }
+        return {
+            owner: ".".join(
+                owner.split(".")[
+                    : (2 if owner.split(".")[0] in listed_in else 1) if coarse else None
+                ]
+            )
+            for owner in owners
+        }
 
 
 def _rank(module: str, order: dict[str, int]) -> int:
     """Return when a module first runs; of one inside a leaf of the trace, when that leaf does."""
-    below = [rank for path, rank in order.items() if path == module or path.startswith(module + ".")]
+    below = [
+        rank for path, rank in order.items() if path == module or path.startswith(module + ".")
+    ]
     if below:
         return min(below)
     above = [path for path in order if path and module.startswith(path + ".")]
@@ -172,6 +220,8 @@ def _called(modules: list[str], others: list[str]) -> str:
     parts = modules[0].split(".")
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
-        if path not in WORDS and not any(other == path or other.startswith(path + ".") for other in others):
+        if path not in WORDS and not any(
+            other == path or other.startswith(path + ".") for other in others
+        ):
             return path
     return modules[0]

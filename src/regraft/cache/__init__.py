@@ -6,4 +6,19 @@ Refuses to trust: an entry's name is a digest of everything that it depends on, 
 from regraft.cache.features import Look, activations, name_of, pixels, run, size_of, together
 from regraft.cache.store import Entry, bound, clear, evict, fits, home, listing
 
-__all__ = ["Entry", "Look", "activations", "bound", "clear", "evict", "fits", "home", "listing", "name_of", "pixels", "run", "size_of", "together"]
+__all__ = [
+    "Entry",
+    "Look",
+    "activations",
+    "bound",
+    "clear",
+    "evict",
+    "fits",
+    "home",
+    "listing",
+    "name_of",
+    "pixels",
+    "run",
+    "size_of",
+    "together",
+]

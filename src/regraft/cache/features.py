@@ -55,11 +55,16 @@ class Look:
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
         """Return what the network sees of some rows, `(n, 3, resolution, resolution)`."""
-        pixels, ids = batch(self.images, rows, device), torch.from_numpy(self.identities[rows]).to(device)
+        pixels, ids = (
+            batch(self.images, rows, device),
+            torch.from_numpy(self.identities[rows]).to(device),
+        )
         return views.see(pixels, ids, self.rules, self.resolution, self.view)
 
 
-def pixels(data: Dataset, resolution: int, interpolation: str, folder: Path, watcher: Watcher = SILENT) -> Entry:
+def pixels(
+    data: Dataset, resolution: int, interpolation: str, folder: Path, watcher: Watcher = SILENT
+) -> Entry:
     """Return the decoded images in the order of `data`, uint8 `(n, h, w, 3)`, decoded and resized at most once.
 
     Images of one small size keep it and are resized on the device later.
@@ -69,17 +74,38 @@ def pixels(data: Dataset, resolution: int, interpolation: str, folder: Path, wat
         UserError: When `folder` lacks the room.
     """
     size = views.stored_size(data, resolution)
-    wanted = Wanted(store.digest("pixels", *size, interpolation, "\n".join(map(str, data.hashes))), (((len(data), *size, 3), np.dtype(np.uint8)),))
-    return store.kept(folder, [wanted], lambda _: ([(chunk,)] for chunk in views.pixels(data, size, interpolation, watcher)), watcher)[0]
+    wanted = Wanted(
+        store.digest("pixels", *size, interpolation, "\n".join(map(str, data.hashes))),
+        (((len(data), *size, 3), np.dtype(np.uint8)),),
+    )
+    return store.kept(
+        folder,
+        [wanted],
+        lambda _: ([(chunk,)] for chunk in views.pixels(data, size, interpolation, watcher)),
+        watcher,
+    )[0]
 
 
-def activations(prefix: Prefix, digest: str, look: Look, folder: Path, watcher: Watcher = SILENT, what: str = "extract", compiling: str = "auto") -> Entry:
+def activations(
+    prefix: Prefix,
+    digest: str,
+    look: Look,
+    folder: Path,
+    watcher: Watcher = SILENT,
+    what: str = "extract",
+    compiling: str = "auto",
+) -> Entry:
     """Return the output of one frozen part for every image; see `together`."""
     return together([(prefix, digest)], look, folder, watcher, what, compiling)[0]
 
 
 def together(
-    prefixes: Sequence[tuple[Prefix, str]], look: Look, folder: Path, watcher: Watcher = SILENT, what: str = "extract", compiling: str = "auto"
+    prefixes: Sequence[tuple[Prefix, str]],
+    look: Look,
+    folder: Path,
+    watcher: Watcher = SILENT,
+    what: str = "extract",
+    compiling: str = "auto",
 ) -> list[Entry]:
     """Return the outputs of several frozen parts of one network for every image, in the order of `look.images`.
 
@@ -104,20 +130,36 @@ def together(
     names = [name_of(digest, look) for _, digest in prefixes]
     wide = {name for name in names if (folder / f"{name}-32").is_dir()}
     while True:
-        wanted = [_wanted(name, prefix, len(look), name in wide) for name, (prefix, _) in zip(names, prefixes, strict=True)]
+        wanted = [
+            _wanted(name, prefix, len(look), name in wide)
+            for name, (prefix, _) in zip(names, prefixes, strict=True)
+        ]
         try:
-            return store.kept(folder, wanted, lambda missing: _chunks([prefixes[n][0] for n in missing], look, watcher, what, compiling), watcher)
+            return store.kept(
+                folder,
+                wanted,
+                lambda missing: _chunks(
+                    [prefixes[n][0] for n in missing], look, watcher, what, compiling
+                ),
+                watcher,
+            )
         except Overflow as error:
-            watcher.say("The frozen part gives numbers too large for float16; they are kept as float32.")
+            watcher.say(
+                "The frozen part gives numbers too large for float16; they are kept as float32."
+            )
             wide.add(str(error))
 
 
 def _wanted(name: str, prefix: Prefix, images: int, wide: bool) -> Wanted:
     dtype = np.dtype(np.float32 if wide else np.float16)
-    return Wanted(f"{name}-32" if wide else name, tuple(((images, *shape), dtype) for shape in prefix.shapes))
+    return Wanted(
+        f"{name}-32" if wide else name, tuple(((images, *shape), dtype) for shape in prefix.shapes)
+    )
 
 
-def _chunks(prefixes: Sequence[Prefix], look: Look, watcher: Watcher, what: str, compiling: str) -> Iterable[list[Chunk]]:
+def _chunks(
+    prefixes: Sequence[Prefix], look: Look, watcher: Watcher, what: str, compiling: str
+) -> Iterable[list[Chunk]]:
     """Yield the outputs of each part, batch by batch; a batch that does not fit into memory is halved from then on."""
     quick = backbone.folded(backbone.joined(prefixes))
     if look.precision == "bfloat16":
@@ -130,7 +172,10 @@ def _chunks(prefixes: Sequence[Prefix], look: Look, watcher: Watcher, what: str,
     while done < total:
         rows = np.arange(done, min(done + size, total))
         try:
-            outs = [out.float().cpu().numpy() for out in run(runner if len(rows) == size else quick, quick.device, look, rows)]
+            outs = [
+                out.float().cpu().numpy()
+                for out in run(runner if len(rows) == size else quick, quick.device, look, rows)
+            ]
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not machine.is_out_of_memory(error):
                 raise
@@ -142,13 +187,18 @@ def _chunks(prefixes: Sequence[Prefix], look: Look, watcher: Watcher, what: str,
         watcher.step(what, done, total)
 
 
-def _runner(quick: Prefix, look: Look, size: int, watcher: Watcher, compiling: str) -> Callable[[Tensor], Any]:
+def _runner(
+    quick: Prefix, look: Look, size: int, watcher: Watcher, compiling: str
+) -> Callable[[Tensor], Any]:
     """Return the frozen part compiled where that is asked for or repays, else as it is."""
     if compiling == "off" or len(look) < size:
         return quick
     seen = look.batch(np.arange(size), quick.device)
     with torch.autocast(seen.device.type, torch.bfloat16, enabled=look.precision == "bfloat16"):
-        if compiling == "auto" and (quick.device.type != "cpu" or len(look) * backbone.multiply_adds(quick, seen[:1]) < backbone.PAYS_FROM):
+        if compiling == "auto" and (
+            quick.device.type != "cpu"
+            or len(look) * backbone.multiply_adds(quick, seen[:1]) < backbone.PAYS_FROM
+        ):
             return quick
         return backbone.compiled(quick, seen, watcher) or quick
 
@@ -157,14 +207,28 @@ def name_of(digest: str, look: Look) -> str:
     """Return the name of the entry that `activations` of the same arguments reads or writes."""
     augmented = look.view.augment != "none"
     drawn = store.digest(_DRAWN, look.identities.tobytes().hex()) if augmented else "plain"
-    seen = repr((look.rules, look.resolution, look.view if augmented else "plain", drawn, look.precision, look.images.arrays[0].shape[1:]))
+    seen = repr(
+        (
+            look.rules,
+            look.resolution,
+            look.view if augmented else "plain",
+            drawn,
+            look.precision,
+            look.images.arrays[0].shape[1:],
+        )
+    )
     return store.digest("activations", digest, seen, "\n".join(map(str, look.hashes)))
 
 
-def run(prefix: Callable[[Tensor], Any], device: torch.device, look: Look, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+def run(
+    prefix: Callable[[Tensor], Any], device: torch.device, look: Look, rows: NDArray[np.int64]
+) -> tuple[Tensor, ...]:
     """Return what a frozen part says of some rows, computed now, on the device that holds it."""
     seen = look.batch(rows, device)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=look.precision == "bfloat16"):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=look.precision == "bfloat16"),
+    ):
         out: tuple[Tensor, ...] = prefix(seen)
     return out
 
@@ -173,7 +237,9 @@ def batch(images: Entry, rows: NDArray[np.int64], device: torch.device) -> Tenso
     """Return the stored pixels of some rows on a device, uint8 `(n, h, w, 3)`; a GPU holds all of them where it has the room."""
     if device.type == "cuda" and machine.fits_on_gpu(images.bytes):
         return resident(images, device)[torch.from_numpy(rows).to(device)]
-    return torch.from_numpy(np.ascontiguousarray(images.arrays[0][rows])).to(device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(images.arrays[0][rows])).to(
+        device, non_blocking=True
+    )
 
 
 def resident(images: Entry, device: torch.device) -> Tensor:

@@ -51,7 +51,9 @@ class Entry:
 
 def home(given: str | Path | None = None) -> Path:
     """Return the cache folder: the one given, `REGRAFT_CACHE`, or the platform's."""
-    return Path(given or os.environ.get("REGRAFT_CACHE") or platformdirs.user_cache_path("regraft")).expanduser()
+    return Path(
+        given or os.environ.get("REGRAFT_CACHE") or platformdirs.user_cache_path("regraft")
+    ).expanduser()
 
 
 def fits(needed: int, folder: Path) -> bool:
@@ -90,13 +92,17 @@ def bound(folder: Path) -> int:
     """
     given = os.environ.get("REGRAFT_CACHE_LIMIT", "")
     if not given:
-        return (shutil.disk_usage(folder).free + sum(int(entry["bytes"]) for entry in listing(folder))) // 2
+        return (
+            shutil.disk_usage(folder).free + sum(int(entry["bytes"]) for entry in listing(folder))
+        ) // 2
     try:
         gigabytes = float(given)
     except ValueError:
         gigabytes = -1.0
     if not 0 < gigabytes < 1e9:
-        raise UserError(f"REGRAFT_CACHE_LIMIT is {given!r}. Expected gigabytes, for example 20. Correct or unset it.")
+        raise UserError(
+            f"REGRAFT_CACHE_LIMIT is {given!r}. Expected gigabytes, for example 20. Correct or unset it."
+        )
     return int(gigabytes * 1e9)
 
 
@@ -115,14 +121,21 @@ def evict(folder: Path, keep: Collection[str], watcher: Watcher = SILENT) -> lis
             total -= int(entry["bytes"])
             gone.append(str(entry["name"]))
     if gone:
-        watcher.say(f"Removed {len(gone)} cache entries used longest ago, to stay under {most / 1e9:,.1f} GB.")
+        watcher.say(
+            f"Removed {len(gone)} cache entries used longest ago, to stay under {most / 1e9:,.1f} GB."
+        )
     return gone
 
 
 def clear(folder: Path) -> int:
     """Remove every entry and everything unfinished; returns the bytes that were freed."""
     freed = sum(int(entry["bytes"]) for entry in listing(folder))
-    for path in [*(meta.parent for meta in folder.glob("*/meta.json")), *folder.glob(".scratch-*"), *folder.glob("archives/.scratch-*"), folder / "paces"]:
+    for path in [
+        *(meta.parent for meta in folder.glob("*/meta.json")),
+        *folder.glob(".scratch-*"),
+        *folder.glob("archives/.scratch-*"),
+        folder / "paces",
+    ]:
         shutil.rmtree(path, ignore_errors=True)
     return freed
 
@@ -152,7 +165,12 @@ def digest(*parts: object) -> str:
     return state.hexdigest()
 
 
-def kept(folder: Path, wanted: Sequence[Wanted], chunks: Callable[[list[int]], Iterable[Sequence[Chunk]]], watcher: Watcher) -> list[Entry]:
+def kept(
+    folder: Path,
+    wanted: Sequence[Wanted],
+    chunks: Callable[[list[int]], Iterable[Sequence[Chunk]]],
+    watcher: Watcher,
+) -> list[Entry]:
     """Return the wanted entries; those that are not there or not whole are written first, all in one go.
 
     Args:
@@ -180,18 +198,24 @@ def kept(folder: Path, wanted: Sequence[Wanted], chunks: Callable[[list[int]], I
             made = _write(folder, [wanted[number] for number in missing], chunks(missing))
         except OSError as error:
             if files.is_full(error):
-                raise NoRoom(str(_no_room(folder, needed, shutil.disk_usage(folder).free))) from error
+                raise NoRoom(
+                    str(_no_room(folder, needed, shutil.disk_usage(folder).free))
+                ) from error
             raise _unwritable(folder, error) from error
         evict(folder, [one.name for one in wanted], watcher)
     for number, one in zip(missing, made, strict=True):
         if one is None:
             path = folder / wanted[number].name
-            raise UserError(f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one.")
+            raise UserError(
+                f"The entry just written to {path} does not read back as it was written. Check the disk, or set REGRAFT_CACHE to another one."
+            )
         found[number] = replace(one, name=wanted[number].name, hit=False)
     return [entry for entry in found if entry is not None]
 
 
-def _write(folder: Path, wanted: Sequence[Wanted], chunks: Iterable[Sequence[Chunk]]) -> list[Entry | None]:
+def _write(
+    folder: Path, wanted: Sequence[Wanted], chunks: Iterable[Sequence[Chunk]]
+) -> list[Entry | None]:
     """Write entries and return them as they read back: open before they have their names, so that nobody can remove them in between."""
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -199,7 +223,10 @@ def _write(folder: Path, wanted: Sequence[Wanted], chunks: Iterable[Sequence[Chu
         for step in chunks:
             for scratch, chunk in zip(scratches, step, strict=True):
                 scratch.add(chunk)
-        return [scratch.commit((time.perf_counter() - started) / len(scratches)) for scratch in scratches]
+        return [
+            scratch.commit((time.perf_counter() - started) / len(scratches))
+            for scratch in scratches
+        ]
 
 
 class _Scratch:
@@ -215,7 +242,11 @@ class _Scratch:
         try:
             for number, (shape, dtype) in enumerate(self.wanted.arrays):
                 self.files.append((self.folder / f"{number}.npy").open("wb"))
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
                 np.lib.format.write_array_header_1_0(self.files[-1], header)
         except BaseException:
             self.__exit__()
@@ -240,8 +271,13 @@ class _Scratch:
         """Give the folder its name, unless another process was faster with the same content; returns what reads back, None where it does not."""
         for file in self.files:
             file.close()
-        described = [{"shape": shape, "dtype": dtype.str, "crc32": crc} for (shape, dtype), crc in zip(self.wanted.arrays, self.sums, strict=True)]
-        (self.folder / "meta.json").write_text(json.dumps({"bytes": self.wanted.bytes, "seconds": seconds, "arrays": described}))
+        described = [
+            {"shape": shape, "dtype": dtype.str, "crc32": crc}
+            for (shape, dtype), crc in zip(self.wanted.arrays, self.sums, strict=True)
+        ]
+        (self.folder / "meta.json").write_text(
+            json.dumps({"bytes": self.wanted.bytes, "seconds": seconds, "arrays": described})
+        )
         made = _opened(self.folder, SILENT)
         if self.path.exists() and _opened(self.path, SILENT) is None:  # broken
             _drop(self.path)
@@ -271,7 +307,11 @@ def _opened(path: Path, watcher: Watcher) -> Entry | None:
         arrays = []
         for number, described in enumerate(meta["arrays"]):
             array = np.load(path / f"{number}.npy", mmap_mode="r", allow_pickle=False)
-            if list(array.shape) != described["shape"] or array.dtype.str != described["dtype"] or _crc32(array) != described["crc32"]:
+            if (
+                list(array.shape) != described["shape"]
+                or array.dtype.str != described["dtype"]
+                or _crc32(array) != described["crc32"]
+            ):
                 raise ValueError("its content was altered")
             arrays.append(array)
         with contextlib.suppress(OSError):  # a cache that is only read from cannot note that it was
@@ -279,7 +319,9 @@ def _opened(path: Path, watcher: Watcher) -> Entry | None:
     except FileNotFoundError:  # removed meanwhile, to stay within the bound
         if not meta_path.exists():
             return None
-        watcher.say(f"The cache entry {path.name} is damaged (a file is missing); it is computed again.")
+        watcher.say(
+            f"The cache entry {path.name} is damaged (a file is missing); it is computed again."
+        )
         return None
     except (OSError, EOFError, ValueError, KeyError) as error:
         watcher.say(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
@@ -296,7 +338,9 @@ def _crc32(array: Array) -> int:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"The cache folder {folder} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can.")
+    return UserError(
+        f"The cache folder {folder} cannot be written ({error.strerror}). Set REGRAFT_CACHE, or pass --cache, to a folder that can."
+    )
 
 
 def _no_room(folder: Path, needed: float, free: float) -> UserError:

@@ -7,4 +7,16 @@ from regraft.checks.duplicates import ALIKE, SAME, exact, leaks, near
 from regraft.checks.labels import Suspects, suspects
 from regraft.checks.oddities import UNEVEN, balance, flat, odd
 
-__all__ = ["ALIKE", "SAME", "UNEVEN", "Suspects", "balance", "exact", "flat", "leaks", "near", "odd", "suspects"]
+__all__ = [
+    "ALIKE",
+    "SAME",
+    "UNEVEN",
+    "Suspects",
+    "balance",
+    "exact",
+    "flat",
+    "leaks",
+    "near",
+    "odd",
+    "suspects",
+]

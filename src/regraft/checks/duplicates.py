@@ -41,7 +41,12 @@ def leaks(data: Dataset, split: Split) -> int:
     return found
 
 
-def near(pixels: Sequence[NDArray[np.uint8]], features: NDArray[np.floating[Any]], hashes: NDArray[np.str_], watcher: Watcher = SILENT) -> list[dict[str, Any]]:
+def near(
+    pixels: Sequence[NDArray[np.uint8]],
+    features: NDArray[np.floating[Any]],
+    hashes: NDArray[np.str_],
+    watcher: Watcher = SILENT,
+) -> list[dict[str, Any]]:
     """Return the pairs of images that are not the same but look the same, the most alike first.
 
     They look the same where their thumbnails agree (saved again, resized, brightened), where one's agrees with the other's mirror image, or where a
@@ -60,7 +65,11 @@ def near(pixels: Sequence[NDArray[np.uint8]], features: NDArray[np.floating[Any]
     small = _thumbnails(pixels)
     deep = torch.from_numpy(np.asarray(features, dtype=np.float32))
     deep = functional.normalize(deep - deep.mean(dim=0), dim=1)
-    looks = {"pixels": (_vectors(small), _vectors(small), SAME), "mirrored": (_vectors(small), _vectors(small.flip(3)), SAME), "features": (deep, deep, ALIKE)}
+    looks = {
+        "pixels": (_vectors(small), _vectors(small), SAME),
+        "mirrored": (_vectors(small), _vectors(small.flip(3)), SAME),
+        "features": (deep, deep, ALIKE),
+    }
     found: dict[tuple[int, int], tuple[float, str]] = {}
     for by, (mine, theirs, alike) in looks.items():
         for a, b, cosine in _pairs(mine, theirs, alike, by, watcher):
@@ -72,8 +81,19 @@ def near(pixels: Sequence[NDArray[np.uint8]], features: NDArray[np.floating[Any]
 
 def _thumbnails(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Return every image as `(3, 16, 16)`."""
-    blocks = [np.array(part[start : start + _BLOCK]) for part in pixels for start in range(0, len(part), _BLOCK)]
-    return torch.cat([functional.adaptive_avg_pool2d(torch.from_numpy(block).permute(0, 3, 1, 2).float(), _SIDE) for block in blocks])
+    blocks = [
+        np.array(part[start : start + _BLOCK])
+        for part in pixels
+        for start in range(0, len(part), _BLOCK)
+    ]
+    return torch.cat(
+        [
+            functional.adaptive_avg_pool2d(
+                torch.from_numpy(block).permute(0, 3, 1, 2).float(), _SIDE
+            )
+            for block in blocks
+        ]
+    )
 
 
 def _vectors(small: Tensor) -> Tensor:
@@ -83,12 +103,24 @@ def _vectors(small: Tensor) -> Tensor:
     return torch.where(flat.norm(dim=1, keepdim=True) > 1, functional.normalize(flat, dim=1), 0)
 
 
-def _pairs(mine: Tensor, theirs: Tensor, alike: float, what: str, watcher: Watcher) -> Iterator[tuple[int, int, float]]:
+def _pairs(
+    mine: Tensor, theirs: Tensor, alike: float, what: str, watcher: Watcher
+) -> Iterator[tuple[int, int, float]]:
     """Yield pairs of rows, the smaller first, whose cosine is at least `alike`."""
-    rough = (mine.to(torch.bfloat16), theirs.to(torch.bfloat16)) if len(mine) > _BLOCK else (mine, theirs)  # a sieve; what passes is looked at again
+    rough = (
+        (mine.to(torch.bfloat16), theirs.to(torch.bfloat16))
+        if len(mine) > _BLOCK
+        else (mine, theirs)
+    )  # a sieve; what passes is looked at again
     for start in range(0, len(mine), _BLOCK):
-        close = (rough[0][start : start + _BLOCK] @ rough[1][start:].T).float().triu(1) > alike - _SIEVE
+        close = (rough[0][start : start + _BLOCK] @ rough[1][start:].T).float().triu(
+            1
+        ) > alike - _SIEVE
         first, second = torch.nonzero(close, as_tuple=True)
         cosine = (mine[start + first] * theirs[start + second]).sum(dim=1)
-        yield from ((start + int(a), start + int(b), float(c)) for a, b, c in zip(first, second, cosine, strict=True) if c >= alike)
+        yield from (
+            (start + int(a), start + int(b), float(c))
+            for a, b, c in zip(first, second, cosine, strict=True)
+            if c >= alike
+        )
         watcher.step(f"compare {what}", min(start + _BLOCK, len(mine)), len(mine))

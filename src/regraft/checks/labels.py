@@ -33,7 +33,13 @@ class Suspects:
     chances: NDArray[np.float32]
 
 
-def suspects(features: NDArray[np.floating], labels: NDArray[np.int64], classes: int, seed: int = 0, watcher: Watcher = SILENT) -> Suspects:
+def suspects(
+    features: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    classes: int,
+    seed: int = 0,
+    watcher: Watcher = SILENT,
+) -> Suspects:
     """Return which labels are probably wrong.
 
     Each fifth of the images is judged by a linear probe solved on the other four. An image stands out where some other class is at least as sure of
@@ -74,6 +80,16 @@ def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 def _ranked(chances: NDArray[np.float32], labels: NDArray[np.int64]) -> Suspects:
     rows = np.arange(len(labels))
     own = chances[rows, labels]
-    usual = np.array([chances[labels == label, label].mean() if (labels == label).any() else np.inf for label in range(chances.shape[1])])
+    usual = np.array(
+        [
+            chances[labels == label, label].mean() if (labels == label).any() else np.inf
+            for label in range(chances.shape[1])
+        ]
+    )
     stands_out = ((chances >= usual) & (chances > own[:, None])).any(axis=1)
-    return Suspects(np.argsort(own / usual[labels], kind="stable"), int(stands_out.sum()), chances.argmax(axis=1), chances)
+    return Suspects(
+        np.argsort(own / usual[labels], kind="stable"),
+        int(stands_out.sum()),
+        chances.argmax(axis=1),
+        chances,
+    )

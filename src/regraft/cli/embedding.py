@@ -28,15 +28,35 @@ from regraft.cli.options import (
 app = typer.Typer()
 
 
-@app.command(epilog="Example:  regraft embed photos/ --backbone resnet50 --until layer3 --out features.parquet")
+@app.command(
+    epilog="Example:  regraft embed photos/ --backbone resnet50 --until layer3 --out features.parquet"
+)
 def embed(
     context: typer.Context,
-    data: Data, out: Annotated[Path, typer.Option(help="The Parquet file: columns key, label, part, features.")] = Path("features.parquet"),
-    until: Annotated[str, typer.Option(help="Where features are taken: stages or modules, comma-separated; `regraft backbones show NAME`.")] = "end",
-    backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, split_seed: SplitSeed = 0, overwrite: Overwrite = False,
-    skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, keep: Keep = "auto",
-    compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    data: Data,
+    out: Annotated[
+        Path, typer.Option(help="The Parquet file: columns key, label, part, features.")
+    ] = Path("features.parquet"),
+    until: Annotated[
+        str,
+        typer.Option(
+            help="Where features are taken: stages or modules, comma-separated; `regraft backbones show NAME`."
+        ),
+    ] = "end",
+    backbone: Backbone = None,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    split_seed: SplitSeed = 0,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    compiling: Compile = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Write what a frozen network says of each image to a Parquet file; nothing is trained."""
     from regraft.cli import show
     from regraft.workflow import Wish, embed_named
@@ -44,7 +64,9 @@ def embed(
     places = [place.strip() for place in until.split(",") if place.strip()] or ["end"]
     wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
     with show.progress(quiet) as watcher:
-        images, _, features, plan = embed_named(data, places, wish, out, **settings(context), watcher=watcher)
+        images, _, features, plan = embed_named(
+            data, places, wish, out, **settings(context), watcher=watcher
+        )
     told = {
         "path": str(out),
         "images": len(images),
@@ -56,4 +78,6 @@ def embed(
     if json:
         show.as_json(told)
         return
-    typer.echo(f"{features.shape[1]:,} features of {len(images):,} images from {plan.backbone} at {plan.resolution} px written to {out}")
+    typer.echo(
+        f"{features.shape[1]:,} features of {len(images):,} images from {plan.backbone} at {plan.resolution} px written to {out}"
+    )

@@ -35,22 +35,38 @@ from regraft.cli.options import (
     ValImages,
     Weights,
     settings,
-)  # fmt: skip
+)
 from regraft.cli.recipes import app as recipes_app
 from regraft.cli.serving import app as serving_app
 from regraft.cli.using import app as using_app
 from regraft.errors import UserError, plain
 
-_MISTAKEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # paths, and not our bugs
+_MISTAKEN = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+)  # paths, and not our bugs
 _INTERRUPTED = 130  # how typer reports Ctrl-C
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     help="Which way should a pretrained network be carried over to my images, and was it worth it?",
     epilog="Start with:  regraft compare digits   or   regraft compare path/to/folder-of-class-folders",
-)  # fmt: skip
-backbones_app = typer.Typer(help="List backbones, or show where one can be cut.", invoke_without_command=True, rich_markup_mode="rich")
-cache_app = typer.Typer(help="List, measure or clear what was computed once and kept.", no_args_is_help=True)
+)
+backbones_app = typer.Typer(
+    help="List backbones, or show where one can be cut.",
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+)
+cache_app = typer.Typer(
+    help="List, measure or clear what was computed once and kept.", no_args_is_help=True
+)
 app.add_typer(evidence_app)
 app.add_typer(embedding_app)
 app.add_typer(using_app)
@@ -63,76 +79,178 @@ app.add_typer(recipes_app, name="recipes")
 @app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
 def fit(
     context: typer.Context,
-    data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
-    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
-    train_images: TrainImages = None, val_images: ValImages = None,
-    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", track: Track = None, json: Json = False,
+    data: Data,
+    technique: Annotated[
+        str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")
+    ] = "linear-probe",
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    seed: Seed = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    compiling: Compile = "auto",
+    track: Track = None,
+    json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fit one technique or plan and leave a run folder; the test part stays shut."""
     from regraft.cli import show
     from regraft.workflow import Wish, fit_named
 
     with show.progress(quiet) as watcher:
-        done = fit_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), out, **settings(context), watcher=watcher)
-    show.as_json({**done.scores, "path": str(done.path), "warnings": done.cautions}) if json else show.run(done.scores, str(done.path), done.cautions)
+        done = fit_named(
+            data,
+            Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision),
+            out,
+            **settings(context),
+            watcher=watcher,
+        )
+    show.as_json(
+        {**done.scores, "path": str(done.path), "warnings": done.cautions}
+    ) if json else show.run(done.scores, str(done.path), done.cautions)
 
 
-@app.command(epilog="Example:  regraft compare photos/ --techniques linear-probe,fine-tune --seeds 3")
+@app.command(
+    epilog="Example:  regraft compare photos/ --techniques linear-probe,fine-tune --seeds 3"
+)
 def compare(
     context: typer.Context,
-    data: Data, techniques: Annotated[str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")] = None,
-    backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
-    from_probe: Annotated[Path | None, typer.Option(help="Compare the plans of a folder of `regraft probe`; with --techniques, those too.")] = None,
+    data: Data,
+    techniques: Annotated[
+        str | None, typer.Option(help="Comma-separated; by default six that cover the ground.")
+    ] = None,
+    backbones: Annotated[
+        str, typer.Option(help="Comma-separated timm names.")
+    ] = "tf_efficientnet_lite0",
+    from_probe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the plans of a folder of `regraft probe`; with --techniques, those too."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every row with this many seeds.")] = 1,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, split_seed: SplitSeed = 0,
-    train_images: TrainImages = None, val_images: ValImages = None,
-    out: Out = None, resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", track: Track = None, json: Json = False,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    compiling: Compile = "auto",
+    track: Track = None,
+    json: Json = False,
     quiet: Quiet = False,
-) -> None:  # fmt: skip
+) -> None:
     """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
     from regraft.cli import show
     from regraft.workflow import Wish, compare_named
 
-    ways, names = _listed(techniques, "--techniques") if techniques is not None else None, _listed(backbones, "--backbones")
+    ways, names = (
+        _listed(techniques, "--techniques") if techniques is not None else None,
+        _listed(backbones, "--backbones"),
+    )
     with show.progress(quiet) as watcher:
         wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
-        done = compare_named(data, ways, names, seeds, wish, out, from_probe, **settings(context), watcher=watcher)
+        done = compare_named(
+            data, ways, names, seeds, wish, out, from_probe, **settings(context), watcher=watcher
+        )
     show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
 
 
 @app.command(epilog="Example:  regraft plan photos/ --technique fine-tune-top --save plan.toml")
 def plan(
     context: typer.Context,
-    data: Data, technique: Annotated[str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")] = "linear-probe",
-    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None, backbone: Backbone = None,
-    weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
-    train_images: TrainImages = None, val_images: ValImages = None,
-    save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", json: Json = False,
-) -> None:  # fmt: skip
+    data: Data,
+    technique: Annotated[
+        str, typer.Option(help="A way of carrying over; `regraft techniques` lists them.")
+    ] = "linear-probe",
+    plan: Annotated[Path | None, typer.Option(help="A plan file instead of a technique.")] = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    seed: Seed = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file.")] = None,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    json: Json = False,
+) -> None:
     """Say what would be frozen, computed once and trained, and for about how long; runs nothing."""
     from regraft.cli import show
     from regraft.workflow import Wish, explain_named
 
-    told = explain_named(data, Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision), save, **settings(context))
+    told = explain_named(
+        data,
+        Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision),
+        save,
+        **settings(context),
+    )
     show.as_json(told) if json else show.explanation(told)
 
 
 @app.command(epilog="Example:  regraft probe photos/ --resolutions 64,96,128 --budget 5m")
 def probe(
     context: typer.Context,
-    data: Data, backbones: Annotated[str, typer.Option(help="Comma-separated timm names.")] = "tf_efficientnet_lite0",
-    resolutions: Annotated[str | None, typer.Option(help="Comma-separated sides in pixels; by default four around what suits the images.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for all of it, such as 90s or 5m: few images first, more for what promises most.")] = None,
-    runs: Annotated[list[Path] | None, typer.Option(help="Folders of finished runs to check the scores against. Repeatable. [default: runs, compare]")] = None,
-    weights: Weights = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, val_images: ValImages = None, out: Out = None,
-    overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None,
-    compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    data: Data,
+    backbones: Annotated[
+        str, typer.Option(help="Comma-separated timm names.")
+    ] = "tf_efficientnet_lite0",
+    resolutions: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated sides in pixels; by default four around what suits the images."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time for all of it, such as 90s or 5m: few images first, more for what promises most."
+        ),
+    ] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folders of finished runs to check the scores against. Repeatable. [default: runs, compare]"
+        ),
+    ] = None,
+    weights: Weights = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    compiling: Compile = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Say where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained."""
     from regraft.cli import show
     from regraft.workflow import Wish, probe_named
@@ -140,9 +258,19 @@ def probe(
     sides = _sides(resolutions) if resolutions is not None else []
     with show.progress(quiet) as watcher:
         done = probe_named(
-            data, _listed(backbones, "--backbones"), sides, budget, runs, Wish(weights=weights, precision=precision), out, **settings(context), watcher=watcher
+            data,
+            _listed(backbones, "--backbones"),
+            sides,
+            budget,
+            runs,
+            Wish(weights=weights, precision=precision),
+            out,
+            **settings(context),
+            watcher=watcher,
         )
-    show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(done.told, str(done.path))
+    show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(
+        done.told, str(done.path)
+    )
 
 
 @app.command()
@@ -156,7 +284,9 @@ def techniques(json: Json = False) -> None:
         show.as_json({"techniques": rows, "default": DEFAULT})
     else:
         show.pairs(rows)
-        typer.echo("\nYour own: a function (ModelFacts, DataFacts) -> Plan, given as module:function.")
+        typer.echo(
+            "\nYour own: a function (ModelFacts, DataFacts) -> Plan, given as module:function."
+        )
 
 
 @app.command()
@@ -181,22 +311,31 @@ def backbones(context: typer.Context) -> None:
 
 
 @backbones_app.command("list")
-def backbones_list(pattern: Annotated[str, typer.Argument(help="A name with *, e.g. 'resnet*'.")] = "", json: Json = False) -> None:
+def backbones_list(
+    pattern: Annotated[str, typer.Argument(help="A name with *, e.g. 'resnet*'.")] = "",
+    json: Json = False,
+) -> None:
     """List the backbones that match a pattern."""
     from regraft.backbone import names
     from regraft.cli import show
 
     found = names(pattern)
     if not found:
-        raise UserError(f"No backbone matches {pattern!r}. Expected a timm name, with * for any letters. `regraft backbones` lists all.")
+        raise UserError(
+            f"No backbone matches {pattern!r}. Expected a timm name, with * for any letters. `regraft backbones` lists all."
+        )
     show.as_json({"backbones": found}) if json else typer.echo("\n".join(found))
 
 
 @backbones_app.command("show")
 def backbones_show(
-    name: Annotated[str, typer.Argument(help="A timm name.")], resolution: Resolution = None,
-    all_places: Annotated[bool, typer.Option("--all", help="Every block and not only every stage.")] = False, json: Json = False,
-) -> None:  # fmt: skip
+    name: Annotated[str, typer.Argument(help="A timm name.")],
+    resolution: Resolution = None,
+    all_places: Annotated[
+        bool, typer.Option("--all", help="Every block and not only every stage.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show the ladder of places at which a backbone can be cut, with what each costs."""
     from dataclasses import asdict
 
@@ -205,9 +344,17 @@ def backbones_show(
 
     source = backbone.load(name, "random", resolution)
     rungs = [asdict(place) for place in backbone.ladder(source, fine=all_places)]
-    told = {"backbone": name, "resolution": source.resolution, "input": asdict(source.rules), "places": rungs}
+    told = {
+        "backbone": name,
+        "resolution": source.resolution,
+        "input": asdict(source.rules),
+        "places": rungs,
+    }
     show.as_json(told) if json else show.ladder(
-        name, source.resolution, f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}", rungs
+        name,
+        source.resolution,
+        f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}",
+        rungs,
     )
 
 
@@ -222,8 +369,12 @@ def cache_list(cache: Cache = None, json: Json = False) -> None:
         show.as_json({"entries": entries, "folder": str(room.home(cache))})
         return
     for entry in entries:
-        typer.echo(f"{entry['name']}  {entry['bytes'] / 1e6:10,.1f} MB  {entry['age'] / 3600:8,.1f} h ago  {entry['shapes']}")
-    typer.echo(f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {room.home(cache)}")
+        typer.echo(
+            f"{entry['name']}  {entry['bytes'] / 1e6:10,.1f} MB  {entry['age'] / 3600:8,.1f} h ago  {entry['shapes']}"
+        )
+    typer.echo(
+        f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {room.home(cache)}"
+    )
 
 
 @cache_app.command("size")
@@ -234,8 +385,14 @@ def cache_size(cache: Cache = None, json: Json = False) -> None:
 
     folder = room.home(cache)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"folder": str(folder), "bytes": sum(entry["bytes"] for entry in room.listing(folder)), "bound": room.bound(folder)}
-    show.as_json(told) if json else typer.echo(f"{told['bytes'] / 1e6:,.1f} MB of {told['bound'] / 1e6:,.1f} MB allowed in {folder}")
+    told = {
+        "folder": str(folder),
+        "bytes": sum(entry["bytes"] for entry in room.listing(folder)),
+        "bound": room.bound(folder),
+    }
+    show.as_json(told) if json else typer.echo(
+        f"{told['bytes'] / 1e6:,.1f} MB of {told['bound'] / 1e6:,.1f} MB allowed in {folder}"
+    )
 
 
 @cache_app.command("clear")
@@ -275,7 +432,9 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if code == _INTERRUPTED:
-        sys.stderr.write("\nregraft: Stopped. What was finished is kept; fit, compare and predict --out go on from there with the same command and --resume.\n")
+        sys.stderr.write(
+            "\nregraft: Stopped. What was finished is kept; fit, compare and predict --out go on from there with the same command and --resume.\n"
+        )
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -288,7 +447,9 @@ def _terminated(*_: object) -> NoReturn:
 def _listed(words: str, flag: str) -> list[str]:
     found = [word.strip() for word in words.split(",") if word.strip()]
     if not found:
-        raise UserError(f"{flag} {words!r} names nothing. Expected names separated by commas. Leave it out to take what is usual.")
+        raise UserError(
+            f"{flag} {words!r} names nothing. Expected names separated by commas. Leave it out to take what is usual."
+        )
     return found
 
 
@@ -296,4 +457,6 @@ def _sides(words: str) -> list[int]:
     try:
         return [int(word) for word in _listed(words, "--resolutions")]
     except ValueError:
-        raise UserError(f"--resolutions {words} was given. Expected sides in pixels, separated by commas. Write for example 64,96,128.") from None
+        raise UserError(
+            f"--resolutions {words} was given. Expected sides in pixels, separated by commas. Write for example 64,96,128."
+        ) from None

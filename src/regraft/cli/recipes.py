@@ -28,10 +28,14 @@ from regraft.cli.options import (
     ValImages,
     Weights,
     settings,
-)  # fmt: skip
+)
 from regraft.errors import UserError
 
-app = typer.Typer(help="The source experiments as recipes: list, show, run or compare them.", invoke_without_command=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="The source experiments as recipes: list, show, run or compare them.",
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+)
 
 Name = Annotated[str, typer.Argument(help="A recipe; `regraft recipes` lists them.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most so many epochs in every phase.")]
@@ -51,7 +55,14 @@ def listed(json: Json = False) -> None:
     from regraft.cli import show
 
     rows = [
-        {"name": one.name, "source": one.source, "technique": one.technique, "backbone": one.plan.backbone, "reported": one.reported, "about": one.about}
+        {
+            "name": one.name,
+            "source": one.source,
+            "technique": one.technique,
+            "backbone": one.plan.backbone,
+            "reported": one.reported,
+            "about": one.about,
+        }
         for one in recipes.every().values()
     ]
     show.as_json({"recipes": rows}) if json else show.recipes(rows)
@@ -59,44 +70,99 @@ def listed(json: Json = False) -> None:
 
 @app.command("show", epilog="Example:  regraft recipes show resnet50-last-stage")
 def shown(
-    name: Name, backbone: Backbone = None, resolution: Resolution = None, set: Set = None,
-    classes: Annotated[int, typer.Option(min=2, help="Classes of the images.")] = 10, json: Json = False,
-) -> None:  # fmt: skip
+    name: Name,
+    backbone: Backbone = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the images.")] = 10,
+    json: Json = False,
+) -> None:
     """Print a recipe's plan, its layers one by one, frozen or trained, and what was reported."""
     from regraft.cli import show
     from regraft.workflow import Wish, show_recipe
 
-    told = show_recipe(name, classes, Wish(backbone=backbone, resolution=resolution, changes=set or ()))
+    told = show_recipe(
+        name, classes, Wish(backbone=backbone, resolution=resolution, changes=set or ())
+    )
     show.as_json(told) if json else show.recipe(told)
 
 
-@app.command("run", epilog="Example:  regraft recipes run resnet50-last-stage cifar10 --train-images 500 --epochs 1 --weights random")
+@app.command(
+    "run",
+    epilog="Example:  regraft recipes run resnet50-last-stage cifar10 --train-images 500 --epochs 1 --weights random",
+)
 def ran(
     context: typer.Context,
-    name: Name, data: Data, epochs: Epochs = None, backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, set: Set = None,
-    seed: Seed = None, split_seed: SplitSeed = 0, train_images: TrainImages = None, val_images: ValImages = None, out: Out = None,
-    resume: Resume = False, overwrite: Overwrite = False, skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto",
-    precision: Precision = None, keep: Keep = "auto", compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    name: Name,
+    data: Data,
+    epochs: Epochs = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    seed: Seed = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    compiling: Compile = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Run a recipe on images, and print what was measured beside what was reported; the test part stays shut."""
     from regraft.cli import show
     from regraft.workflow import Wish, run_recipe
 
     with show.progress(quiet) as watcher:
-        wish = Wish(backbone=backbone, weights=weights, resolution=resolution, seed=seed, changes=set or (), precision=precision)
+        wish = Wish(
+            backbone=backbone,
+            weights=weights,
+            resolution=resolution,
+            seed=seed,
+            changes=set or (),
+            precision=precision,
+        )
         done, told = run_recipe(name, data, wish, epochs, out, **settings(context), watcher=watcher)
     show.as_json({**told, "scores": done.scores}) if json else show.beside([told])
 
 
-@app.command("compare", epilog="Example:  regraft recipes compare vgg16-frozen vgg16-three-blocks cifar10 --train-images 500 --weights random")
+@app.command(
+    "compare",
+    epilog="Example:  regraft recipes compare vgg16-frozen vgg16-three-blocks cifar10 --train-images 500 --weights random",
+)
 def compared(
     context: typer.Context,
-    words: Annotated[list[str], typer.Argument(metavar="NAME... DATA", help="Recipes, and the images last.")], epochs: Epochs = None,
-    backbone: Backbone = None, weights: Weights = None, resolution: Resolution = None, set: Set = None, seed: Seed = None, split_seed: SplitSeed = 0,
-    train_images: TrainImages = None, val_images: ValImages = None, out: Out = None, resume: Resume = False, overwrite: Overwrite = False,
-    skip_bad: SkipBad = False, cache: Cache = None, device: Device = "auto", precision: Precision = None, keep: Keep = "auto",
-    compiling: Compile = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    words: Annotated[
+        list[str], typer.Argument(metavar="NAME... DATA", help="Recipes, and the images last.")
+    ],
+    epochs: Epochs = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    resolution: Resolution = None,
+    set: Set = None,
+    seed: Seed = None,
+    split_seed: SplitSeed = 0,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    keep: Keep = "auto",
+    compiling: Compile = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Run several recipes and print what was measured beside what was reported; curves on shared axes, the test part opened once at the end."""
     from regraft.cli import show
     from regraft.workflow import Wish, compare_recipes
@@ -107,8 +173,17 @@ def compared(
             f"Only {data!r} was given. Expected one or more recipes, and the images last. Write for example: vgg16-frozen vgg16-three-blocks {data}."
         )
     with show.progress(quiet) as watcher:
-        wish = Wish(backbone=backbone, weights=weights, resolution=resolution, seed=seed, changes=set or (), precision=precision)
-        done, told = compare_recipes(names, data, wish, epochs, out, **settings(context), watcher=watcher)
+        wish = Wish(
+            backbone=backbone,
+            weights=weights,
+            resolution=resolution,
+            seed=seed,
+            changes=set or (),
+            precision=precision,
+        )
+        done, told = compare_recipes(
+            names, data, wish, epochs, out, **settings(context), watcher=watcher
+        )
     if json:
         show.as_json({**done.board, "recipes": told})
         return

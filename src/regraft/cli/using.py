@@ -14,21 +14,43 @@ from regraft.errors import UserError
 app = typer.Typer()
 
 
-@app.command(epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   find . -name '*.jpg' | regraft predict runs/mine -")
+@app.command(
+    epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   find . -name '*.jpg' | regraft predict runs/mine -"
+)
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    paths: Annotated[list[str], typer.Argument(help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list from stdin.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list from stdin."
+        ),
+    ],
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
-    format: Annotated[str | None, typer.Option(help="table, csv, json (a line each) or parquet. [default: by --out, else table]")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="table, csv, json (a line each) or parquet. [default: by --out, else table]"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write to, as results come.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once. [default: what suits the machine]", show_default=False)] = 0,
+    batch_size: Annotated[
+        int,
+        typer.Option(help="Images at once. [default: what suits the machine]", show_default=False),
+    ] = 0,
     min_confidence: Annotated[
-        float | None, typer.Option(help="Abstain below this probability; probabilities are then calibrated on the run's validation images.")
+        float | None,
+        typer.Option(
+            help="Abstain below this probability; probabilities are then calibrated on the run's validation images."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
-    device: Device = "auto", json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in --out.")
+    ] = False,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Say which class each image is; what cannot be read says why, and the rest goes on."""
     from regraft.cli import show, show_runs
     from regraft.predict import format_of
@@ -36,28 +58,63 @@ def predict(
 
     kind = format_of(format, out)
     if json and out is None and format not in (None, "json"):
-        raise UserError(f"--json and --format {format} were both given. Expected one of them: --json prints one object. Leave one out.")
+        raise UserError(
+            f"--json and --format {format} were both given. Expected one of them: --json prints one object. Leave one out."
+        )
     if out is None and (resume or overwrite):
-        raise UserError("--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out.")
+        raise UserError(
+            "--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out."
+        )
     with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
         if out is not None:
-            told = predict_to(run, paths, out, kind, top, device, batch_size, min_confidence, resume, overwrite, watcher)
+            told = predict_to(
+                run,
+                paths,
+                out,
+                kind,
+                top,
+                device,
+                batch_size,
+                min_confidence,
+                resume,
+                overwrite,
+                watcher,
+            )
             show.as_json(told) if json else show_runs.written(told)
         else:
             rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
             show_runs.predictions(rows, "object" if json else kind, top)
 
 
-@app.command(epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8")
+@app.command(
+    epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8"
+)
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[str, typer.Option(help="onnx, safetensors, timm (a folder), torchscript, or hub-folder.")],
-    out: Annotated[Path | None, typer.Option(help="File or folder to write. [default: exports/ under the run's name]")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Whole numbers, ranges found on training images; what it costs on validation is reported.")] = False,
-    data: Annotated[str | None, typer.Option(help="The run's images, where it does not find them itself.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is there.")] = False,
-    cache: Cache = None, json: Json = False, quiet: Quiet = False,
-) -> None:  # fmt: skip
+    to: Annotated[
+        str, typer.Option(help="onnx, safetensors, timm (a folder), torchscript, or hub-folder.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File or folder to write. [default: exports/ under the run's name]"),
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Whole numbers, ranges found on training images; what it costs on validation is reported.",
+        ),
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="The run's images, where it does not find them itself.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the export that is there.")
+    ] = False,
+    cache: Cache = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Write a run for other programs, after checking that it answers as the run does."""
     from regraft.cli import show, show_runs
     from regraft.workflow import export_named

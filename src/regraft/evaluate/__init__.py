@@ -9,6 +9,18 @@ from regraft.evaluate.paired import Difference, difference, front
 from regraft.evaluate.scores import Scores, log_softmax, scores, wilson
 
 __all__ = [
-    "Bin", "Difference", "Scores", "calibration_error", "coverage", "difference", "front", "log_softmax", "measures", "reliability", "scores", "temperature",
-    "uncertain", "wilson",
-]  # fmt: skip
+    "Bin",
+    "Difference",
+    "Scores",
+    "calibration_error",
+    "coverage",
+    "difference",
+    "front",
+    "log_softmax",
+    "measures",
+    "reliability",
+    "scores",
+    "temperature",
+    "uncertain",
+    "wilson",
+]

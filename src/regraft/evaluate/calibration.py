@@ -25,7 +25,9 @@ class Bin:
     accuracy: float
 
 
-def reliability(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], bins: int = BINS) -> list[Bin]:
+def reliability(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], bins: int = BINS
+) -> list[Bin]:
     """Return the filled ones of `bins` equal stretches of the highest probability (DeGroot and Fienberg 1983).
 
     Args:
@@ -37,15 +39,25 @@ def reliability(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], b
     sure, right = chances.max(axis=1), chances.argmax(axis=1) == targets
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     return [
-        Bin(number / bins, (number + 1) / bins, int(mine.sum()), float(sure[mine].mean()), float(right[mine].mean()))
+        Bin(
+            number / bins,
+            (number + 1) / bins,
+            int(mine.sum()),
+            float(sure[mine].mean()),
+            float(right[mine].mean()),
+        )
         for number in range(bins)
         if (mine := place == number).any()
     ]
 
 
-def calibration_error(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], bins: int = BINS) -> float:
+def calibration_error(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], bins: int = BINS
+) -> float:
     """Return the expected calibration error, 0 … 1: how far confidence and accuracy lie apart on average (Naeini 2015)."""
-    return sum(one.n * abs(one.confidence - one.accuracy) for one in reliability(logits, targets, bins)) / len(targets)
+    return sum(
+        one.n * abs(one.confidence - one.accuracy) for one in reliability(logits, targets, bins)
+    ) / len(targets)
 
 
 def temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
@@ -59,11 +71,17 @@ def temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -
 
     rows = np.arange(len(targets))
     wide = logits.astype(np.float64)
-    found = minimize_scalar(lambda log: -log_softmax(wide / np.exp(log))[rows, targets].mean(), bounds=np.log(_RANGE), method="bounded")
+    found = minimize_scalar(
+        lambda log: -log_softmax(wide / np.exp(log))[rows, targets].mean(),
+        bounds=np.log(_RANGE),
+        method="bounded",
+    )
     return float(np.exp(found.x))
 
 
-def coverage(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> list[dict[str, float]]:
+def coverage(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]
+) -> list[dict[str, float]]:
     """Return accuracy when only the surest share of the images is answered, for shares 1.0, 0.95 … 0.05 (El-Yaniv and Wiener 2010).
 
     Returns:
@@ -75,5 +93,11 @@ def coverage(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> l
     rows = []
     for step in range(20, 0, -1):
         kept = order[: max(1, round(len(targets) * step / 20))]
-        rows.append({"coverage": step / 20, "accuracy": float(right[kept].mean()), "confidence": float(sure[kept].min())})
+        rows.append(
+            {
+                "coverage": step / 20,
+                "accuracy": float(right[kept].mean()),
+                "confidence": float(sure[kept].min()),
+            }
+        )
     return rows

@@ -16,8 +16,11 @@ _TOP = 5
 
 
 def measures(
-    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], classes: Sequence[str], temperature: float | None = None
-) -> dict[str, Any]:  # fmt: skip
+    logits: NDArray[np.floating[Any]],
+    targets: NDArray[np.int64],
+    classes: Sequence[str],
+    temperature: float | None = None,
+) -> dict[str, Any]:
     """Return what the logits are worth, as plain data.
 
     Args:
@@ -37,7 +40,13 @@ def measures(
     table = confusion_matrix(targets, said, labels=numbers)
     columns = precision_recall_fscore_support(targets, said, labels=numbers, zero_division=0)
     rows = [
-        {"name": name, "n": int(n), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        {
+            "name": name,
+            "n": int(n),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+        }
         for name, precision, recall, f1, n in zip(classes, *columns, strict=True)
     ]
     there = [row for row in rows if row["n"]]
@@ -57,7 +66,9 @@ def measures(
     }
 
 
-def uncertain(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def uncertain(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of the worst mistakes (the surest of a wrong class first) and of the least certain images, at most `most` of each."""
     chances = np.exp(log_softmax(logits))
     wrong = np.flatnonzero(chances.argmax(axis=1) != targets)
@@ -65,9 +76,18 @@ def uncertain(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], mos
     return worst, np.argsort(chances.max(axis=1), kind="stable")[:most]
 
 
-def _calibration(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], temperature: float | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"error": calibration_error(logits, targets), "bins": [asdict(one) for one in reliability(logits, targets)]}
+def _calibration(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], temperature: float | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "error": calibration_error(logits, targets),
+        "bins": [asdict(one) for one in reliability(logits, targets)],
+    }
     if temperature is not None:
         cooled = logits / temperature
-        found |= {"temperature": temperature, "error_after": calibration_error(cooled, targets), "loss_after": scores(cooled, targets).loss}
+        found |= {
+            "temperature": temperature,
+            "error_after": calibration_error(cooled, targets),
+            "loss_after": scores(cooled, targets).loss,
+        }
     return found

@@ -44,7 +44,11 @@ class Difference:
     def sentence(self, a: str, b: str) -> str:
         """Return what can be said of runs called `a` and `b`."""
         if not self.real:
-            more = f"; about {self.needed:,} would be needed" if self.needed is not None and self.needed > self.n else ""
+            more = (
+                f"; about {self.needed:,} would be needed"
+                if self.needed is not None and self.needed > self.n
+                else ""
+            )
             return f"No difference between {a} and {b} can be told with {self.n:,} images{more}."
         better, worse, sign = (a, b, 1) if self.points > 0 else (b, a, -1)
         low, high = sorted(sign * end * 100 for end in self.ci95)
@@ -66,15 +70,25 @@ def difference(a: NDArray[np.bool_], b: NDArray[np.bool_], seed: int = 0) -> Dif
         raise ValueError(f"{a.shape} and {b.shape} are not the same images")
     only_a, only_b, n = int((a & ~b).sum()), int((~a & b).sum()), len(a)
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    drawn = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], _DRAWS)
+    drawn = np.random.default_rng(seed).multinomial(
+        n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], _DRAWS
+    )
     low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
-    return Difference((only_a - only_b) / n, (float(low), float(high)), p, n, _needed((only_a - only_b) / n, (only_a + only_b) / n))
+    return Difference(
+        (only_a - only_b) / n,
+        (float(low), float(high)),
+        p,
+        n,
+        _needed((only_a - only_b) / n, (only_a + only_b) / n),
+    )
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return which of some (cost, accuracy) no other beats in accuracy at the same or a lower cost, the cheapest first (Pareto)."""
     kept: list[int] = []
-    for number in sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1])):
+    for number in sorted(
+        range(len(points)), key=lambda number: (points[number][0], -points[number][1])
+    ):
         if not kept or points[number][1] > points[kept[-1]][1]:
             kept.append(number)
     return kept

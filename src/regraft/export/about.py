@@ -22,10 +22,17 @@ def facts(finished: Run) -> dict[str, Any]:
     """Return what tells this network from any other, as plain data."""
     plan = finished.plan
     return {
-        "classes": list(finished.classes), "plan_digest": plan.digest, "split_digest": finished.scores["split_digest"], "backbone": plan.backbone,
-        "technique": plan.technique, "resolution": plan.resolution, "data": data_name(finished), "val": finished.scores["val"],
-        **({"test": finished.test["test"]} if finished.test else {}), "regraft": metadata.version("regraft"),
-    }  # fmt: skip
+        "classes": list(finished.classes),
+        "plan_digest": plan.digest,
+        "split_digest": finished.scores["split_digest"],
+        "backbone": plan.backbone,
+        "technique": plan.technique,
+        "resolution": plan.resolution,
+        "data": data_name(finished),
+        "val": finished.scores["val"],
+        **({"test": finished.test["test"]} if finished.test else {}),
+        "regraft": metadata.version("regraft"),
+    }
 
 
 def data_name(finished: Run) -> str:
@@ -35,7 +42,10 @@ def data_name(finished: Run) -> str:
 
 def scored(finished: Run) -> list[tuple[str, dict[str, Any]]]:
     """Return the parts that the run was scored on, with their scores: validation, and test once it was opened."""
-    found = {"val": finished.scores["val"], **({"test": finished.test["test"]} if finished.test else {})}
+    found = {
+        "val": finished.scores["val"],
+        **({"test": finished.test["test"]} if finished.test else {}),
+    }
     return [(_PARTS[name], scores) for name, scores in found.items()]
 
 
@@ -45,35 +55,74 @@ def card(finished: Run, model: Backbone, name: str) -> str:
 
     plan, scores = finished.plan, finished.scores
     results = [
-        EvalResult("image-classification", "custom", data_name(finished), "accuracy", one["accuracy"], dataset_split=part, task_name="Image classification")
+        EvalResult(
+            "image-classification",
+            "custom",
+            data_name(finished),
+            "accuracy",
+            one["accuracy"],
+            dataset_split=part,
+            task_name="Image classification",
+        )
         for part, one in scored(finished)
     ]
     head = ModelCardData(
-        library_name="timm", pipeline_tag="image-classification", tags=["image-classification", "timm", "regraft"], model_name=name, eval_results=results
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "regraft"],
+        model_name=name,
+        eval_results=results,
     )
     rules = model.rules
-    rows = [(part, f"{one['accuracy']:.4f}", _interval(one["ci95"]), f"{one['loss']:.4f}", f"{one['n']:,}") for part, one in scored(finished)]
+    rows = [
+        (
+            part,
+            f"{one['accuracy']:.4f}",
+            _interval(one["ci95"]),
+            f"{one['loss']:.4f}",
+            f"{one['n']:,}",
+        )
+        for part, one in scored(finished)
+    ]
     origin = _public(scores.get("weights", ""))
     lines = [
-        f"# {name}", "",
-        f"{plan.backbone} ({origin}) carried over to {data_name(finished)} by {plan.technique}: {len(finished.classes)} classes.", "",
-        "## Use", "",
-        "```python", "import timm",
+        f"# {name}",
+        "",
+        f"{plan.backbone} ({origin}) carried over to {data_name(finished)} by {plan.technique}: {len(finished.classes)} classes.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import timm",
         'model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:USER/NAME"',
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
-        "probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)  # classes in the order of label_names in config.json", "```", "",
+        "probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)  # classes in the order of label_names in config.json",
+        "```",
+        "",
         f"Input: RGB, the shorter side resized to {model.resolution} px ({rules.interpolation}, antialiased), the centre cut out, scaled to 0 … 1, "
-        f"mean {list(rules.mean)}, standard deviation {list(rules.std)}.", "",
-        "## Evidence", "",
-        *_table(("part", "accuracy", "95 % interval", "log-loss", "images"), rows), "",
-        _opened(finished), "",
-        "## Data", "",
-        f"{data_name(finished)}: {scores['train']['n']:,} training images, {scores['val']['n']:,} to choose by. Split digest `{scores['split_digest']}`.", "",
-        "Classes: " + ", ".join(finished.classes), "",
-        "## Plan", "",
-        f"Digest `{plan.digest}`; trained: {scores['parameters']['trainable']:,} of {scores['parameters']['total']:,} parameters.", "",
-        "```toml", public_plan(plan).strip(), "```", "",
-    ]  # fmt: skip
+        f"mean {list(rules.mean)}, standard deviation {list(rules.std)}.",
+        "",
+        "## Evidence",
+        "",
+        *_table(("part", "accuracy", "95 % interval", "log-loss", "images"), rows),
+        "",
+        _opened(finished),
+        "",
+        "## Data",
+        "",
+        f"{data_name(finished)}: {scores['train']['n']:,} training images, {scores['val']['n']:,} to choose by. Split digest `{scores['split_digest']}`.",
+        "",
+        "Classes: " + ", ".join(finished.classes),
+        "",
+        "## Plan",
+        "",
+        f"Digest `{plan.digest}`; trained: {scores['parameters']['trainable']:,} of {scores['parameters']['total']:,} parameters.",
+        "",
+        "```toml",
+        public_plan(plan).strip(),
+        "```",
+        "",
+    ]
     return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines)
 
 

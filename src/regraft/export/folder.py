@@ -22,8 +22,13 @@ from regraft.plan import InputRules, head_layers
 from regraft.predict import restored
 from regraft.run import Run
 
-FILES = frozenset(["config.json", "model.safetensors", "README.md", "plan.toml", "evidence.json"])  # all that such a folder ever holds
-_WITHOUT_EFFECT = ("dropout", "pool")  # layers of a head that do nothing in use, or what timm does anyway
+FILES = frozenset(
+    ["config.json", "model.safetensors", "README.md", "plan.toml", "evidence.json"]
+)  # all that such a folder ever holds
+_WITHOUT_EFFECT = (
+    "dropout",
+    "pool",
+)  # layers of a head that do nothing in use, or what timm does anyway
 
 
 def check(finished: Run) -> None:
@@ -54,26 +59,63 @@ def write(finished: Run, path: Path, name: str, for_hub: bool = False) -> None:
     made: Any = with_classes(model, top[-1], len(finished.classes))
     size, rules = (3, model.resolution, model.resolution), model.rules
     config = {
-        "input_size": size, "mean": rules.mean, "std": rules.std, "interpolation": rules.interpolation, "crop_pct": 1.0, "crop_mode": "center",
-        "num_classes": len(finished.classes), "tag": "", "license": "",
-    }  # fmt: skip
-    forgotten = ("test_input_size", "test_crop_pct", "pool_size", "origin_url", "paper_ids", "paper_name", "hf_hub_id", "url", "file")
-    made.pretrained_cfg = {**{key: value for key, value in made.pretrained_cfg.items() if key not in forgotten}, **config}
-    save_for_hf(made, str(path), {"label_names": list(finished.classes), "num_classes": len(finished.classes)}, safe_serialization=True)
+        "input_size": size,
+        "mean": rules.mean,
+        "std": rules.std,
+        "interpolation": rules.interpolation,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "num_classes": len(finished.classes),
+        "tag": "",
+        "license": "",
+    }
+    forgotten = (
+        "test_input_size",
+        "test_crop_pct",
+        "pool_size",
+        "origin_url",
+        "paper_ids",
+        "paper_name",
+        "hf_hub_id",
+        "url",
+        "file",
+    )
+    made.pretrained_cfg = {
+        **{key: value for key, value in made.pretrained_cfg.items() if key not in forgotten},
+        **config,
+    }
+    save_for_hf(
+        made,
+        str(path),
+        {"label_names": list(finished.classes), "num_classes": len(finished.classes)},
+        safe_serialization=True,
+    )
     (path / "README.md").write_text(about.card(finished, model, name), encoding="utf-8")
     if for_hub:
         (path / "plan.toml").write_text(about.public_plan(finished.plan), encoding="utf-8")
-        (path / "evidence.json").write_text(json.dumps(about.facts(finished), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (path / "evidence.json").write_text(
+            json.dumps(about.facts(finished), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def with_classes(model: Backbone, layer: nn.Module, classes: int) -> nn.Module:
     """Return timm's own model with a class layer, filled with a backbone's weights and those of the layer; raises `UserError` where they do not fit."""
     made: Any = backbone.build(model.name, "random", model.resolution, classes)
     last = made.get_classifier()
-    if not isinstance(last, nn.Linear) or not isinstance(layer, nn.Linear) or last.weight.shape != layer.weight.shape or last.bias is None:
+    if (
+        not isinstance(last, nn.Linear)
+        or not isinstance(layer, nn.Linear)
+        or last.weight.shape != layer.weight.shape
+        or last.bias is None
+    ):
         _refuse(f"is of {model.name}, whose class layer in timm is another kind of layer")
     fault = made.load_state_dict(model.model.state_dict(), strict=False)
-    names = {f"{name}.{kind}" for name, module in made.named_modules() if module is last for kind in ("weight", "bias")}
+    names = {
+        f"{name}.{kind}"
+        for name, module in made.named_modules()
+        if module is last
+        for kind in ("weight", "bias")
+    }
     if fault.unexpected_keys or set(fault.missing_keys) != names:
         _refuse(f"is of {model.name}, which timm builds in another way when it has a class layer")
     with torch.no_grad():
@@ -94,13 +136,31 @@ def answers(path: Path) -> Answers:
     side = int(config["input_size"][-1])
 
     def run(images: Pixels) -> Answered:
-        ready = np.stack([views.fitted(image, views.kept_size(image.shape[:2], side), rules.interpolation) for image in images])
+        ready = np.stack(
+            [
+                views.fitted(image, views.kept_size(image.shape[:2], side), rules.interpolation)
+                for image in images
+            ]
+        )
         with torch.inference_mode():
-            found: Answered = made(views.see(torch.from_numpy(ready), torch.zeros(len(ready), dtype=torch.int64), rules, side)).softmax(dim=1).numpy()
+            found: Answered = (
+                made(
+                    views.see(
+                        torch.from_numpy(ready),
+                        torch.zeros(len(ready), dtype=torch.int64),
+                        rules,
+                        side,
+                    )
+                )
+                .softmax(dim=1)
+                .numpy()
+            )
         return found
 
     return run
 
 
 def _refuse(why: str) -> None:
-    raise UserError(f"The run {why}, which a plain timm model cannot express. Export it to onnx, torchscript or safetensors, which can.")
+    raise UserError(
+        f"The run {why}, which a plain timm model cannot express. Export it to onnx, torchscript or safetensors, which can."
+    )

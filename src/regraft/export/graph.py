@@ -38,9 +38,15 @@ answer (float[batch, {classes}] logits) => (float[batch, {classes}] probabilitie
 
 def needed() -> None:
     """Raise `UserError` where the packages are not installed."""
-    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    lacking = [
+        name
+        for name in ("onnx", "onnxruntime", "onnxscript")
+        if importlib.util.find_spec(name) is None
+    ]
     if lacking:
-        raise UserError(f"--to onnx needs {listed(lacking)}, which cannot be imported. Expected the packages of the extra: pip install 'regraft[export]'")
+        raise UserError(
+            f"--to onnx needs {listed(lacking)}, which cannot be imported. Expected the packages of the extra: pip install 'regraft[export]'"
+        )
 
 
 def write(finished: Run, path: Path) -> None:
@@ -51,12 +57,17 @@ def write(finished: Run, path: Path) -> None:
     model, network = core(finished)
     made = _network(network, model.resolution)
     before = prepare.graph(model, made.ir_version, OPSET)
-    after = onnx.parser.parse_model(_ANSWER.format(ir=made.ir_version, opset=OPSET, classes=len(finished.classes)))
+    after = onnx.parser.parse_model(
+        _ANSWER.format(ir=made.ir_version, opset=OPSET, classes=len(finished.classes))
+    )
     whole = compose.merge_models(before, made, [("seen", "seen")], name="regraft")
     whole = compose.merge_models(whole, after, [("logits", "logits")], name="regraft")
     del whole.opset_import[1:]  # merging lists the same one once for each piece
     whole.producer_name, whole.producer_version = "regraft", about.facts(finished)["regraft"]
-    facts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in about.facts(finished).items()}
+    facts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in about.facts(finished).items()
+    }
     helper.set_model_props(whole, facts)
     onnx.checker.check_model(whole, full_check=True)
     onnx.save(whole, path)
@@ -84,13 +95,22 @@ def _network(network: torch.nn.Module, side: int) -> onnx.ModelProto:
         with _quiet(), torch.no_grad():
             batch = torch.export.Dim("batch")
             found = torch.onnx.export(
-                network, (torch.zeros(2, 3, side, side),), dynamo=True, opset_version=OPSET, input_names=["seen"], output_names=["logits"],
-                dynamic_shapes=({0: batch},), verbose=False, optimize=True,
-            )  # fmt: skip
+                network,
+                (torch.zeros(2, 3, side, side),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["seen"],
+                output_names=["logits"],
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+                optimize=True,
+            )
             assert found is not None
             made: onnx.ModelProto = found.model_proto
             if made.ByteSize() > _MOST:
-                raise ValueError(f"{made.ByteSize() / 1e9:.1f} GB are more than the 2 GB that one file can hold")
+                raise ValueError(
+                    f"{made.ByteSize() / 1e9:.1f} GB are more than the 2 GB that one file can hold"
+                )
     except Exception as error:  # the exporter fails in as many ways as there are networks
         first = str(error).strip().splitlines()
         raise UserError(
@@ -103,7 +123,14 @@ def _network(network: torch.nn.Module, side: int) -> onnx.ModelProto:
 
 def _strip(graph: onnx.GraphProto) -> None:
     """Remove what the exporter notes of where code stands on this machine."""
-    for one in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+    for one in (
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    ):
         one.ClearField("metadata_props")
         one.ClearField("doc_string")
 

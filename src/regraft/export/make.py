@@ -21,7 +21,13 @@ from regraft.predict import Classifier
 from regraft.run import Run
 from regraft.watch import SILENT, Watcher
 
-FORMATS = {"onnx": ".onnx", "safetensors": ".safetensors", "timm": "-timm", "torchscript": ".pt", "hub-folder": "-hub"}
+FORMATS = {
+    "onnx": ".onnx",
+    "safetensors": ".safetensors",
+    "timm": "-timm",
+    "torchscript": ".pt",
+    "hub-folder": "-hub",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,15 @@ def place_of(finished: Run, kind: str, out: Path | None, int8: bool) -> Path:
     if kind not in FORMATS:
         raise unknown("export format", kind, FORMATS)
     if int8 and kind != "onnx":
-        raise UserError(f"--int8 was given with --to {kind}. Expected --to onnx, the one format that has it. Leave one of them out.")
-    return files.expanded(out) if out is not None else Path("exports") / f"{finished.path.resolve().name}{'.int8' if int8 else ''}{FORMATS[kind]}"
+        raise UserError(
+            f"--int8 was given with --to {kind}. Expected --to onnx, the one format that has it. Leave one of them out."
+        )
+    return (
+        files.expanded(out)
+        if out is not None
+        else Path("exports")
+        / f"{finished.path.resolve().name}{'.int8' if int8 else ''}{FORMATS[kind]}"
+    )
 
 
 def ready(finished: Run, kind: str, out: Path, overwrite: bool) -> None:
@@ -65,16 +78,30 @@ def ready(finished: Run, kind: str, out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise UserError(f"{out} exists already. Expected a new name. Pass --overwrite to replace it, or another --out.")
+        raise UserError(
+            f"{out} exists already. Expected a new name. Pass --overwrite to replace it, or another --out."
+        )
     strange = sorted({one.name for one in out.iterdir()} - folder.FILES) if out.is_dir() else []
     if out.is_dir() != (kind in ("timm", "hub-folder")) or strange:
-        what = f"holds {strange[0]}, which no export wrote" if strange else f"is a {'folder' if out.is_dir() else 'file'}, which --to {kind} does not write"
-        raise UserError(f"{out} {what}, so --overwrite does not touch it. Expected an export of the same kind. Give another --out.")
+        what = (
+            f"holds {strange[0]}, which no export wrote"
+            if strange
+            else f"is a {'folder' if out.is_dir() else 'file'}, which --to {kind} does not write"
+        )
+        raise UserError(
+            f"{out} {what}, so --overwrite does not touch it. Expected an export of the same kind. Give another --out."
+        )
 
 
 def export(
-    finished: Run, kind: str, out: Path, samples: Samples, int8: bool = False, overwrite: bool = False, watcher: Watcher = SILENT
-) -> dict[str, Any]:  # fmt: skip
+    finished: Run,
+    kind: str,
+    out: Path,
+    samples: Samples,
+    int8: bool = False,
+    overwrite: bool = False,
+    watcher: Watcher = SILENT,
+) -> dict[str, Any]:
     """Write a run in another format, and return what was found out about it.
 
     Args:
@@ -95,14 +122,18 @@ def export(
     """
     ready(finished, kind, out, overwrite)
     if int8 and not (len(samples.train) and len(samples.val)):
-        raise UserError("--int8 needs training images to find ranges on, and there are none. Name the run's images with --data, or leave out --int8.")
+        raise UserError(
+            "--int8 needs training images to find ranges on, and there are none. Name the run's images with --data, or leave out --int8."
+        )
     write, answers = _ways(finished, kind)
     told: dict[str, Any] = {"to": kind, "out": str(out)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Give a place that can with --out.") from error
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}). Give a place that can with --out."
+        ) from error
     try:
         made = scratch / "artefact"
         with files.writing(out, files.AGAIN):
@@ -112,12 +143,17 @@ def export(
         parity.check(found, kind)
         told["parity"] = {**vars(found), "images": "made-up" if samples.made_up else "validation"}
         if finished.plan.precision != "float32" and machine.has_bfloat16("cpu"):
-            told["as_fitted"] = {**vars(parity.compare(theirs, _chances(finished, None, samples.check))), "arithmetic": finished.plan.precision}
+            told["as_fitted"] = {
+                **vars(parity.compare(theirs, _chances(finished, None, samples.check))),
+                "arithmetic": finished.plan.precision,
+            }
         if int8:
             watcher.say(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
             quantised.write(made, scratch / "int8", samples.train)
             assert samples.targets is not None
-            told["quantised"] = quantised.drop(made, scratch / "int8", samples.val, samples.targets).plain()
+            told["quantised"] = quantised.drop(
+                made, scratch / "int8", samples.val, samples.targets
+            ).plain()
             made = scratch / "int8"
         for file in [made, *made.glob("*")]:
             file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
@@ -126,7 +162,12 @@ def export(
         os.replace(made, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return {**told, "bytes": sum(file.stat().st_size for file in ([out] if out.is_file() else list(out.iterdir())))}
+    return {
+        **told,
+        "bytes": sum(
+            file.stat().st_size for file in ([out] if out.is_file() else list(out.iterdir()))
+        ),
+    }
 
 
 def _ways(finished: Run, kind: str) -> tuple[Callable[[Path], None], Callable[[Path], Answers]]:
@@ -137,7 +178,10 @@ def _ways(finished: Run, kind: str) -> tuple[Callable[[Path], None], Callable[[P
         "torchscript": (lambda path: script.write(finished, path), script.answers),
         "safetensors": (lambda path: tensors.write(finished, path), tensors.answers),
         "timm": (lambda path: folder.write(finished, path, name), folder.answers),
-        "hub-folder": (lambda path: folder.write(finished, path, name, for_hub=True), folder.answers),
+        "hub-folder": (
+            lambda path: folder.write(finished, path, name, for_hub=True),
+            folder.answers,
+        ),
     }
     return ways[kind]
 

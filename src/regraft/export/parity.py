@@ -37,14 +37,19 @@ def made_up(side: int, count: int = IMAGES) -> list[Pixels]:
     """Return images of soft blots, always the same: square ones of the network's side, smaller ones, and larger ones of another shape."""
     chance = np.random.default_rng(0)
     shapes = ((side, side), (max(8, side // 2), max(8, side // 2)), (2 * side, side + side // 2))
-    return [fitted(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8), shapes[number % 3], "bicubic") for number in range(count)]
+    return [
+        fitted(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8), shapes[number % 3], "bicubic")
+        for number in range(count)
+    ]
 
 
 def said(answers: Answers, images: Sequence[Pixels]) -> NDArray[np.float64]:
     """Return the probabilities `(n, classes)` of images of any sizes; the first one is asked alone, the others in batches of one size."""
     found: dict[int, NDArray[np.float64]] = {}
     for rows in [[0], *_groups(images, range(1, len(images)))]:
-        for row, chances in zip(rows, answers(np.stack([images[row] for row in rows])), strict=True):
+        for row, chances in zip(
+            rows, answers(np.stack([images[row] for row in rows])), strict=True
+        ):
             found[row] = chances.astype(np.float64)
     return np.stack([found[row] for row in range(len(images))])
 

@@ -146,13 +146,26 @@ def graph(model: Backbone, version: int, opset: int) -> onnx.ModelProto:
     import onnx
 
     side, cubic = model.resolution, model.rules.interpolation == "bicubic"
-    axes = {name: _AXIS.format(name, filter=(_BICUBIC if cubic else _BILINEAR).format(name)) for name in ("width", "height")}
+    axes = {
+        name: _AXIS.format(name, filter=(_BICUBIC if cubic else _BILINEAR).format(name))
+        for name in ("width", "height")
+    }
     axes["width"] += "\n  width_across = Transpose <perm = [1, 0]> (width_weights)"
-    mean, std = (_numbers((torch.tensor(values) * 255).tolist()) for values in (model.rules.mean, model.rules.std))
+    mean, std = (
+        _numbers((torch.tensor(values) * 255).tolist())
+        for values in (model.rules.mean, model.rules.std)
+    )
     text = _GRAPH.format(
-        ir=version, opset=opset, side=side, doubled=_numbers(2.0 ** (power + 1) for power in range(22)),
-        units=_numbers(2.0**power for power in range(23)), reach=2.0 if cubic else 1.0, mean=mean, std=std, **axes,
-    )  # fmt: skip
+        ir=version,
+        opset=opset,
+        side=side,
+        doubled=_numbers(2.0 ** (power + 1) for power in range(22)),
+        units=_numbers(2.0**power for power in range(23)),
+        reach=2.0 if cubic else 1.0,
+        mean=mean,
+        std=std,
+        **axes,
+    )
     made: onnx.ModelProto = onnx.parser.parse_model(text)
     for number, node in enumerate(made.graph.node):
         node.name = f"{node.op_type}_{number}"

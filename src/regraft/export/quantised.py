@@ -34,9 +34,12 @@ class Drop:
     def plain(self) -> dict[str, Any]:
         """Return it as plain data; `drop` is in shares, as accuracy is."""
         return {
-            "float32": self.before.plain(), "int8": self.after.plain(), "drop": self.before.accuracy - self.after.accuracy,
-            "other_class": self.other_class, "n": self.before.n,
-        }  # fmt: skip
+            "float32": self.before.plain(),
+            "int8": self.after.plain(),
+            "drop": self.before.accuracy - self.after.accuracy,
+            "other_class": self.other_class,
+            "n": self.before.n,
+        }
 
 
 def write(source: Path, path: Path, images: Sequence[Pixels]) -> None:
@@ -65,15 +68,29 @@ def write(source: Path, path: Path, images: Sequence[Pixels]) -> None:
         with TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ready = Path(folder) / "ready.onnx"
-            quant_pre_process(str(source), str(ready), skip_symbolic_shape=True, skip_optimization=True)
-            kept = [node.name for node in onnx.load(ready).graph.node if node.name.startswith(prepare.PREFIX) or node.op_type == "Softmax"]
+            quant_pre_process(
+                str(source), str(ready), skip_symbolic_shape=True, skip_optimization=True
+            )
+            kept = [
+                node.name
+                for node in onnx.load(ready).graph.node
+                if node.name.startswith(prepare.PREFIX) or node.op_type == "Softmax"
+            ]
             quantization.quantize_static(
-                str(ready), str(path), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True, nodes_to_exclude=kept,
-                activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
+                str(ready),
+                str(path),
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                nodes_to_exclude=kept,
+                activation_type=quantization.QuantType.QInt8,
+                weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-            )  # fmt: skip
+            )
         made = onnx.load(path)
-        props = {one.key: one.value for one in onnx.load(source, load_external_data=False).metadata_props}
+        props = {
+            one.key: one.value for one in onnx.load(source, load_external_data=False).metadata_props
+        }
         onnx.helper.set_model_props(made, {**props, "arithmetic": "int8"})
         made.producer_name = "regraft"
         onnx.save(made, path)
@@ -85,6 +102,8 @@ def drop(before: Path, after: Path, images: Sequence[Pixels], targets: NDArray[n
     """Return what int8 costs on labelled images of any sizes."""
     from regraft.export.parity import said
 
-    logits = [np.log(np.maximum(said(graph.answers(path), images), 1e-12)) for path in (before, after)]
+    logits = [
+        np.log(np.maximum(said(graph.answers(path), images), 1e-12)) for path in (before, after)
+    ]
     other = int((logits[0].argmax(axis=1) != logits[1].argmax(axis=1)).sum())
     return Drop(evaluate.scores(logits[0], targets), evaluate.scores(logits[1], targets), other)

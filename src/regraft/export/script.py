@@ -18,7 +18,9 @@ def write(finished: Run, path: Path) -> None:
     """Write the whole network, from decoded pixels to probabilities; what it is lies beside it in the file as `regraft.json`."""
     model, network = core(finished)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch says that it prefers torch.export, which needs Python to run
+        warnings.simplefilter(
+            "ignore"
+        )  # torch says that it prefers torch.export, which needs Python to run
         traced = torch.jit.trace(network, torch.zeros(2, 3, model.resolution, model.resolution))  # type: ignore[no-untyped-call]
         made = torch.jit.script(Whole(traced, model).eval())
         torch.jit.save(made, path, _extra_files={"regraft.json": json.dumps(about.facts(finished))})

@@ -29,9 +29,18 @@ class Packed(Run):
 def write(finished: Run, path: Path) -> None:
     """Write the weights, with everything that is needed to put the network together again."""
     model, _ = Classifier(finished, "cpu", "float32").network
-    facts = {**about.facts(finished), "input": {"mean": model.rules.mean, "std": model.rules.std, "interpolation": model.rules.interpolation}}
+    facts = {
+        **about.facts(finished),
+        "input": {
+            "mean": model.rules.mean,
+            "std": model.rules.std,
+            "interpolation": model.rules.interpolation,
+        },
+    }
     metadata = {"format": "pt", "regraft": json.dumps(facts), "plan": plans.text(finished.plan)}
-    safetensors.torch.save_file({name: value.contiguous() for name, value in finished.weights().items()}, path, metadata)
+    safetensors.torch.save_file(
+        {name: value.contiguous() for name, value in finished.weights().items()}, path, metadata
+    )
 
 
 def answers(path: Path) -> Answers:
@@ -41,6 +50,11 @@ def answers(path: Path) -> Answers:
     with safetensors.safe_open(path, "pt") as file:
         metadata: dict[str, Any] = dict(file.metadata())
     facts = json.loads(metadata["regraft"])
-    packed = Packed(path, plans.parse(tomllib.loads(metadata["plan"])), tuple(facts["classes"]), {"val": facts["val"]})
+    packed = Packed(
+        path,
+        plans.parse(tomllib.loads(metadata["plan"])),
+        tuple(facts["classes"]),
+        {"val": facts["val"]},
+    )
     classifier = Classifier(packed, "cpu", "float32")
     return lambda images: np.asarray(classifier.predict_proba(images))

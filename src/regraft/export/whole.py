@@ -38,7 +38,10 @@ class Whole(nn.Module):
         height, width = int(maps.shape[2]), int(maps.shape[3])
         if height != self.side or width != self.side:
             factor = max(self.side / height, self.side / width)
-            larger = [max(self.side, int(round(height * factor))), max(self.side, int(round(width * factor)))]  # noqa: RUF046  TorchScript rounds to floats
+            # TorchScript rounds to floats
+            tall = max(self.side, int(round(height * factor)))  # noqa: RUF046
+            wide = max(self.side, int(round(width * factor)))  # noqa: RUF046
+            larger = [tall, wide]
             maps = functional.interpolate(maps, size=larger, mode=self.mode, antialias=True)
             top, left = (larger[0] - self.side) // 2, (larger[1] - self.side) // 2
             maps = maps[:, :, top : top + self.side, left : left + self.side]

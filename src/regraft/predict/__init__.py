@@ -7,4 +7,16 @@ from regraft.predict.classifier import Classifier, Prediction, load
 from regraft.predict.network import Network, restored
 from regraft.predict.results import FORMATS, Results, cells, columns, format_of, row
 
-__all__ = ["FORMATS", "Classifier", "Network", "Prediction", "Results", "cells", "columns", "format_of", "load", "restored", "row"]
+__all__ = [
+    "FORMATS",
+    "Classifier",
+    "Network",
+    "Prediction",
+    "Results",
+    "cells",
+    "columns",
+    "format_of",
+    "load",
+    "restored",
+    "row",
+]

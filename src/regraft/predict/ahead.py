@@ -32,7 +32,9 @@ class Ready:
     error: str | None = None
 
 
-def batches(found: Iterable[Found], size: int, resolution: int, interpolation: str) -> Iterator[list[Ready]]:
+def batches(
+    found: Iterable[Found], size: int, resolution: int, interpolation: str
+) -> Iterator[list[Ready]]:
     """Yield the images in their order, `size` at a time, those that cannot be read among them.
 
     Args:
@@ -50,7 +52,12 @@ def batches(found: Iterable[Found], size: int, resolution: int, interpolation: s
     try:
         while True:
             while len(waiting) < most and (piece := list(itertools.islice(rest, _PIECE))):
-                waiting.append(pool.submit(lambda piece: [one(each, resolution, interpolation) for each in piece], piece))
+                waiting.append(
+                    pool.submit(
+                        lambda piece: [one(each, resolution, interpolation) for each in piece],
+                        piece,
+                    )
+                )
             if not waiting:
                 break
             ready += waiting.popleft().result()
@@ -67,6 +74,9 @@ def one(found: Found, resolution: int, interpolation: str) -> Ready:
     """Return one image ready for `views.see`, or why it cannot be read."""
     try:
         pixels = decoded(found.read())
-        return Ready(found.name, views.fitted(pixels, views.kept_size(pixels.shape[:2], resolution), interpolation))
+        return Ready(
+            found.name,
+            views.fitted(pixels, views.kept_size(pixels.shape[:2], resolution), interpolation),
+        )
     except Exception as error:  # decoders of broken files raise whatever they meet, and one file must not end a long job
         return Ready(found.name, None, why(error))

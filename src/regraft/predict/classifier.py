@@ -48,7 +48,13 @@ class Classifier:
         batch_size: Images that go through the network at once; what suits the machine when 0.
     """
 
-    def __init__(self, finished: run.Run, device: str = "auto", precision: str | None = None, batch_size: int = 0) -> None:
+    def __init__(
+        self,
+        finished: run.Run,
+        device: str = "auto",
+        precision: str | None = None,
+        batch_size: int = 0,
+    ) -> None:
         self.run, self.device, self.precision = finished, machine.device(device), precision
         self.batch_size = batch_size or machine.batch_size(self.device, finished.plan.resolution)
 
@@ -90,7 +96,11 @@ class Classifier:
         """Return probabilities `(n, classes)`, rows summing to 1, not calibrated; takes and raises what `predict` does."""
         checked = given.images(images, "images")
         starts = range(0, len(checked), self.batch_size)
-        pixels = (image for start in starts for image in checked.read(np.arange(start, min(len(checked), start + self.batch_size))))
+        pixels = (
+            image
+            for start in starts
+            for image in checked.read(np.arange(start, min(len(checked), start + self.batch_size)))
+        )
         return np.exp(evaluate.log_softmax(self.logits(pixels)))
 
     def logits(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
@@ -100,14 +110,27 @@ class Classifier:
         rest = iter(images)
         while taken := list(itertools.islice(rest, self.batch_size)):
             size, kind = model.resolution, model.rules.interpolation
-            found.append(self._said([views.fitted(image, views.kept_size(image.shape[:2], size), kind) for image in taken]))
+            found.append(
+                self._said(
+                    [
+                        views.fitted(image, views.kept_size(image.shape[:2], size), kind)
+                        for image in taken
+                    ]
+                )
+            )
         return np.concatenate(found)
 
-    def files(self, paths: Iterable[str | Path], min_confidence: float | None = None) -> Iterator[Prediction]:
+    def files(
+        self, paths: Iterable[str | Path], min_confidence: float | None = None
+    ) -> Iterator[Prediction]:
         """Yield a prediction for each file; one that cannot be read yields its error, and the rest goes on. See `stream`."""
-        return self.stream((Found(str(path), Path(path).read_bytes) for path in paths), min_confidence)
+        return self.stream(
+            (Found(str(path), Path(path).read_bytes) for path in paths), min_confidence
+        )
 
-    def stream(self, found: Iterable[Found], min_confidence: float | None = None) -> Iterator[Prediction]:
+    def stream(
+        self, found: Iterable[Found], min_confidence: float | None = None
+    ) -> Iterator[Prediction]:
         """Yield a prediction for each image in their order, in memory that does not grow; threads decode while the network works.
 
         Args:
@@ -117,17 +140,30 @@ class Classifier:
         """
         model, _ = self.network
         heat = 1.0 if min_confidence is None else self.temperature
-        for batch in ahead.batches(found, self.batch_size, model.resolution, model.rules.interpolation):
+        for batch in ahead.batches(
+            found, self.batch_size, model.resolution, model.rules.interpolation
+        ):
             seen = [one.pixels for one in batch if one.pixels is not None]
             chances = iter(np.exp(evaluate.log_softmax(self._said(seen) / heat)) if seen else ())
             for one in batch:
-                yield Prediction(one.name, None, None, error=one.error) if one.pixels is None else self._prediction(one.name, next(chances), min_confidence)
+                yield (
+                    Prediction(one.name, None, None, error=one.error)
+                    if one.pixels is None
+                    else self._prediction(one.name, next(chances), min_confidence)
+                )
 
-    def _prediction(self, name: str, chances: NDArray[np.float64], least: float | None) -> Prediction:
-        ranked = tuple((self.classes[number], float(chances[number])) for number in np.argsort(-chances, kind="stable"))
+    def _prediction(
+        self, name: str, chances: NDArray[np.float64], least: float | None
+    ) -> Prediction:
+        ranked = tuple(
+            (self.classes[number], float(chances[number]))
+            for number in np.argsort(-chances, kind="stable")
+        )
         label, probability = ranked[0]
         abstained = least is not None and probability < least
-        return Prediction(name, None if abstained else label, probability, ranked, abstained=abstained)
+        return Prediction(
+            name, None if abstained else label, probability, ranked, abstained=abstained
+        )
 
     def _said(self, ready: Sequence[Pixels]) -> NDArray[np.float32]:
         """Return the logits of images made ready; a batch that does not fit into memory is halved, and so are those after it."""
@@ -150,11 +186,17 @@ class Classifier:
         order = sorted(range(len(ready)), key=shapes.__getitem__)
         seen = []
         with torch.inference_mode():
-            for _, rows in itertools.groupby(order, key=shapes.__getitem__):  # images of one size are resized together
+            for _, rows in itertools.groupby(
+                order, key=shapes.__getitem__
+            ):  # images of one size are resized together
                 batch = torch.from_numpy(np.stack([ready[row] for row in rows])).to(self.device)
                 ids = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
                 seen.append(views.see(batch, ids, model.rules, model.resolution))
-            together = seen[0] if len(seen) == 1 else torch.cat(seen).contiguous(memory_format=torch.channels_last)
+            together = (
+                seen[0]
+                if len(seen) == 1
+                else torch.cat(seen).contiguous(memory_format=torch.channels_last)
+            )
             said: NDArray[np.float32] = whole(together).float().cpu().numpy()
         return said[np.argsort(order)]
 

@@ -35,7 +35,9 @@ class Network(nn.Module):
         return out
 
 
-def restored(finished: run.Run, device: str, body: Backbone | None = None) -> tuple[Backbone, nn.Sequential]:
+def restored(
+    finished: run.Run, device: str, body: Backbone | None = None
+) -> tuple[Backbone, nn.Sequential]:
     """Return backbone and head of a run with their trained weights, in eval mode on a device.
 
     Args:
@@ -53,19 +55,33 @@ def restored(finished: run.Run, device: str, body: Backbone | None = None) -> tu
     top = head.make(plan.head, int(np.prod(whole.shapes[0])), len(finished.classes), plan.seed)
     try:
         tensors = finished.weights()
-        own = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+        own = {
+            name.removeprefix("backbone."): value
+            for name, value in tensors.items()
+            if name.startswith("backbone.")
+        }
         lacking = [name for name in _needed(model, whole) if name not in own]
         if lacking:
             raise ValueError(f"no weights {', '.join(lacking[:3])}")
         backbone.restore(model, own)
-        top.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
+        top.load_state_dict(
+            {
+                name.removeprefix("head."): value
+                for name, value in tensors.items()
+                if name.startswith("head.")
+            }
+        )
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"The weights in {finished.path} do not belong to its plan ({str(error).splitlines()[0]}). Fit it again with --overwrite.") from error
+        raise UserError(
+            f"The weights in {finished.path} do not belong to its plan ({str(error).splitlines()[0]}). Fit it again with --overwrite."
+        ) from error
     model.model.to(device).eval()
     return model, top.to(device).eval()
 
 
-def network(finished: run.Run, device: str, precision: str | None = None) -> tuple[Backbone, Network]:
+def network(
+    finished: run.Run, device: str, precision: str | None = None
+) -> tuple[Backbone, Network]:
     """Return a run's backbone, and its network for answering.
 
     Args:
@@ -79,7 +95,12 @@ def network(finished: run.Run, device: str, precision: str | None = None) -> tup
     plan = finished.plan
     model, top = restored(finished, device)
     arithmetic = precision or (plan.precision if machine.has_bfloat16(device) else "float32")
-    frozen, rest = backbone.cut(model, backbone.earliest(model, [phase.train for phase in plan.phases]), plan.stages_taken, plan.flattens)
+    frozen, rest = backbone.cut(
+        model,
+        backbone.earliest(model, [phase.train for phase in plan.phases]),
+        plan.stages_taken,
+        plan.flattens,
+    )
     quick = backbone.folded(frozen)
     if arithmetic == "bfloat16":
         quick = backbone.halved(quick)

@@ -24,8 +24,17 @@ from regraft.errors import UserError, unknown
 from regraft.predict.classifier import Prediction
 
 FORMATS = ("table", "csv", "json", "parquet")
-_OF_SUFFIX = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
-_PART, _GROUP = 5_000, 100_000  # rows of a part while the job runs, and of a row group of the finished file
+_OF_SUFFIX = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+_PART, _GROUP = (
+    5_000,
+    100_000,
+)  # rows of a part while the job runs, and of a row group of the finished file
 
 
 def format_of(given: str | None, out: Path | None) -> str:
@@ -38,31 +47,53 @@ def format_of(given: str | None, out: Path | None) -> str:
         raise unknown("format", given, FORMATS)
     if out is None:
         if given == "parquet":
-            raise UserError("--format parquet was given without a file. Expected --out FILE.parquet. Name one, or take csv or json, which can be printed.")
+            raise UserError(
+                "--format parquet was given without a file. Expected --out FILE.parquet. Name one, or take csv or json, which can be printed."
+            )
         return given or "table"
     found = given or _OF_SUFFIX.get(out.suffix.lower())
     if found is None or found == "table":
-        raise UserError(f"--out {out} does not say in which format to write. Expected csv, json or parquet. Add --format, or end the name in one of them.")
+        raise UserError(
+            f"--out {out} does not say in which format to write. Expected csv, json or parquet. Add --format, or end the name in one of them."
+        )
     return found
 
 
 def columns(top: int) -> list[str]:
     """Return the columns of a CSV of predictions."""
-    more = [name for place in range(1, top + 1) for name in (f"label_{place}", f"probability_{place}")]
+    more = [
+        name for place in range(1, top + 1) for name in (f"label_{place}", f"probability_{place}")
+    ]
     return ["path", "label", "probability", "abstained", "error", *(more if top > 1 else [])]
 
 
 def cells(one: dict[str, Any], top: int) -> list[Any]:
     """Return a row of such a CSV; what there is not is empty."""
     ranked = [run.harmless(cell) for pair in one["ranked"] for cell in pair] if top > 1 else []
-    plain = ["" if one[name] is None else run.harmless(one[name]) for name in ("path", "label", "probability")]
-    return [*plain, "true" if one["abstained"] else "false", run.harmless(one["error"] or ""), *ranked, *[""] * (len(columns(top)) - 5 - len(ranked))]
+    plain = [
+        "" if one[name] is None else run.harmless(one[name])
+        for name in ("path", "label", "probability")
+    ]
+    return [
+        *plain,
+        "true" if one["abstained"] else "false",
+        run.harmless(one["error"] or ""),
+        *ranked,
+        *[""] * (len(columns(top)) - 5 - len(ranked)),
+    ]
 
 
 def row(said: Prediction, top: int) -> dict[str, Any]:
     """Return a prediction as plain data, with the first `top` classes."""
     ranked = [[name, chance] for name, chance in said.ranked[:top]]
-    return {"path": said.path, "label": said.label, "probability": said.probability, "ranked": ranked, "abstained": said.abstained, "error": said.error}
+    return {
+        "path": said.path,
+        "label": said.label,
+        "probability": said.probability,
+        "ranked": ranked,
+        "abstained": said.abstained,
+        "error": said.error,
+    }
 
 
 class Results(ABC):
@@ -79,19 +110,33 @@ class Results(ABC):
         UserError: When there is a file and neither was asked, or what is there belongs to another job, or cannot be written.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], top: int, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        job: dict[str, Any],
+        top: int,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         self.path, self.job, self.top = path, job, top
         self.note = path.with_name(f"{path.name}.job.json")
         self.parts = path.with_name(f"{path.name}.parts")
         self.rows = self.before = 0
         there = path.exists() or self.note.exists()
         if path.is_dir():
-            raise UserError(f"{path} is a folder. Expected a file for the predictions. Give another --out.")
+            raise UserError(
+                f"{path} is a folder. Expected a file for the predictions. Give another --out."
+            )
         if there and not resume and not overwrite:
-            raise UserError(f"{path} exists already. Expected a new file. Pass --resume to go on with it, --overwrite to replace it, or another --out.")
+            raise UserError(
+                f"{path} exists already. Expected a new file. Pass --resume to go on with it, --overwrite to replace it, or another --out."
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for scratch in [*path.parent.glob(f".{path.name}.part"), *path.parent.glob(f".{self.note.name}.*.part")]:  # of a killed process
+            for scratch in [
+                *path.parent.glob(f".{path.name}.part"),
+                *path.parent.glob(f".{self.note.name}.*.part"),
+            ]:  # of a killed process
                 scratch.unlink()
             known = self._known() if there and resume and not self._untouched() else None
             if known is None:
@@ -105,7 +150,9 @@ class Results(ABC):
                 raise
             raise files.unwritable(path, error) from error
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is not as `regraft predict` left it ({error}), so it cannot be gone on with. Pass --overwrite.") from error
+            raise UserError(
+                f"{path} is not as `regraft predict` left it ({error}), so it cannot be gone on with. Pass --overwrite."
+            ) from error
 
     @staticmethod
     def of(kind: str) -> type[Results]:
@@ -126,7 +173,9 @@ class Results(ABC):
 
     def mark(self, finished: bool = False) -> None:
         """Note how far the file is written whole."""
-        run.write_json(self.note, {"job": self.job, **self._reached(), "rows": self.rows, "finished": finished})
+        run.write_json(
+            self.note, {"job": self.job, **self._reached(), "rows": self.rows, "finished": finished}
+        )
 
     def finish(self) -> None:
         """Make the file whole."""
@@ -144,7 +193,12 @@ class Results(ABC):
     def _untouched(self) -> bool:
         """Whether what is there holds no row and no note yet: its process was killed at the very beginning."""
         head = self._head()
-        return not self.note.exists() and self.path.is_file() and self.path.stat().st_size <= len(head) and head.startswith(self.path.read_bytes())
+        return (
+            not self.note.exists()
+            and self.path.is_file()
+            and self.path.stat().st_size <= len(head)
+            and head.startswith(self.path.read_bytes())
+        )
 
     def _head(self) -> bytes:
         """Return what the file begins with."""
@@ -235,7 +289,9 @@ class _JsonLines(_Lines):
             yield from (json.loads(line)["path"] for line in file)
 
     def _add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.file.write("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows).encode())
+        self.file.write(
+            "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows).encode()
+        )
 
 
 class _Parquet(Results):
@@ -243,7 +299,9 @@ class _Parquet(Results):
 
     def _start(self, known: dict[str, Any] | None) -> None:
         self.held: list[dict[str, Any]] = []
-        if known is not None and self.path.is_file():  # a finished job, gone on with; its parts are in it, where they were not all removed
+        if (
+            known is not None and self.path.is_file()
+        ):  # a finished job, gone on with; its parts are in it, where they were not all removed
             shutil.rmtree(self.parts, ignore_errors=True)
         self.parts.mkdir(exist_ok=True)
         if known is not None and self.path.is_file():
@@ -270,7 +328,9 @@ class _Parquet(Results):
         if self.held:
             part = self._part()
             with files.whole(part) as scratch:
-                pq.write_table(pa.Table.from_pylist([_nested(one) for one in self.held], _schema()), scratch)
+                pq.write_table(
+                    pa.Table.from_pylist([_nested(one) for one in self.held], _schema()), scratch
+                )
             self.held = []
 
     def _part(self) -> Path:
@@ -281,7 +341,9 @@ class _Parquet(Results):
         import pyarrow.parquet as pq
 
         scratch = self.path.with_name(f".{self.path.name}.part")
-        with pq.ParquetWriter(scratch, _schema().with_metadata({"regraft": json.dumps(self.job)})) as writer:
+        with pq.ParquetWriter(
+            scratch, _schema().with_metadata({"regraft": json.dumps(self.job)})
+        ) as writer:
             waiting: list[Any] = []
             for part in sorted(self.parts.glob("*.parquet")):
                 waiting += list(pq.ParquetFile(part).iter_batches(_GROUP))
@@ -299,14 +361,21 @@ def _schema() -> Any:
     pair = pa.struct([("label", pa.string()), ("probability", pa.float64())])
     return pa.schema(
         [
-            ("path", pa.string()), ("label", pa.string()), ("probability", pa.float64()), ("ranked", pa.list_(pair)), ("abstained", pa.bool_()),
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("probability", pa.float64()),
+            ("ranked", pa.list_(pair)),
+            ("abstained", pa.bool_()),
             ("error", pa.string()),
         ]
-    )  # fmt: skip
+    )
 
 
 def _nested(one: dict[str, Any]) -> dict[str, Any]:
-    return {**one, "ranked": [{"label": name, "probability": chance} for name, chance in one["ranked"]]}
+    return {
+        **one,
+        "ranked": [{"label": name, "probability": chance} for name, chance in one["ranked"]],
+    }
 
 
 def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
@@ -316,7 +385,9 @@ def _csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _digest(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()))
+    return np.uint64(
+        int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    )
 
 
 def _digests(names: Iterable[str]) -> NDArray[np.uint64]:

@@ -44,12 +44,17 @@ class Cell:
     taken: tuple[Taken, ...]
     labels: tuple[NDArray[np.int64], NDArray[np.int64]]  # of train and val
     classes: int
-    source: tuple[Tensor, Tensor] | None = None  # weight and bias of the head that the backbone's weights came with
+    source: tuple[Tensor, Tensor] | None = (
+        None  # weight and bias of the head that the backbone's weights came with
+    )
 
     def features(self, places: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the features of some places side by side, float32, for train and for val."""
         chosen = [one for one in self.taken if one.place in places]
-        train, val = (np.concatenate([getattr(one, part) for one in chosen], axis=1) for part in ("train", "val"))
+        train, val = (
+            np.concatenate([getattr(one, part) for one in chosen], axis=1)
+            for part in ("train", "val")
+        )
         return torch.from_numpy(train).float(), torch.from_numpy(val).float()
 
 
@@ -84,7 +89,9 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """Return the row as it is written to JSON."""
-        return {"name": self.name} | {one.name: getattr(self, one.name) for one in fields(self) if one.name != "right"}
+        return {"name": self.name} | {
+            one.name: getattr(self, one.name) for one in fields(self) if one.name != "right"
+        }
 
 
 def singles(cell: Cell, phase: Phase, watcher: Watcher = SILENT) -> list[Row]:
@@ -114,8 +121,16 @@ def side_by_side(cell: Cell, phase: Phase, most: int, watcher: Watcher = SILENT)
     kept = _thinned(cell, most, watcher)
     if len(kept) < 2:
         return []
-    chosen = greedy.chosen([cell.features([place])[0] for place in kept], torch.from_numpy(cell.labels[0]), cell.classes)
-    few = [_row(cell, tuple(kept[number] for number in sorted(chosen)), "greedy", phase)] if len(chosen) > 1 else []
+    chosen = greedy.chosen(
+        [cell.features([place])[0] for place in kept],
+        torch.from_numpy(cell.labels[0]),
+        cell.classes,
+    )
+    few = (
+        [_row(cell, tuple(kept[number] for number in sorted(chosen)), "greedy", phase)]
+        if len(chosen) > 1
+        else []
+    )
     return few + ([_row(cell, tuple(kept), "all", phase)] if len(kept) > len(chosen) else [])
 
 
@@ -127,26 +142,55 @@ def _row(cell: Cell, places: tuple[str, ...], kind: str, phase: Phase) -> Row:
         logits = solved.layer(x_val).numpy()
     scores = evaluate.scores(logits, cell.labels[1])
     chosen = [one for one in cell.taken if one.place in places]
-    single = _free_scores(cell, places[0], x.numpy(), x_val.numpy()) if kind == "single" else dict.fromkeys(("knn", "logme", "h_score", "leep"))
+    single = (
+        _free_scores(cell, places[0], x.numpy(), x_val.numpy())
+        if kind == "single"
+        else dict.fromkeys(("knn", "logme", "h_score", "leep"))
+    )
     return Row(
-        cell.backbone, cell.resolution, places, kind, x.shape[1], len(y), scores.accuracy, scores.ci95, scores.loss, solved.l2,
-        **single, multiply_adds=chosen[-1].multiply_adds, seconds=chosen[-1].seconds, bytes=sum(one.bytes for one in chosen),
+        cell.backbone,
+        cell.resolution,
+        places,
+        kind,
+        x.shape[1],
+        len(y),
+        scores.accuracy,
+        scores.ci95,
+        scores.loss,
+        solved.l2,
+        **single,
+        multiply_adds=chosen[-1].multiply_adds,
+        seconds=chosen[-1].seconds,
+        bytes=sum(one.bytes for one in chosen),
         right=logits.argmax(axis=1) == cell.labels[1],
-    )  # fmt: skip
+    )
 
 
-def _free_scores(cell: Cell, place: str, x: NDArray[np.float32], x_val: NDArray[np.float32]) -> dict[str, float | None]:
+def _free_scores(
+    cell: Cell, place: str, x: NDArray[np.float32], x_val: NDArray[np.float32]
+) -> dict[str, float | None]:
     """Return the accuracy of nearest neighbours, and the training-free scores on the train part."""
     y, y_val = cell.labels
     k = neighbours_for(y)
     leep = None
-    if cell.source is not None and place == cell.taken[-1].place and cell.source[0].shape[1] == x.shape[1]:
+    if (
+        cell.source is not None
+        and place == cell.taken[-1].place
+        and cell.source[0].shape[1] == x.shape[1]
+    ):
         weight, bias = cell.source
-        leep = transferability.leep(torch.nn.functional.linear(torch.from_numpy(x), weight.float(), bias.float()).softmax(dim=1).numpy(), y)
+        leep = transferability.leep(
+            torch.nn.functional.linear(torch.from_numpy(x), weight.float(), bias.float())
+            .softmax(dim=1)
+            .numpy(),
+            y,
+        )
     return {
-        "knn": transferability.neighbours((x, y), (x_val, y_val), k), "logme": transferability.logme(x, y),
-        "h_score": transferability.h_score(x, y), "leep": leep,
-    }  # fmt: skip
+        "knn": transferability.neighbours((x, y), (x_val, y_val), k),
+        "logme": transferability.logme(x, y),
+        "h_score": transferability.h_score(x, y),
+        "leep": leep,
+    }
 
 
 def neighbours_for(labels: NDArray[np.int64]) -> int:
@@ -161,5 +205,7 @@ def _thinned(cell: Cell, most: int, watcher: Watcher) -> list[str]:
     while sum(width[place] for place in places[::-1][::step]) > most and step < len(places):
         step += 1
     if step > 1:
-        watcher.say(f"{cell.backbone} at {cell.resolution} px has {sum(width.values()):,} features; every {step}. place goes side by side, so that they fit.")
+        watcher.say(
+            f"{cell.backbone} at {cell.resolution} px has {sum(width.values()):,} features; every {step}. place goes side by side, so that they fit."
+        )
     return places[::-1][::step][::-1]

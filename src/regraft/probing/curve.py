@@ -20,9 +20,13 @@ _DRAWS = 2000
 
 
 def learning_curve(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, phase: Phase, whole: tuple[float, float],
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    classes: int,
+    phase: Phase,
+    whole: tuple[float, float],
     draw: Callable[[int, int], NDArray[np.int64]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return the accuracy on `val` for growing subsets of `train`, and a forecast for twice the images.
 
     The error is taken to fall as a power of the number of images (Hestness and others, 2017); the forecast's interval comes from fitting that law to
@@ -50,8 +54,17 @@ def learning_curve(
         for number in range(_REPEATS):
             rows = torch.from_numpy(draw(size, number))
             solved = solve((x[rows], y[rows]), val, classes, path, phase.monitor)
-            reached.append(next(row["val_accuracy"] for row in solved.history if row["l2"] == solved.l2))
-        points.append({"images": size, "accuracy": float(np.mean(reached)), "spread": float(np.std(reached, ddof=1)), "repeats": _REPEATS})
+            reached.append(
+                next(row["val_accuracy"] for row in solved.history if row["l2"] == solved.l2)
+            )
+        points.append(
+            {
+                "images": size,
+                "accuracy": float(np.mean(reached)),
+                "spread": float(np.std(reached, ddof=1)),
+                "repeats": _REPEATS,
+            }
+        )
     points.append({"images": len(y), "accuracy": whole[0], "spread": None, "repeats": 1})
     return {"points": points, "forecast": forecast(points, 2 * len(y), len(val[1]))}
 
@@ -69,12 +82,23 @@ def forecast(points: Sequence[dict[str, Any]], images: int, judged: int) -> dict
     sizes = np.log([point["images"] for point in points])
     means = np.array([point["accuracy"] for point in points])
     spreads = [point["spread"] for point in points if point["spread"] is not None]
-    noise = np.array([point["spread"] if point["spread"] is not None else spreads[-1] for point in points])
+    noise = np.array(
+        [point["spread"] if point["spread"] is not None else spreads[-1] for point in points]
+    )
     noise = noise / np.sqrt([point["repeats"] for point in points])
-    drawn = np.vstack([means, means + noise * np.random.default_rng(0).standard_normal((_DRAWS, len(means)))])
+    drawn = np.vstack(
+        [means, means + noise * np.random.default_rng(0).standard_normal((_DRAWS, len(means)))]
+    )
     errors = np.log((1 - drawn).clip(0.5 / judged, 1))
-    weights = np.sqrt([point["images"] for point in points])  # the law holds best where images are many
+    weights = np.sqrt(
+        [point["images"] for point in points]
+    )  # the law holds best where images are many
     slope, offset = np.polyfit(sizes, errors.T, 1, w=weights)
     there = 1 - np.exp(offset + slope * np.log(images)).clip(0, 1)
     low, high = np.quantile(there[1:], [0.025, 0.975])
-    return {"images": images, "accuracy": float(there[0]), "ci95": (float(low), float(high)), "gain": float(there[0] - means[-1])}
+    return {
+        "images": images,
+        "accuracy": float(there[0]),
+        "ci95": (float(low), float(high)),
+        "gain": float(there[0] - means[-1]),
+    }

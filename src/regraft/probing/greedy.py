@@ -48,10 +48,17 @@ def chosen(places: Sequence[Tensor], labels: Tensor, classes: int) -> list[int]:
         said = held[:, mine] @ torch.cholesky_solve(cross[mine], factor) + shares
         return said.argmax(dim=1) == labels[judge]
 
-    first, ridge = max(((number, ridge) for number in range(len(places)) for ridge in _RIDGES), key=lambda one: int(right([one[0]], one[1]).sum()))
+    first, ridge = max(
+        ((number, ridge) for number in range(len(places)) for ridge in _RIDGES),
+        key=lambda one: int(right([one[0]], one[1]).sum()),
+    )
     found, reached = [first], right([first], ridge)
     while len(found) < min(_MOST, len(places)):
-        tried = {number: right([*found, number], ridge) for number in range(len(places)) if number not in found}
+        tried = {
+            number: right([*found, number], ridge)
+            for number in range(len(places))
+            if number not in found
+        }
         best = max(tried, key=lambda number: int(tried[number].sum()))
         won, lost = int((tried[best] & ~reached).sum()), int((reached & ~tried[best]).sum())
         if won - lost <= (won + lost) ** 0.5:

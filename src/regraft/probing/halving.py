@@ -20,7 +20,9 @@ def seconds(budget: str) -> float:
     """Return the seconds that "90", "90s", "5m" or "1.5h" mean; raises `UserError` for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", budget)
     if not found or float(found[1]) <= 0:
-        raise UserError(f"--budget {budget!r} is no time. Expected seconds, or a number with s, m or h. Write for example 90s or 5m.")
+        raise UserError(
+            f"--budget {budget!r} is no time. Expected seconds, or a number with s, m or h. Write for example 90s or 5m."
+        )
     return float(found[1]) * _UNITS[found[2]]
 
 

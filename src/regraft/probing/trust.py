@@ -25,20 +25,38 @@ def hit_rate(rows: Sequence[Row], runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     from scipy.stats import kendalltau, spearmanr
 
-    at = {(row.backbone, row.resolution, row.places[0]): row for row in rows if row.kind == "single"}
+    at = {
+        (row.backbone, row.resolution, row.places[0]): row for row in rows if row.kind == "single"
+    }
     reached: dict[str, dict[tuple[str, int, str], list[float]]] = {}
     for one in runs:
         taken = one.plan.stages_taken or ("end",)
         cell = (one.plan.backbone, one.plan.resolution, taken[0])
-        if len(taken) == 1 and cell in at and any(phase.train != "head" for phase in one.plan.phases):
-            reached.setdefault(one.plan.technique, {}).setdefault(cell, []).append(float(one.scores["val"]["accuracy"]))
+        if (
+            len(taken) == 1
+            and cell in at
+            and any(phase.train != "head" for phase in one.plan.phases)
+        ):
+            reached.setdefault(one.plan.technique, {}).setdefault(cell, []).append(
+                float(one.scores["val"]["accuracy"])
+            )
     found = []
     for technique, cells in reached.items():
         for score in SCORES:
-            pairs = [(getattr(at[cell], score), sum(values) / len(values)) for cell, values in cells.items() if getattr(at[cell], score) is not None]
+            pairs = [
+                (getattr(at[cell], score), sum(values) / len(values))
+                for cell, values in cells.items()
+                if getattr(at[cell], score) is not None
+            ]
             said, came = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             if len(pairs) >= _FEWEST and len(set(said)) > 1 and len(set(came)) > 1:
                 tau = kendalltau(said, came)
-                row = {"technique": technique, "score": score, "runs": len(pairs), "kendall": float(tau.statistic), "p": float(tau.pvalue)}
+                row = {
+                    "technique": technique,
+                    "score": score,
+                    "runs": len(pairs),
+                    "kendall": float(tau.statistic),
+                    "p": float(tau.pvalue),
+                }
                 found.append(row | {"spearman": float(spearmanr(said, came).statistic)})
     return found

@@ -28,12 +28,17 @@ class Recipe:
     about: str
     assumed: str = ""
     reported: dict[str, Any] = field(default_factory=dict)
-    counted: dict[str, Any] = field(default_factory=dict)  # how the reported parameter counts differ from PyTorch's
+    counted: dict[str, Any] = field(
+        default_factory=dict
+    )  # how the reported parameter counts differ from PyTorch's
 
     @property
     def plan(self) -> Plan:
         """What it does."""
-        return plans.parse(tomllib.loads((_FOLDER / "plans" / f"{self.name}.toml").read_text(encoding="utf-8")), f"The recipe {self.name}")
+        return plans.parse(
+            tomllib.loads((_FOLDER / "plans" / f"{self.name}.toml").read_text(encoding="utf-8")),
+            f"The recipe {self.name}",
+        )
 
 
 @cache

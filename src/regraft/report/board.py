@@ -33,15 +33,27 @@ def leaderboard(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> d
     digests = {finished.scores["split_digest"]: finished.name for finished in runs}
     if len(digests) > 1:
         (one, first), (other, second) = list(digests.items())[:2]
-        raise UserError(f"{first} was fitted on split {one}, {second} on {other}. Expected runs on the same images and split. Compare runs of one split only.")
-    ranked = sorted(runs, key=lambda one: (one.scores.get("contract") == "broken", -one.scores["val"]["accuracy"], one.scores["val"]["loss"]))
+        raise UserError(
+            f"{first} was fitted on split {one}, {second} on {other}. Expected runs on the same images and split. Compare runs of one split only."
+        )
+    ranked = sorted(
+        runs,
+        key=lambda one: (
+            one.scores.get("contract") == "broken",
+            -one.scores["val"]["accuracy"],
+            one.scores["val"]["loss"],
+        ),
+    )
     rows = [_row(one, ranked[0]) for one in ranked]
     names = [row["name"] for row in rows]
     return {
-        "rows": [*rows, *failed], "selected": names[0] if names else None, "split_digest": next(iter(digests), None),
-        "seeds": _over_seeds(ranked), "verdict": _verdict(rows),
+        "rows": [*rows, *failed],
+        "selected": names[0] if names else None,
+        "split_digest": next(iter(digests), None),
+        "seeds": _over_seeds(ranked),
+        "verdict": _verdict(rows),
         "warnings": list(dict.fromkeys(line for one in ranked for line in one.cautions)),
-    }  # fmt: skip
+    }
 
 
 def write(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
@@ -56,17 +68,33 @@ def write(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
 def flat(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the leaderboard as a person reads it: one number a column."""
     if "error" in row:
-        return {"name": row["name"], "backbone": row["backbone"], "technique": row["technique"], "seed": row["seed"], "error": row["error"]}
+        return {
+            "name": row["name"],
+            "backbone": row["backbone"],
+            "technique": row["technique"],
+            "seed": row["seed"],
+            "error": row["error"],
+        }
     test = row.get("test") or {}
     low, high = test.get("ci95", (None, None))
     return {
-        "name": row["name"], "backbone": row["backbone"], "technique": row["technique"], "seed": row["seed"], "resolution": row["resolution"],
-        "val_accuracy": row["val"]["accuracy"], "test_accuracy": test.get("accuracy"), "test_low": low, "test_high": high,
-        "gap": row["train"]["accuracy"] - row["val"]["accuracy"], "seconds_extract": row["seconds"]["extract"],
+        "name": row["name"],
+        "backbone": row["backbone"],
+        "technique": row["technique"],
+        "seed": row["seed"],
+        "resolution": row["resolution"],
+        "val_accuracy": row["val"]["accuracy"],
+        "test_accuracy": test.get("accuracy"),
+        "test_low": low,
+        "test_high": high,
+        "gap": row["train"]["accuracy"] - row["val"]["accuracy"],
+        "seconds_extract": row["seconds"]["extract"],
         "seconds_shared": row.get("shared_seconds", 0.0),
         "seconds_train": row["seconds"]["train"],
-        "seconds_total": row["seconds"]["total"], "trainable": row["parameters"]["trainable"], "total": row["parameters"]["total"],
-    }  # fmt: skip
+        "seconds_total": row["seconds"]["total"],
+        "trainable": row["parameters"]["trainable"],
+        "total": row["parameters"]["total"],
+    }
 
 
 def _row(one: Run, selected: Run) -> dict[str, Any]:
@@ -91,7 +119,11 @@ def _over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
         same = list({one.plan.seed: one for one in alike}.values())
         if len(same) < 2:
             continue
-        row: dict[str, Any] = {"backbone": same[0].plan.backbone, "technique": same[0].plan.technique, "seeds": len(same)}
+        row: dict[str, Any] = {
+            "backbone": same[0].plan.backbone,
+            "technique": same[0].plan.technique,
+            "seeds": len(same),
+        }
         val = [one.scores["val"]["accuracy"] for one in same]
         row |= {"val_mean": mean(val), "val_spread": stdev(val)}
         if all(one.test for one in same):
@@ -113,7 +145,11 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     text += f" (95 % interval {low:.1%} to {high:.1%})."
     rivals = [row for row in rows[1:] if "versus_selected" in row]
     alike = [row["name"] for row in rivals if not row["versus_selected"]["real"]]
-    better = [row["name"] for row in rivals if row["versus_selected"]["real"] and row["versus_selected"]["points"] > 0]
+    better = [
+        row["name"]
+        for row in rivals
+        if row["versus_selected"]["real"] and row["versus_selected"]["points"] > 0
+    ]
     if better:
         text += f" On the test part {_and(better)} {'is' if len(better) == 1 else 'are'} better."
     if alike:

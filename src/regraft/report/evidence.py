@@ -45,9 +45,15 @@ def gathered(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict
     part = "test" if all(one.test for one in runs) else "val"
     ranked = sorted(runs, key=lambda one: [row["name"] for row in board["rows"]].index(one.name))
     told = {
-        "data": runs[0].scores["data"], "classes": list(runs[0].classes), "part": part, "split_digest": board["split_digest"], "board": board,
-        "runs": {one.name: _of(one, part) for one in ranked}, "pairs": _pairs(ranked, part), "warnings": board["warnings"],
-    }  # fmt: skip
+        "data": runs[0].scores["data"],
+        "classes": list(runs[0].classes),
+        "part": part,
+        "split_digest": board["split_digest"],
+        "board": board,
+        "runs": {one.name: _of(one, part) for one in ranked},
+        "pairs": _pairs(ranked, part),
+        "warnings": board["warnings"],
+    }
     told["verdict"] = _verdict(told)
     return told
 
@@ -58,12 +64,23 @@ def _of(one: Run, part: str) -> dict[str, Any]:
     judged = one.predictions(part)
     environment = one.path / "environment.json"
     return {
-        "name": one.name, "path": str(one.path), "scores": one.scores, "measures": evaluate.measures(
-            judged["logits"], judged["targets"], one.classes, temperature if part == "test" else None
-        ), "temperature": temperature, "history": one.history(), "contract": json.loads((one.path / "freeze.json").read_text()),
-        "plan": plans.text(one.plan), "environment": json.loads(environment.read_text()) if environment.is_file() else {},
-        "command": command(one), "opened": (one.test or {}).get("opened", []),
-    }  # fmt: skip
+        "name": one.name,
+        "path": str(one.path),
+        "scores": one.scores,
+        "measures": evaluate.measures(
+            judged["logits"],
+            judged["targets"],
+            one.classes,
+            temperature if part == "test" else None,
+        ),
+        "temperature": temperature,
+        "history": one.history(),
+        "contract": json.loads((one.path / "freeze.json").read_text()),
+        "plan": plans.text(one.plan),
+        "environment": json.loads(environment.read_text()) if environment.is_file() else {},
+        "command": command(one),
+        "opened": (one.test or {}).get("opened", []),
+    }
 
 
 def command(one: Run) -> str:
@@ -88,7 +105,9 @@ def _pairs(ranked: Sequence[Run], part: str) -> list[dict[str, Any]]:
                 f"{best.name} and {other.name} were judged on different {part} images. Expected the same. Open the test part of both with the same data."
             )
         one = evaluate.difference(right, theirs["logits"].argmax(axis=1) == theirs["targets"])
-        found.append({"name": other.name, **one.plain(), "sentence": one.sentence(best.name, other.name)})
+        found.append(
+            {"name": other.name, **one.plain(), "sentence": one.sentence(best.name, other.name)}
+        )
     return found
 
 
@@ -100,7 +119,10 @@ def _verdict(told: dict[str, Any]) -> str:
     text = f"{best} does best on validation and is right on {scores['accuracy']:.1%} of {scores['n']:,} {part} images (95 % interval {low:.1%} to {high:.1%})."
     if not told["pairs"]:
         return text
-    cost = {name: one["scores"]["seconds"]["total"] + one["scores"].get("shared_seconds", 0.0) for name, one in told["runs"].items()}
+    cost = {
+        name: one["scores"]["seconds"]["total"] + one["scores"].get("shared_seconds", 0.0)
+        for name, one in told["runs"].items()
+    }
     alike = [one for one in told["pairs"] if not one["real"]]
     cheaper = [one["name"] for one in alike if cost[one["name"]] < 0.8 * cost[best]]
     if cheaper:

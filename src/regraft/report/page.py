@@ -59,27 +59,54 @@ def html(told: dict[str, Any], extra: Extra, version: str) -> str:
     colours = {name: charts.colour(number) for number, name in enumerate(told["runs"])}
     confused = _confused(told["runs"][selected]["measures"])
     pairs = {pair["name"]: pair for pair in told["pairs"]}
-    return _rendered("report.html", told=told, extra=extra, charts=drawn, colours=colours, selected=selected, confused=confused, version=version, pairs=pairs)
+    return _rendered(
+        "report.html",
+        told=told,
+        extra=extra,
+        charts=drawn,
+        colours=colours,
+        selected=selected,
+        confused=confused,
+        version=version,
+        pairs=pairs,
+    )
 
 
 def check_html(told: dict[str, Any], galleries: Sequence[Gallery], version: str) -> str:
     """Return the page of a check alone."""
-    return _rendered("check.html", check=told, extra=Extra(check=told, check_galleries=galleries), version=version)
+    return _rendered(
+        "check.html",
+        check=told,
+        extra=Extra(check=told, check_galleries=galleries),
+        version=version,
+    )
 
 
 def markdown(told: dict[str, Any]) -> str:
     """Return the report as Markdown: verdict, leaderboard, pairs, how to repeat it."""
-    return _rendered("report.md", told=told, selected=told["board"]["selected"], pairs={p["name"]: p for p in told["pairs"]})
+    return _rendered(
+        "report.md",
+        told=told,
+        selected=told["board"]["selected"],
+        pairs={p["name"]: p for p in told["pairs"]},
+    )
 
 
 def _rendered(name: str, **values: Any) -> str:
     import jinja2
 
     world = jinja2.Environment(
-        loader=jinja2.PackageLoader("regraft.report"), autoescape=jinja2.select_autoescape(("html.j2",)), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    world.filters |= {"thumbnail": _thumbnail, "percent": lambda share: f"{share:.1%}", "short": _short}
+        loader=jinja2.PackageLoader("regraft.report"),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    world.filters |= {
+        "thumbnail": _thumbnail,
+        "percent": lambda share: f"{share:.1%}",
+        "short": _short,
+    }
     return str(world.get_template(f"{name}.j2").render(**values))
 
 
@@ -89,7 +116,11 @@ def _confused(measures: dict[str, Any], most: int = 10) -> list[dict[str, Any]]:
     np.fill_diagonal(table, 0)
     order = np.argsort(-table, axis=None, kind="stable")[:most]
     places = [divmod(int(place), len(names)) for place in order]
-    return [{"true": names[row], "said": names[column], "n": int(table[row, column])} for row, column in places if table[row, column]]
+    return [
+        {"true": names[row], "said": names[column], "n": int(table[row, column])}
+        for row, column in places
+        if table[row, column]
+    ]
 
 
 def _thumbnail(shot: Shot) -> str:
@@ -99,16 +130,28 @@ def _thumbnail(shot: Shot) -> str:
     picture = Image.fromarray(shot.image)
     factor = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    picture = picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    picture = picture.resize(
+        size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+    )
     if shot.heat is not None:
-        heat = np.asarray(Image.fromarray(shot.heat).resize(size, Image.Resampling.BILINEAR))[..., None]
+        heat = np.asarray(Image.fromarray(shot.heat).resize(size, Image.Resampling.BILINEAR))[
+            ..., None
+        ]
         grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
         hot = np.array([255, 90, 0], dtype=np.float32)
-        picture = Image.fromarray((grey * (1 - 0.65 * heat) + hot * 0.65 * heat).clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray(
+            (grey * (1 - 0.65 * heat) + hot * 0.65 * heat).clip(0, 255).astype(np.uint8)
+        )
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _short(count: float) -> str:
-    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k" if count >= 1e3 else f"{count:.0f}"
+    return (
+        f"{count / 1e6:.2f} M"
+        if count >= 1e6
+        else f"{count / 1e3:.1f} k"
+        if count >= 1e3
+        else f"{count:.0f}"
+    )

@@ -21,10 +21,27 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         epochs = [1] if solved else [row_number + 1 for row_number in range(len(rows))]
         for axis, what in ((left, "loss"), (right, "accuracy")):
             for part, style in (("train", "--"), ("val", "-")):
-                values = [one.scores[part][what]] if solved else [row.get(f"{part}_{what}") for row in rows]
+                values = (
+                    [one.scores[part][what]]
+                    if solved
+                    else [row.get(f"{part}_{what}") for row in rows]
+                )
                 label = one.name if part == "val" else None
-                look = {"marker": "o", "fillstyle": "full" if part == "val" else "none"} if solved else {}
-                axis.plot(epochs, values, style, color=colour, label=label, linewidth=1.4, markersize=5, **look)
+                look = (
+                    {"marker": "o", "fillstyle": "full" if part == "val" else "none"}
+                    if solved
+                    else {}
+                )
+                axis.plot(
+                    epochs,
+                    values,
+                    style,
+                    color=colour,
+                    label=label,
+                    linewidth=1.4,
+                    markersize=5,
+                    **look,
+                )
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
     left.set_yscale("log")
@@ -41,8 +58,21 @@ def cost(runs: Sequence[Run], path: Path) -> None:
         scores = one.test["test"] if one.test else one.scores["val"]
         low, high = scores["ci95"]
         seconds = one.scores["seconds"]["total"] + one.scores.get("shared_seconds", 0.0)
-        axis.errorbar(seconds, scores["accuracy"], [[scores["accuracy"] - low], [high - scores["accuracy"]]], fmt="o", color=f"C{number % 10}", capsize=3)
-        axis.annotate(one.name, (seconds, scores["accuracy"]), textcoords="offset points", xytext=(6, 5), fontsize=8)
+        axis.errorbar(
+            seconds,
+            scores["accuracy"],
+            [[scores["accuracy"] - low], [high - scores["accuracy"]]],
+            fmt="o",
+            color=f"C{number % 10}",
+            capsize=3,
+        )
+        axis.annotate(
+            one.name,
+            (seconds, scores["accuracy"]),
+            textcoords="offset points",
+            xytext=(6, 5),
+            fontsize=8,
+        )
     axis.set(xlabel="seconds of work", ylabel=f"{part} accuracy, 95 % interval", xscale="log")
     axis.margins(x=0.25)
     save(figure, path)

@@ -40,7 +40,9 @@ class Prediction(BaseModel):
 
     label: str = Field(description="the likeliest class")
     probability: float = Field(ge=0, le=1, description="its probability")
-    classes: list[Chance] = Field(description="classes by falling probability, as many as were asked for")
+    classes: list[Chance] = Field(
+        description="classes by falling probability, as many as were asked for"
+    )
 
 
 class Row(BaseModel):
@@ -50,7 +52,9 @@ class Row(BaseModel):
     label: str | None = None
     probability: float | None = None
     classes: list[Chance] = []
-    error: str | None = Field(None, description="why the image cannot be read; the others are answered all the same")
+    error: str | None = Field(
+        None, description="why the image cannot be read; the others are answered all the same"
+    )
 
 
 class Batch(BaseModel):
@@ -67,7 +71,9 @@ class Health(BaseModel):
     backbone: str
     classes: list[str]
     waiting: int = Field(description="images waiting for the network")
-    similar: str = Field(description="whether similar training images can be shown: ready, preparing or none")
+    similar: str = Field(
+        description="whether similar training images can be shown: ready, preparing or none"
+    )
 
 
 class Fault(BaseModel):
@@ -77,11 +83,19 @@ class Fault(BaseModel):
 
 
 Top = Annotated[int | None, Query(ge=1, description="how many classes to list; all when left out")]
-One = Annotated[UploadFile, File(description="an image file: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF")]
+One = Annotated[
+    UploadFile, File(description="an image file: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF")
+]
 Many = Annotated[list[UploadFile], File(description="image files")]
-_FAULTS: dict[int | str, dict[str, Any]] = {status: {"model": Fault, "description": what} for status, what in {
-    408: "the request did not come whole in time", 413: "the request is too large", 422: "no image that can be read, or too many pixels or images",
-    503: "too much is being answered already; try again"}.items()}  # fmt: skip
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Fault, "description": what}
+    for status, what in {
+        408: "the request did not come whole in time",
+        413: "the request is too large",
+        422: "no image that can be read, or too many pixels or images",
+        503: "too much is being answered already; try again",
+    }.items()
+}
 
 
 class Service:
@@ -101,12 +115,18 @@ class Service:
         try:
             return np.exp(evaluate.log_softmax(await self.batcher.ask(images)))
         except Full:
-            raise Refused(503, f"{len(self.batcher.queue):,} images are waiting, as many as may. Try again in a second.") from None
+            raise Refused(
+                503,
+                f"{len(self.batcher.queue):,} images are waiting, as many as may. Try again in a second.",
+            ) from None
 
     def ranked(self, row: NDArray[np.float64], top: int | None = None) -> list[Chance]:
         """Return the classes by falling probability."""
         names = self.classifier.classes
-        return [Chance(label=names[number], probability=float(row[number])) for number in np.argsort(-row, kind="stable")[:top]]
+        return [
+            Chance(label=names[number], probability=float(row[number]))
+            for number in np.argsort(-row, kind="stable")[:top]
+        ]
 
     async def close(self) -> None:
         """End the threads."""
@@ -114,9 +134,13 @@ class Service:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _ready(self, upload: Any) -> Pixels:
-        content = Path(upload).read_bytes() if isinstance(upload, (str, Path)) else upload.file.read()
+        content = (
+            Path(upload).read_bytes() if isinstance(upload, (str, Path)) else upload.file.read()
+        )
         pixels, model = image(content, self.limits), self.classifier.network[0]
-        return views.fitted(pixels, views.kept_size(pixels.shape[:2], model.resolution), model.rules.interpolation)
+        return views.fitted(
+            pixels, views.kept_size(pixels.shape[:2], model.resolution), model.rules.interpolation
+        )
 
 
 def make(service: Service) -> FastAPI:
@@ -137,9 +161,19 @@ def make(service: Service) -> FastAPI:
     async def predict_batch(images: Many, top: Top = None) -> Batch:
         """Say which class each of several images is; one that cannot be read has its error, and the rest is answered."""
         if len(images) > service.limits.batch:
-            raise _refusal(422, f"{len(images)} images were sent. Expected at most {service.limits.batch} in one request. Send them in several.")
+            raise _refusal(
+                422,
+                f"{len(images)} images were sent. Expected at most {service.limits.batch} in one request. Send them in several.",
+            )
         read = await asyncio.gather(*[service.ready(one) for one in images], return_exceptions=True)
-        strange = next((one for one in read if isinstance(one, BaseException) and not isinstance(one, Refused)), None)
+        strange = next(
+            (
+                one
+                for one in read
+                if isinstance(one, BaseException) and not isinstance(one, Refused)
+            ),
+            None,
+        )
         if strange is not None:
             raise strange
         whole = [one for one in read if isinstance(one, np.ndarray)]
@@ -150,19 +184,42 @@ def make(service: Service) -> FastAPI:
                 found.append(Row(name=sent.filename, error=one.sentence))
                 continue
             ranked = service.ranked(next(rows), top)
-            found.append(Row(name=sent.filename, label=ranked[0].label, probability=ranked[0].probability, classes=ranked))
+            found.append(
+                Row(
+                    name=sent.filename,
+                    label=ranked[0].label,
+                    probability=ranked[0].probability,
+                    classes=ranked,
+                )
+            )
         return Batch(predictions=found)
 
     async def health() -> Health:
         """Say how the server is."""
         finished = service.classifier.run
         waiting, similar = len(service.batcher.queue), service.gallery.state
-        return Health(run=finished.path.name, backbone=finished.plan.backbone, classes=list(finished.classes), waiting=waiting, similar=similar)
+        return Health(
+            run=finished.path.name,
+            backbone=finished.plan.backbone,
+            classes=list(finished.classes),
+            waiting=waiting,
+            similar=similar,
+        )
 
     about = f"What {service.classifier.run.plan.backbone}, carried over to {len(service.classifier.classes)} classes, says of images."
-    app = FastAPI(title=f"regraft: {service.classifier.run.path.name}", description=about, docs_url=None, redoc_url=None, lifespan=life)
-    app.add_api_route("/predict", predict, methods=["POST"], response_model=Prediction, responses=_FAULTS)
-    app.add_api_route("/predict/batch", predict_batch, methods=["POST"], response_model=Batch, responses=_FAULTS)
+    app = FastAPI(
+        title=f"regraft: {service.classifier.run.path.name}",
+        description=about,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+    )
+    app.add_api_route(
+        "/predict", predict, methods=["POST"], response_model=Prediction, responses=_FAULTS
+    )
+    app.add_api_route(
+        "/predict/batch", predict_batch, methods=["POST"], response_model=Batch, responses=_FAULTS
+    )
     app.add_api_route("/health", health, methods=["GET"], response_model=Health)
     app.add_middleware(Guard, limits=service.limits, too_large=_refusal)
     return app
@@ -177,5 +234,11 @@ async def _answered(work: Any) -> Any:
 
 
 def _refusal(status: int, sentence: str) -> HTTPException:
-    headers = {"Retry-After": "1"} if status == 503 else {"Connection": "close"} if status in (408, 413) else None
+    headers = (
+        {"Retry-After": "1"}
+        if status == 503
+        else {"Connection": "close"}
+        if status in (408, 413)
+        else None
+    )
     return HTTPException(status, sentence, headers)

@@ -36,7 +36,13 @@ class Batcher:
         collect: Seconds that the first image waits for others.
     """
 
-    def __init__(self, say: Callable[[Images], NDArray[Any]], waiting: int, most: int = MOST, collect: float = COLLECT) -> None:
+    def __init__(
+        self,
+        say: Callable[[Images], NDArray[Any]],
+        waiting: int,
+        most: int = MOST,
+        collect: float = COLLECT,
+    ) -> None:
         self.say, self.bound, self.most, self.collect = say, waiting, most, collect
         self.queue: deque[tuple[NDArray[np.uint8], asyncio.Future[NDArray[Any]]]] = deque()
         self.calls: deque[int] = deque(maxlen=10_000)  # images of each of the last calls
@@ -84,7 +90,9 @@ class Batcher:
             taken = [self.queue.popleft() for _ in range(min(self.most, len(self.queue)))]
             if not self.queue:
                 self._filled.clear()
-            taken = [(image, future) for image, future in taken if not future.done()]  # whoever hung up needs no answer
+            taken = [
+                (image, future) for image, future in taken if not future.done()
+            ]  # whoever hung up needs no answer
             if not taken:
                 continue
             self.calls.append(len(taken))
@@ -96,7 +104,9 @@ class Batcher:
                 _settle([future for _, future in taken], rows)
 
 
-def _settle(futures: Sequence[asyncio.Future[NDArray[Any]]], found: NDArray[Any] | Exception) -> None:
+def _settle(
+    futures: Sequence[asyncio.Future[NDArray[Any]]], found: NDArray[Any] | Exception
+) -> None:
     for number, future in enumerate(futures):
         if future.done():
             continue

@@ -49,7 +49,13 @@ class Gallery:
     @property
     def state(self) -> str:
         """ "ready", "preparing" or "none"."""
-        return "ready" if self.features is not None else "preparing" if self.train is not None else "none"
+        return (
+            "ready"
+            if self.features is not None
+            else "preparing"
+            if self.train is not None
+            else "none"
+        )
 
     def prepare(self, settings: Settings) -> None:
         """Take the features of the training images, through the cache; takes a while where they were not taken before."""
@@ -58,15 +64,23 @@ class Gallery:
         plan, (model, _), prefix = self.classifier.run.plan, self.classifier.network, self.prefix
         train, most = self.train, int(_BYTES // (4 * prefix.shapes[0].numel()))
         if len(train) > most:
-            train = train.take(train.subset(np.arange(len(train)), max(most, len(train.classes)), settings.split_seed))
+            train = train.take(
+                train.subset(
+                    np.arange(len(train)), max(most, len(train.classes)), settings.split_seed
+                )
+            )
         try:
-            found = embedding.features_of(Part("train", train, settings), model, prefix, plan).reshape(len(train), -1)
+            found = embedding.features_of(
+                Part("train", train, settings), model, prefix, plan
+            ).reshape(len(train), -1)
         except (UserError, Stopped) as error:
             self.train, self.note = None, f"No similar training images: {error}"
             return
         self.train, self.features, self.note = train, _unit(found), ""
 
-    def near(self, image: NDArray[np.uint8], count: int = _NEAR) -> list[tuple[NDArray[np.uint8], str]]:
+    def near(
+        self, image: NDArray[np.uint8], count: int = _NEAR
+    ) -> list[tuple[NDArray[np.uint8], str]]:
         """Return the training images most like one, the most similar first, each with its class and the cosine of the features."""
         if self.features is None or self.train is None:
             return []
@@ -77,13 +91,23 @@ class Gallery:
         except Unreadable:  # moved away since
             return []
         names = [self.train.classes[label] for label in self.train.labels[rows]]
-        return [(shown, f"{name} {cosines[row]:.2f}") for shown, name, row in zip(pixels, names, rows, strict=True)]
+        return [
+            (shown, f"{name} {cosines[row]:.2f}")
+            for shown, name, row in zip(pixels, names, rows, strict=True)
+        ]
 
     def _features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the head gets of one decoded image of any size, `(1, d)`."""
         model, device = self.classifier.network[0], self.classifier.device
-        ready = views.fitted(image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation)
-        seen = views.see(torch.from_numpy(ready[None]).to(device), torch.zeros(1, dtype=torch.int64, device=device), model.rules, model.resolution)
+        ready = views.fitted(
+            image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation
+        )
+        seen = views.see(
+            torch.from_numpy(ready[None]).to(device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+            model.rules,
+            model.resolution,
+        )
         found: NDArray[np.float32] = self.prefix(seen)[0].float().cpu().numpy().reshape(1, -1)
         return found
 
@@ -115,9 +139,17 @@ def find(classifier: Classifier, given: str | Path | Dataset | None, settings: S
         UserError: When images were given that cannot be had, or are not those of the run.
     """
     origin = classifier.run.scores.get("origin", {}).get("data")
-    if given is None and not (isinstance(origin, str) and (origin == "digits" or Path(origin).exists())):
-        where = f"{origin!r} is not on this machine" if origin else "the run does not know where its images came from"
-        return Gallery(classifier, note=f"No similar training images: {where}. Name the images with --data.")
+    if given is None and not (
+        isinstance(origin, str) and (origin == "digits" or Path(origin).exists())
+    ):
+        where = (
+            f"{origin!r} is not on this machine"
+            if origin
+            else "the run does not know where its images came from"
+        )
+        return Gallery(
+            classifier, note=f"No similar training images: {where}. Name the images with --data."
+        )
     try:
         images = sources.load(given if given is not None else str(origin), settings.home)
         return _of_images(classifier, images)
@@ -133,14 +165,21 @@ def _of_images(classifier: Classifier, images: Dataset) -> Gallery:
     part_of = np.array([parts.get(str(key), "") for key in images.keys])
     train, val = np.flatnonzero(part_of == "train"), np.flatnonzero(part_of == "val")
     if not len(train) or images.classes != classifier.classes:
-        raise UserError(f"{images.name} holds none of the training images of {classifier.run.path}. Expected the images that it was fitted on. Name those.")
+        raise UserError(
+            f"{images.name} holds none of the training images of {classifier.run.path}. Expected the images that it was fitted on. Name those."
+        )
     shown = {int(images.labels[row]): row for row in val[::-1]}
     rows = np.array(sorted(shown.values())[:_EXAMPLES], dtype=np.int64)
     try:
         examples = [images.images.read(rows[[place]])[0] for place in range(len(rows))]
     except Unreadable:
         examples = []
-    return Gallery(classifier, images.take(train), examples, "Similar training images are still being looked up; try again in a while.")
+    return Gallery(
+        classifier,
+        images.take(train),
+        examples,
+        "Similar training images are still being looked up; try again in a while.",
+    )
 
 
 def _split(finished: Run) -> dict[str, str]:
@@ -153,7 +192,9 @@ def _split(finished: Run) -> dict[str, str]:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    made: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    made: NDArray[np.float32] = vectors / np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
+    )
     return made
 
 

@@ -18,7 +18,17 @@ from PIL import Image
 
 from regraft.sources.decode import decoded
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # none that runs a program or fetches a file
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+)  # none that runs a program or fetches a file
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError)
 
 Message = MutableMapping[str, Any]
@@ -66,22 +76,40 @@ def image(content: bytes, limits: Limits) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             width, height = opened.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Refused(422, f"The image has more pixels than the {limits.pixels:,} allowed. Send a smaller one.") from error
+        raise Refused(
+            422,
+            f"The image has more pixels than the {limits.pixels:,} allowed. Send a smaller one.",
+        ) from error
     except _UNREADABLE as error:
-        raise Refused(422, "This is not an image that can be read. Expected a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF file. Send one of those.") from error
+        raise Refused(
+            422,
+            "This is not an image that can be read. Expected a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF file. Send one of those.",
+        ) from error
     if width * height > limits.pixels:
-        raise Refused(422, f"The image has {width:,} × {height:,} pixels, more than the {limits.pixels:,} allowed. Send a smaller one.")
+        raise Refused(
+            422,
+            f"The image has {width:,} × {height:,} pixels, more than the {limits.pixels:,} allowed. Send a smaller one.",
+        )
     try:
         return decoded(content)
     except _UNREADABLE as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(422, f"The image cannot be decoded ({why}). Expected a whole file. Send it again, or save it anew.") from error
+        raise Refused(
+            422,
+            f"The image cannot be decoded ({why}). Expected a whole file. Send it again, or save it anew.",
+        ) from error
 
 
 class Guard:
     """An ASGI application that passes on what is within the limits, and answers the rest with 413, 408 or 503 itself."""
 
-    def __init__(self, app: App, limits: Limits, too_large: Callable[[int, str], Exception], counted: str = "/predict") -> None:
+    def __init__(
+        self,
+        app: App,
+        limits: Limits,
+        too_large: Callable[[int, str], Exception],
+        counted: str = "/predict",
+    ) -> None:
         self.app, self.limits, self.refusal, self.counted = app, limits, too_large, counted
         self.open = 0
 
@@ -89,12 +117,18 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        announced = next(
+            (value for name, value in scope["headers"] if name == b"content-length"), b"0"
+        )
         counted = scope["path"].startswith(self.counted)
         if announced.isdigit() and int(announced) > self.limits.body:
             await _answer(send, 413, self._large())
         elif counted and self.open >= self.limits.requests:
-            await _answer(send, 503, f"{self.open:,} requests are being answered, as many as are taken at once. Try again in a second.")
+            await _answer(
+                send,
+                503,
+                f"{self.open:,} requests are being answered, as many as are taken at once. Try again in a second.",
+            )
         else:
             self.open += counted
             try:
@@ -115,7 +149,10 @@ class Guard:
                 async with asyncio.timeout_at(until if more else None):
                     message = await receive()
             except TimeoutError:
-                raise self.refusal(408, f"The request has not come whole in {self.limits.seconds:g} s. Send it again.") from None
+                raise self.refusal(
+                    408,
+                    f"The request has not come whole in {self.limits.seconds:g} s. Send it again.",
+                ) from None
             read += len(message.get("body", b""))
             more = more and bool(message.get("more_body", False))
             if read > self.limits.body:
@@ -128,6 +165,16 @@ class Guard:
 async def _answer(send: Send, status: int, sentence: str) -> None:
     """Answer without having read the request, and hang up."""
     body = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers + ([(b"retry-after", b"1")] if status == 503 else [])})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": headers + ([(b"retry-after", b"1")] if status == 503 else []),
+        }
+    )
     await send({"type": "http.response.body", "body": body})

@@ -36,8 +36,22 @@ def mount(app: FastAPI, service: Service, scratch: Path) -> Any:
     blocks = _blocks(service, scratch)
     blocks.queue(max_size=service.limits.requests)
     theme = gradio.themes.Default(font=_FONTS, font_mono=_MONO)
-    options = {"theme": theme, "footer_links": [], "max_file_size": service.limits.body, "allowed_paths": [str(scratch)]}
-    made = gradio.mount_gradio_app(app, blocks, path="/", ssr_mode=False, show_error=True, run_history=False, mcp_server=False, **options)
+    options = {
+        "theme": theme,
+        "footer_links": [],
+        "max_file_size": service.limits.body,
+        "allowed_paths": [str(scratch)],
+    }
+    made = gradio.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        ssr_mode=False,
+        show_error=True,
+        run_history=False,
+        mcp_server=False,
+        **options,
+    )
     return _Policed(made)
 
 
@@ -50,7 +64,11 @@ class _Policed:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def policed(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer"), (b"x-content-type-options", b"nosniff")]
+                own = [
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
                 message = {**message, "headers": [*message.get("headers", []), *own]}
             await send(message)
 
@@ -67,27 +85,61 @@ def _blocks(service: Service, scratch: Path) -> Any:
         f"to {len(run.classes):,} classes; right on {val['accuracy']:.1%} of "
         f"{val['n']:,} validation images (95 % interval {val['ci95'][0]:.1%} to {val['ci95'][1]:.1%}). Images stay on the machine that serves this page."
     )
-    with gradio.Blocks(title=f"regraft: {run.path.name}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+    with gradio.Blocks(
+        title=f"regraft: {run.path.name}", analytics_enabled=False, delete_cache=(600, 600)
+    ) as blocks:
         gradio.Markdown(about)
         with gradio.Row():
             with gradio.Column():
                 given = gradio.Image(
-                    type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"], label="An image", height=_SIDE, elem_id="given"
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "webcam", "clipboard"],
+                    label="An image",
+                    height=_SIDE,
+                    elem_id="given",
                 )
-                given.preprocess = _path(scratch)  # Gradio would decode it first, without limits, and fail in words of its own
+                given.preprocess = _path(
+                    scratch
+                )  # Gradio would decode it first, without limits, and fail in words of its own
                 if examples:
-                    gradio.Examples([[one] for one in examples], [given], label="Validation images to try", cache_examples=False)
+                    gradio.Examples(
+                        [[one] for one in examples],
+                        [given],
+                        label="Validation images to try",
+                        cache_examples=False,
+                    )
             with gradio.Column():
                 classes = gradio.Label(num_top_classes=_TOP, label="Classes", elem_id="classes")
-                looked = gradio.Image(visible=False, label="What spoke for the first class", interactive=False, elem_id="map", buttons=["fullscreen"])
+                looked = gradio.Image(
+                    visible=False,
+                    label="What spoke for the first class",
+                    interactive=False,
+                    elem_id="map",
+                    buttons=["fullscreen"],
+                )
                 near = gradio.Gallery(
-                    visible=False, label="Training images most like it, by cosine", columns=3, interactive=False, elem_id="similar", buttons=[]
+                    visible=False,
+                    label="Training images most like it, by cosine",
+                    columns=3,
+                    interactive=False,
+                    elem_id="similar",
+                    buttons=[],
                 )
                 said = gradio.Markdown(service.gallery.note, elem_id="said")
         for block in blocks.blocks.values():
             if hasattr(block, "async_move_resource_to_block_cache"):
-                block.async_move_resource_to_block_cache = _uploaded(block.async_move_resource_to_block_cache, scratch)
-        given.change(_shown(service), given, [classes, looked, near, said], api_visibility="private", concurrency_limit=8, show_progress="minimal")
+                block.async_move_resource_to_block_cache = _uploaded(
+                    block.async_move_resource_to_block_cache, scratch
+                )
+        given.change(
+            _shown(service),
+            given,
+            [classes, looked, near, said],
+            api_visibility="private",
+            concurrency_limit=8,
+            show_progress="minimal",
+        )
     return blocks
 
 
@@ -112,8 +164,14 @@ def _uploaded(move: Callable[..., Any], scratch: Path) -> Callable[..., Any]:
 
 def _inside(path: Any, scratch: Path) -> str:
     """Return the path if it lies in `scratch`; raises Gradio's error otherwise."""
-    if path is None or "://" in str(path) or not Path(str(path)).resolve().is_relative_to(scratch.resolve()):
-        raise gradio.Error("Something else than an upload was sent. Expected an image file: nothing else is read here, and nothing fetched from elsewhere.")
+    if (
+        path is None
+        or "://" in str(path)
+        or not Path(str(path)).resolve().is_relative_to(scratch.resolve())
+    ):
+        raise gradio.Error(
+            "Something else than an upload was sent. Expected an image file: nothing else is read here, and nothing fetched from elsewhere."
+        )
     return str(path)
 
 
@@ -133,7 +191,10 @@ def _shown(service: Service) -> Callable[[str | None], Any]:
         near = await service.batcher.alone(service.gallery.near, image)
         chances = {one.label: one.probability for one in service.ranked(row)}
         pictures = [(_enlarged(one), caption) for one, caption in near]
-        shown_map, shown_near = gradio.update(value=overlay, visible=overlay is not None), gradio.update(value=pictures, visible=bool(pictures))
+        shown_map, shown_near = (
+            gradio.update(value=overlay, visible=overlay is not None),
+            gradio.update(value=pictures, visible=bool(pictures)),
+        )
         return chances, shown_map, shown_near, " ".join(filter(None, (why, service.gallery.note)))
 
     return shown
@@ -151,7 +212,11 @@ def _map(service: Service, image: Pixels, best: int) -> tuple[Pixels | None, str
     except Exception as error:  # whatever is wrong with the map, the classes are right
         return None, f"There is no map of what the network looked at ({error})."
     shown = _enlarged(image).astype(np.float32)
-    laid = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((shown.shape[1], shown.shape[0]), Image.Resampling.BILINEAR)).clip(0, 1)
+    laid = np.asarray(
+        Image.fromarray(heat.astype(np.float32)).resize(
+            (shown.shape[1], shown.shape[0]), Image.Resampling.BILINEAR
+        )
+    ).clip(0, 1)
     colours = np.asarray(matplotlib.colormaps["inferno"](laid))[..., :3] * 255
     share = 0.65 * laid[..., None]
     mixed: Pixels = (shown * (1 - share) + colours * share).round().astype(np.uint8)
@@ -163,7 +228,11 @@ def _enlarged(image: Pixels) -> Pixels:
     height, width = image.shape[:2]
     factor = _SIDE / max(height, width)
     way = Image.Resampling.NEAREST if factor > 4 else Image.Resampling.BILINEAR
-    return np.array(Image.fromarray(image).resize((max(1, round(width * factor)), max(1, round(height * factor))), way))
+    return np.array(
+        Image.fromarray(image).resize(
+            (max(1, round(width * factor)), max(1, round(height * factor))), way
+        )
+    )
 
 
 def _written(images: list[Pixels], folder: Path) -> list[str]:

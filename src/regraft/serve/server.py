@@ -30,9 +30,16 @@ _PATIENCE = 5  # seconds that requests have to end in when the server does
 
 
 def serve(
-    path: str | Path, host: str = "127.0.0.1", port: int = 7860, data: str | Path | Dataset | None = None, similar: bool = True, limits: Limits | None = None,
-    watcher: Watcher = SILENT, began: Callable[[Any, int], None] | None = None, **settings: Any,
-) -> None:  # fmt: skip
+    path: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    data: str | Path | Dataset | None = None,
+    similar: bool = True,
+    limits: Limits | None = None,
+    watcher: Watcher = SILENT,
+    began: Callable[[Any, int], None] | None = None,
+    **settings: Any,
+) -> None:
     """Serve a run as a web page and over HTTP until SIGINT or SIGTERM.
 
     Args:
@@ -60,14 +67,22 @@ def serve(
         _ = classifier.network  # broken weights are told of now
         from regraft.serve import gallery
 
-        images = gallery.find(classifier, data, where) if similar else gallery.Gallery(classifier, note="Similar training images were switched off.")
+        images = (
+            gallery.find(classifier, data, where)
+            if similar
+            else gallery.Gallery(classifier, note="Similar training images were switched off.")
+        )
         ended, scratch = Event(), Path(tempfile.mkdtemp(prefix="regraft-serve-"))
-        looking = Thread(target=images.prepare, args=(gallery.quietly(where, ended),), name="gallery")
+        looking = Thread(
+            target=images.prepare, args=(gallery.quietly(where, ended),), name="gallery"
+        )
         looking.start()
         try:
             server = _server(classifier, images, limits or Limits(), scratch)
             address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
-            watcher.say(f"Serving {classifier.run.path} at {address}; POST an image to {address}/predict, or see {address}/openapi.json. Ctrl-C ends it.")
+            watcher.say(
+                f"Serving {classifier.run.path} at {address}; POST an image to {address}/predict, or see {address}/openapi.json. Ctrl-C ends it."
+            )
             if host not in _LOCAL:
                 watcher.say(f"Everybody who reaches {host} can use it: there is no password.")
             if images.note:
@@ -84,7 +99,9 @@ def serve(
 
 def _server(classifier: predict.Classifier, images: Gallery, limits: Limits, scratch: Path) -> Any:
     """Return the server of page and interface, not running yet."""
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(scratch), HF_HUB_DISABLE_TELEMETRY="1")  # read when Gradio is loaded
+    os.environ.update(
+        GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(scratch), HF_HUB_DISABLE_TELEMETRY="1"
+    )  # read when Gradio is loaded
     import uvicorn
 
     from regraft.serve import app, page
@@ -92,11 +109,21 @@ def _server(classifier: predict.Classifier, images: Gallery, limits: Limits, scr
     class Server(uvicorn.Server):  # type: ignore[misc]
         def handle_exit(self, sig: int, frame: Any) -> None:
             """Note that the end was asked for; uvicorn's own would raise the signal again afterwards, and the exit status would not be 0."""
-            self.force_exit, self.should_exit = getattr(self, "should_exit", False), True  # asked twice, it ends at once
+            self.force_exit, self.should_exit = (
+                getattr(self, "should_exit", False),
+                True,
+            )  # asked twice, it ends at once
 
     service = app.Service(classifier, images, limits)
     whole = page.mount(app.make(service), service, scratch)
-    config = uvicorn.Config(whole, log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE, lifespan="on", ws="none")
+    config = uvicorn.Config(
+        whole,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_PATIENCE,
+        lifespan="on",
+        ws="none",
+    )
     return Server(config)
 
 
@@ -114,5 +141,7 @@ def _listening(host: str, port: int) -> socket.socket:
             raise
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"Port {port} of {host} cannot be listened on ({why}). Expected a free port. Give another one with --port, or 0 for any.") from error
+        raise UserError(
+            f"Port {port} of {host} cannot be listened on ({why}). Expected a free port. Give another one with --port, or 0 for any."
+        ) from error
     return made

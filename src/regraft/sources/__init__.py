@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from regraft.sources.decode import POINTER
 SOURCES: dict[str, tuple[Callable[[Path], data.Dataset], str]] = {
     "digits": (named.digits, "scikit-learn's 1,797 handwritten digits, 8 px, offline"),
     **{
-        name: (lambda home, name=name: named.torchvision_set(name, home), f"torchvision's {kind}, downloaded once")  # type: ignore[misc]
+        name: (partial(named.torchvision_set, name), f"torchvision's {kind}, downloaded once")
         for name, kind in named.TORCHVISION.items()
     },
 }
@@ -75,7 +76,9 @@ def _of_file(path: Path, home: Path) -> data.Dataset:
     name = path.name.lower()
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise UserError(f"{path} is a Git-LFS pointer and not the file itself. Expected the file. Fetch it with `git lfs pull`.")
+            raise UserError(
+                f"{path} is a Git-LFS pointer and not the file itself. Expected the file. Fetch it with `git lfs pull`."
+            )
     if name.endswith(files.ARCHIVES):
         return files.archive(path, home)
     if name.endswith(".csv"):
@@ -84,7 +87,9 @@ def _of_file(path: Path, home: Path) -> data.Dataset:
         return tables.parquet([path], path.name)
     if name.endswith(".npz"):
         return tables.npz(path)
-    raise UserError(f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or a folder of class folders.")
+    raise UserError(
+        f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or a folder of class folders."
+    )
 
 
 def _of_code(module: str, function: str) -> data.Dataset:
@@ -94,10 +99,16 @@ def _of_code(module: str, function: str) -> data.Dataset:
     try:
         made: Any = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{module}:{function} cannot be imported ({error}). Expected a function in a module that Python finds from here.") from error
+        raise UserError(
+            f"{module}:{function} cannot be imported ({error}). Expected a function in a module that Python finds from here."
+        ) from error
     if isinstance(made, data.Dataset):
         return made
     if isinstance(made, tuple) and len(made) in (2, 3):
         pixels, labels, *names = made
-        return tables.of_arrays(f"{module}:{function}", tables.as_pixels(np.asarray(pixels), "images"), labels, *names)
-    raise UserError(f"{module}:{function} returned {type(made).__name__}. Expected a regraft Dataset, or a tuple of images, labels and optionally class names.")
+        return tables.of_arrays(
+            f"{module}:{function}", tables.as_pixels(np.asarray(pixels), "images"), labels, *names
+        )
+    raise UserError(
+        f"{module}:{function} returned {type(made).__name__}. Expected a regraft Dataset, or a tuple of images, labels and optionally class names."
+    )

@@ -24,21 +24,42 @@ from PIL import Image, UnidentifiedImageError
 from regraft import machine
 from regraft.data import Rows, Unreadable, content_hash
 
-_LARGEST = 178_956_970  # pixels; where Pillow itself refuses, beyond which a file is taken for an attack
+_LARGEST = (
+    178_956_970  # pixels; where Pillow itself refuses, beyond which a file is taken for an attack
+)
 _WORKERS = 4
 _AT_ONCE = 64  # images of one piece of work
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _STRIP = 2**22  # pixels that are converted at a time
-_LARGE = 2**24  # pixels of an image from which on one is decoded after the other, so that four threads do not hold four of them
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")  # none that runs a program or fetches a file
+_LARGE = (
+    2**24
+)  # pixels of an image from which on one is decoded after the other, so that four threads do not hold four of them
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+)  # none that runs a program or fetches a file
 LARGEST_FILE = 2**30  # bytes of one encoded image; beyond that it is taken for an attack
 POINTER = b"version https://git-lfs"
 _one_large = threading.Lock()
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what it thinks of a file is said in our sentence, or is no matter
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # what it thinks of a file is said in our sentence, or is no matter
 Result = TypeVar("Result")
 
 
@@ -56,7 +77,9 @@ class EncodedImages:
     load: Callable[[int], bytes]
     rows: Rows
     # what was read once is known to all that is taken from it
-    known: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)  # sizes
+    known: dict[int, tuple[int, int]] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # sizes
     hashed: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -67,7 +90,12 @@ class EncodedImages:
         try:
             found = self._once(np.arange(len(self)), content_hash, self.hashed)
         except Unreadable as error:
-            self.hashed.update({number: content_hash(self.names[number].encode()) for number in map(int, self.rows[error.rows])})
+            self.hashed.update(
+                {
+                    number: content_hash(self.names[number].encode())
+                    for number in map(int, self.rows[error.rows])
+                }
+            )
             found = self._once(np.arange(len(self)), content_hash, self.hashed)
         return np.array(found, dtype=np.str_)
 
@@ -80,7 +108,9 @@ class EncodedImages:
     def take(self, rows: Rows) -> EncodedImages:
         return EncodedImages(self.names, self.load, self.rows[rows], self.known, self.hashed)
 
-    def _once(self, rows: Rows, work: Callable[[bytes], Result], known: dict[int, Result]) -> list[Result]:
+    def _once(
+        self, rows: Rows, work: Callable[[bytes], Result], known: dict[int, Result]
+    ) -> list[Result]:
         """Return `work` of each row, done for those only whose answer is not known yet."""
         numbers = list(map(int, self.rows[rows]))
         new = rows[[number not in known for number in numbers]]
@@ -104,7 +134,11 @@ class EncodedImages:
 
         pieces = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
         with ThreadPoolExecutor(_WORKERS) as pool:
-            done = [result for piece in pool.map(lambda piece: [one(int(row)) for row in piece], pieces) for result in piece]
+            done = [
+                result
+                for piece in pool.map(lambda piece: [one(int(row)) for row in piece], pieces)
+                for result in piece
+            ]
         if faults:
             bad = sorted(faults)
             raise Unreadable(bad, [faults[row] for row in bad])
@@ -142,7 +176,12 @@ def size(content: bytes) -> tuple[int, int]:
     """Return height and width of an image file as it will be decoded, reading its header only."""
     with _told(), _opened(content) as image:
         width, height = image.size
-        if image.format != "TIFF" and _orientation(image, content) in (5, 6, 7, 8):  # Pillow says a TIFF's as it will be
+        if image.format != "TIFF" and _orientation(image, content) in (
+            5,
+            6,
+            7,
+            8,
+        ):  # Pillow says a TIFF's as it will be
             width, height = height, width
         return height, width
 
@@ -162,7 +201,9 @@ def _told() -> Iterator[None]:
     except (OSError, ValueError, SyntaxError, EOFError):
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise ValueError(f"more pixels than the {_LARGEST:,} allowed, or than there is memory for") from error
+        raise ValueError(
+            f"more pixels than the {_LARGEST:,} allowed, or than there is memory for"
+        ) from error
     except Exception as error:  # decoders of broken files raise whatever they meet
         raise ValueError(f"damaged ({type(error).__name__}: {why(error)})") from error
 
@@ -187,7 +228,9 @@ def _opened(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"more pixels than the {_LARGEST:,} allowed") from error
     if image.size[0] * image.size[1] > _LARGEST:
-        raise ValueError(f"{image.size[0]:,} × {image.size[1]:,} pixels are more than the {_LARGEST:,} allowed")
+        raise ValueError(
+            f"{image.size[0]:,} × {image.size[1]:,} pixels are more than the {_LARGEST:,} allowed"
+        )
     return image
 
 
@@ -196,7 +239,9 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     width, height = image.size
     rows = max(1, _STRIP // max(1, width))
     strips = [(top, min(height, top + rows)) for top in range(0, height, rows)]
-    pieces = [image] if len(strips) == 1 else (image.crop((0, top, width, end)) for top, end in strips)
+    pieces = (
+        [image] if len(strips) == 1 else (image.crop((0, top, width, end)) for top, end in strips)
+    )
     peak = _peak(image, strips) if image.mode.startswith("I") or image.mode == "F" else 0.0
     out = np.empty((height, width, 3), np.uint8)
     for (top, end), piece in zip(strips, pieces, strict=True):
@@ -206,7 +251,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _peak(image: Image.Image, strips: Sequence[tuple[int, int]]) -> float:
     """Return the value that becomes white: 65,535 or 255 of whole numbers, 255 or 1 of floats, whichever the image stays below."""
-    largest = max(float(_numbers(image.crop((0, top, image.size[0], end))).max(initial=0)) for top, end in strips)
+    largest = max(
+        float(_numbers(image.crop((0, top, image.size[0], end))).max(initial=0))
+        for top, end in strips
+    )
     if image.mode == "F":
         return 1.0 if largest <= 1 else 255.0
     return 65535.0 if largest > 255 else 255.0

@@ -24,7 +24,9 @@ def images(given: NDArray[Any] | Iterable[str | Path], what: str) -> data.Images
         UserError: For anything else. A file that cannot be read says so when it is.
     """
     if isinstance(given, (str, Path)):
-        raise UserError(f"{what} is the single path {str(given)!r}. Expected an array (n, h, w, 3) of uint8, or a list of paths. Put it into a list.")
+        raise UserError(
+            f"{what} is the single path {str(given)!r}. Expected an array (n, h, w, 3) of uint8, or a list of paths. Put it into a list."
+        )
     if isinstance(given, np.ndarray) and given.dtype.kind not in "OUT":
         if given.ndim != 4 or given.shape[3] != 3 or given.dtype != np.uint8:
             raise UserError(
@@ -36,6 +38,10 @@ def images(given: NDArray[Any] | Iterable[str | Path], what: str) -> data.Images
     strange = next((one for one in paths if not isinstance(one, (str, Path))), None)
     if strange is not None:
         kind = type(strange).__name__
-        raise UserError(f"{what} holds {kind}. Expected paths of image files, or one array (n, h, w, 3) of uint8. Stack arrays with numpy.stack.")
+        raise UserError(
+            f"{what} holds {kind}. Expected paths of image files, or one array (n, h, w, 3) of uint8. Stack arrays with numpy.stack."
+        )
     files = [Path(one).expanduser() for one in paths]
-    return EncodedImages([str(one) for one in files], lambda row: bytes_of(files[row]), np.arange(len(files)))
+    return EncodedImages(
+        [str(one) for one in files], lambda row: bytes_of(files[row]), np.arange(len(files))
+    )

@@ -14,12 +14,31 @@ from regraft.errors import UserError
 from regraft.sources import tables
 
 TORCHVISION = {
-    "caltech101": "Caltech101", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "country211": "Country211", "dtd": "DTD",
-    "emnist": "EMNIST", "eurosat": "EuroSAT", "fashion-mnist": "FashionMNIST", "fgvc-aircraft": "FGVCAircraft",
-    "flowers102": "Flowers102", "food101": "Food101", "gtsrb": "GTSRB", "imagenette": "Imagenette", "kmnist": "KMNIST",
-    "mnist": "MNIST", "oxford-iiit-pet": "OxfordIIITPet", "pcam": "PCAM", "qmnist": "QMNIST", "rendered-sst2": "RenderedSST2",
-    "semeion": "SEMEION", "stl10": "STL10", "sun397": "SUN397", "svhn": "SVHN", "usps": "USPS",
-}  # fmt: skip
+    "caltech101": "Caltech101",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "country211": "Country211",
+    "dtd": "DTD",
+    "emnist": "EMNIST",
+    "eurosat": "EuroSAT",
+    "fashion-mnist": "FashionMNIST",
+    "fgvc-aircraft": "FGVCAircraft",
+    "flowers102": "Flowers102",
+    "food101": "Food101",
+    "gtsrb": "GTSRB",
+    "imagenette": "Imagenette",
+    "kmnist": "KMNIST",
+    "mnist": "MNIST",
+    "oxford-iiit-pet": "OxfordIIITPet",
+    "pcam": "PCAM",
+    "qmnist": "QMNIST",
+    "rendered-sst2": "RenderedSST2",
+    "semeion": "SEMEION",
+    "stl10": "STL10",
+    "sun397": "SUN397",
+    "svhn": "SVHN",
+    "usps": "USPS",
+}
 _PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test", "trainval": "train"}
 
 
@@ -29,7 +48,9 @@ def digits(home: Path) -> data.Dataset:
 
     bunch = load_digits()
     pixels = tables.as_pixels((bunch.images * (255 / 16)).round().astype(np.uint8), "digits")
-    return data.table("digits", bunch.target, [str(name) for name in bunch.target_names], data.ArrayImages(pixels))
+    return data.table(
+        "digits", bunch.target, [str(name) for name in bunch.target_names], data.ArrayImages(pixels)
+    )
 
 
 def torchvision_set(name: str, home: Path) -> data.Dataset:
@@ -64,7 +85,12 @@ def hub(name: str, home: Path) -> data.Dataset:
     from huggingface_hub import snapshot_download
 
     try:
-        local = snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet", "**/*.parquet"], cache_dir=home / "hub")
+        local = snapshot_download(
+            name,
+            repo_type="dataset",
+            allow_patterns=["*.parquet", "**/*.parquet"],
+            cache_dir=home / "hub",
+        )
     except Exception as error:  # the hub's client has many kinds of its own
         raise UserError(
             f"hf:{name} cannot be downloaded ({type(error).__name__}). Expected a dataset of the hub and a connection to it. "
@@ -72,7 +98,9 @@ def hub(name: str, home: Path) -> data.Dataset:
         ) from error
     files = sorted(Path(local).rglob("*.parquet"))
     if not files:
-        raise UserError(f"hf:{name} holds no Parquet files. Expected images in Parquet as the hub converts them. Download it and give a folder.")
+        raise UserError(
+            f"hf:{name} holds no Parquet files. Expected images in Parquet as the hub converts them. Download it and give a folder."
+        )
     return tables.parquet(files, f"hf:{name}")
 
 
@@ -87,26 +115,50 @@ def _cifar(kind: Any, name: str, root: Path) -> data.Dataset:
     pixels, labels, parts = [], [], []
     for file, _ in files:
         entry = unpickled((base / file).read_bytes())
-        pixels.append(np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        pixels.append(
+            np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        )
         labels += entry.get("labels", entry.get("fine_labels"))
         parts += ["test" if "test" in file else "train"] * len(pixels[-1])
     names = unpickled((base / kind.meta["filename"]).read_bytes())[kind.meta["key"]]
-    return data.table(name, labels, names, data.ArrayImages(np.ascontiguousarray(np.concatenate(pixels))), None, parts)
+    return data.table(
+        name,
+        labels,
+        names,
+        data.ArrayImages(np.ascontiguousarray(np.concatenate(pixels))),
+        None,
+        parts,
+    )
 
 
-_OF_PROTOCOL_5 = (*pickle.BYTEARRAY8, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)  # the first makes room for as many bytes as a damaged file says
+_OF_PROTOCOL_5 = (
+    *pickle.BYTEARRAY8,
+    *pickle.NEXT_BUFFER,
+    *pickle.READONLY_BUFFER,
+)  # the first makes room for as many bytes as a damaged file says
 
 
 def unpickled(content: bytes) -> Any:
     """Return what a CIFAR pickle holds; anything but plain values and arrays is refused."""
     import io
 
-    class Arrays(pickle._Unpickler):  # the one in Python: the one in C makes room for as many memos as a damaged file says
-        dispatch: ClassVar = {code: does for code, does in pickle._Unpickler.dispatch.items() if code not in _OF_PROTOCOL_5}
+    class Arrays(
+        pickle._Unpickler
+    ):  # the one in Python: the one in C makes room for as many memos as a damaged file says
+        dispatch: ClassVar = {
+            code: does
+            for code, does in pickle._Unpickler.dispatch.items()
+            if code not in _OF_PROTOCOL_5
+        }
 
         def find_class(self, module: str, name: str) -> Any:
-            if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-                return lambda *_: np.ndarray((0,), np.int8)  # filled by what comes next, which numpy checks against its bytes
+            if (
+                module in ("numpy.core.multiarray", "numpy._core.multiarray")
+                and name == "_reconstruct"
+            ):
+                return lambda *_: np.ndarray(
+                    (0,), np.int8
+                )  # filled by what comes next, which numpy checks against its bytes
             if (module, name) == ("numpy", "ndarray"):
                 return "ndarray"  # only ever an argument of the former
             if (module, name) in {("numpy", "dtype"), ("_codecs", "encode")}:
@@ -125,7 +177,10 @@ def _made(kind: Any, root: Path) -> dict[str, Any]:
     signature = inspect.signature(kind.__init__).parameters
     options: dict[str, Any] = {"download": True}
     if kind.__name__ == "EMNIST":
-        return {part: kind(root, split="balanced", train=part == "train", **options) for part in ("train", "test")}
+        return {
+            part: kind(root, split="balanced", train=part == "train", **options)
+            for part in ("train", "test")
+        }
     if "train" in signature:
         return {part: kind(root, train=part == "train", **options) for part in ("train", "test")}
     if "split" not in signature:
@@ -157,4 +212,11 @@ def _of_torchvision(name: str, parts: dict[str, Any]) -> data.Dataset:
         return buffer.getvalue()
 
     images = EncodedImages([f"{part}/{row}" for part, _, row in items], load, np.arange(len(items)))
-    return data.table(name, labels, classes, images, [f"{part}/{row}" for part, _, row in items], [part for part, _, _ in items] if len(parts) > 1 else None)
+    return data.table(
+        name,
+        labels,
+        classes,
+        images,
+        [f"{part}/{row}" for part, _, row in items],
+        [part for part, _, _ in items] if len(parts) > 1 else None,
+    )

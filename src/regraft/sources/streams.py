@@ -24,9 +24,24 @@ from regraft.sources.decode import LARGEST_FILE, bytes_of, why
 from regraft.sources.files import ARCHIVES, SUFFIXES, check_growth, printable
 
 LIST = "-"  # stands for a list of paths, one a line
-_SMALL, _GROWTH = 2**26, 200  # bytes that a member of a zip may always unpack to, and times its packed size from there on
+_SMALL, _GROWTH = (
+    2**26,
+    200,
+)  # bytes that a member of a zip may always unpack to, and times its packed size from there on
 _ROWS_AT_ONCE = 16  # of a Parquet file
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, TypeError, RuntimeError, UserError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    UserError,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,11 @@ class Found:
 
 def check(given: Sequence[str | Path]) -> None:
     """Raise one `UserError` where something that was given does not exist, or a pattern matches nothing."""
-    missing = [str(one) for one in given if str(one) != LIST and not expanded(one).exists() and not _matches(_home(one))]
+    missing = [
+        str(one)
+        for one in given
+        if str(one) != LIST and not expanded(one).exists() and not _matches(_home(one))
+    ]
     if missing:
         raise UserError(
             f"There is nothing at {listed(missing)}. Expected image files, folders, patterns, zip or tar archives, Parquet files, "
@@ -68,12 +87,20 @@ def count(given: Sequence[str | Path]) -> int:
     total = 0
     for one in given:
         path = expanded(one)
-        if str(one) == LIST or (path.is_file() and path.name.lower().endswith(ARCHIVES) and not path.name.lower().endswith(".zip")):
+        if str(one) == LIST or (
+            path.is_file()
+            and path.name.lower().endswith(ARCHIVES)
+            and not path.name.lower().endswith(".zip")
+        ):
             return 0
         if path.is_dir():
             total += sum(map(_rows, tables.in_folder(path))) + sum(1 for _ in _of_folder(path))
         else:
-            total += _rows(path) if path.name.lower().endswith(".parquet") else sum(1 for _ in _of(_home(one)))
+            total += (
+                _rows(path)
+                if path.name.lower().endswith(".parquet")
+                else sum(1 for _ in _of(_home(one)))
+            )
     return total
 
 
@@ -86,7 +113,11 @@ def _of(text: str) -> Iterator[Found]:
     matches = _matches(text)
     top = _before_pattern(text)
     for match in map(Path, matches):
-        yield from [_refused(match, f"a link that leads out of {top}, not followed")] if _leads_out(match, top) else _at(match)
+        yield from (
+            [_refused(match, f"a link that leads out of {top}, not followed")]
+            if _leads_out(match, top)
+            else _at(match)
+        )
     if not matches:
         yield _refused(path, "there is nothing at this path")
 
@@ -115,7 +146,9 @@ def _of_folder(top: Path) -> Iterator[Found]:
             continue
         try:
             with os.scandir(one) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name, reverse=True)  # the last one in is the first one out
+                inside = sorted(
+                    entries, key=lambda entry: entry.name, reverse=True
+                )  # the last one in is the first one out
         except OSError as error:
             yield _refused(one, f"the folder cannot be read ({error.strerror})")
             continue
@@ -168,7 +201,11 @@ def _of_tar(path: Path) -> Iterator[Found]:
                 if not _is_image(member.name):
                     continue
                 name = f"{_shown(path)}/{printable(member.name)}"
-                file = packed.extractfile(member) if member.isfile() and member.size <= LARGEST_FILE else None
+                file = (
+                    packed.extractfile(member)
+                    if member.isfile() and member.size <= LARGEST_FILE
+                    else None
+                )
                 if file is not None:
                     yield Found(name, partial(bytes, file.read()))
                 elif member.isfile():
@@ -188,14 +225,24 @@ def _of_parquet(path: Path) -> Iterator[Found]:
         with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             column = tables.image_column(file.schema_arrow)
             if column is None:
-                yield _refused(path, f"no column of images: expected a struct with bytes, or bytes; it has {listed(file.schema_arrow.names)}")
+                yield _refused(
+                    path,
+                    f"no column of images: expected a struct with bytes, or bytes; it has {listed(file.schema_arrow.names)}",
+                )
                 return
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 values = batch.column(0)
-                for content in (values.field("bytes") if pa.types.is_struct(values.type) else values).to_pylist():
+                for content in (
+                    values.field("bytes") if pa.types.is_struct(values.type) else values
+                ).to_pylist():
                     name = f"{_shown(path)}#{row}"
                     row += 1
-                    yield Found(name, _raising("no bytes in this row") if content is None else partial(bytes, content))
+                    yield Found(
+                        name,
+                        _raising("no bytes in this row")
+                        if content is None
+                        else partial(bytes, content),
+                    )
     except (pa.ArrowException, OSError, ValueError) as error:
         yield _refused(path, f"no readable Parquet file from row {row} on ({why(error)})")
 
@@ -226,7 +273,9 @@ def _raising(why: str) -> Callable[[], bytes]:
 
 
 def _too_large() -> bytes:
-    raise ValueError(f"the file unpacks to more than the {LARGEST_FILE / 1e6:,.0f} MB, or the {_GROWTH} times its packed size, that are allowed")
+    raise ValueError(
+        f"the file unpacks to more than the {LARGEST_FILE / 1e6:,.0f} MB, or the {_GROWTH} times its packed size, that are allowed"
+    )
 
 
 def _leads_out(path: Path, top: Path) -> bool:

@@ -16,9 +16,19 @@ from regraft.errors import UserError, listed
 from regraft.sources.decode import EncodedImages, why
 from regraft.sources.files import PART_NAMES, check_growth, ordered
 
-_ROWS_AT_ONCE = 16  # of a Parquet file; a file of a few bytes may say the same large image in every row
+_ROWS_AT_ONCE = (
+    16  # of a Parquet file; a file of a few bytes may say the same large image in every row
+)
 _LABELS = ("label", "labels", "fine_label", "class", "target", "y")
-_PAIRS = (("x", "y"), ("images", "labels"), ("image", "label"), ("data", "target"), ("data", "labels"), ("X", "Y"), ("X", "y"))
+_PAIRS = (
+    ("x", "y"),
+    ("images", "labels"),
+    ("image", "label"),
+    ("data", "target"),
+    ("data", "labels"),
+    ("X", "Y"),
+    ("X", "y"),
+)
 
 
 def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
@@ -45,18 +55,27 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
                 labels += given
                 parts += [_part_of(path)] * len(held)
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise UserError(f"{path} is no readable Parquet file ({why(error)}). Expected the files as the hub lays them out. Fetch it again.") from error
+            raise UserError(
+                f"{path} is no readable Parquet file ({why(error)}). Expected the files as the hub lays them out. Fetch it again."
+            ) from error
     missing = [number for number, content in enumerate(contents) if content is None]
     if missing:
         raise UserError(
             f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder."
         )
-    named = classes is not None  # then whole numbers are class numbers, whatever the names look like
+    named = (
+        classes is not None
+    )  # then whole numbers are class numbers, whatever the names look like
     classes = classes or ordered({str(label) for label in labels})
     number = {label: place for place, label in enumerate(classes)}
-    numbers = [label if named and isinstance(label, int) else number.get(str(label), -1) for label in labels]
+    numbers = [
+        label if named and isinstance(label, int) else number.get(str(label), -1)
+        for label in labels
+    ]
     if None in labels:
-        raise UserError(f"{name} has {labels.count(None):,} rows without a label. Expected one for every image. Fill them in or remove the rows.")
+        raise UserError(
+            f"{name} has {labels.count(None):,} rows without a label. Expected one for every image. Fill them in or remove the rows."
+        )
     paths_given = [str(key) for key in keys if key]
     own = paths_given if len(set(paths_given)) == len(contents) else None
     called = own or [f"{part}/{place}" for place, part in enumerate(parts)]
@@ -66,13 +85,20 @@ def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
 
 def in_folder(folder: Path) -> list[Path]:
     """Return the Parquet files with images in a folder as the hub lays them out; one that cannot be read is among them, and says why when it is."""
-    return sorted(path for path in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")] if _may_hold_images(path))
+    return sorted(
+        path
+        for path in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]
+        if _may_hold_images(path)
+    )
 
 
 def image_column(schema: Any) -> str | None:
     """Return the name of the column that holds encoded images, alone or in a struct, or None."""
     images = _structs(schema) or [field.name for field in schema if _is_binary(field.type)]
-    return next((name for name in ("image", "img", "bytes") if name in images), images[0] if images else None)
+    return next(
+        (name for name in ("image", "img", "bytes") if name in images),
+        images[0] if images else None,
+    )
 
 
 def npz(path: Path) -> data.Dataset:
@@ -91,11 +117,15 @@ def npz(path: Path) -> data.Dataset:
     except UserError:
         raise
     except Exception as error:  # numpy's reader of damaged headers raises whatever it meets
-        raise UserError(f"{path} is no readable .npz of plain arrays ({why(error)}). Write it with numpy.savez(path, images=…, labels=…).") from error
+        raise UserError(
+            f"{path} is no readable .npz of plain arrays ({why(error)}). Write it with numpy.savez(path, images=…, labels=…)."
+        ) from error
     arrays = {key: array for key, array in arrays.items() if array.ndim}
     found = _parts_of(arrays)
     if not found:
-        raise UserError(f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them.")
+        raise UserError(
+            f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them."
+        )
     pixels = np.concatenate([as_pixels(arrays[x], f"{x} in {path}") for x, _, _ in found])
     raw = np.concatenate([one_each(arrays[y], f"{y} in {path}") for _, y, _ in found])
     parts = [part for x, _, part in found for _ in range(len(arrays[x]))]
@@ -127,10 +157,17 @@ def one_each(labels: NDArray[Any], what: str) -> NDArray[Any]:
         return labels
     if labels.ndim == 2 and labels.shape[1] == 1:
         return labels[:, 0]
-    if labels.ndim == 2 and labels.dtype.kind in "buif" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+    if (
+        labels.ndim == 2
+        and labels.dtype.kind in "buif"
+        and np.isin(labels, (0, 1)).all()
+        and (labels.sum(axis=1) == 1).all()
+    ):
         found: NDArray[Any] = labels.argmax(axis=1)
         return found
-    raise UserError(f"{what} have the shape {labels.shape}. Expected one label an image: (n,), or one-hot (n, classes). Give one column.")
+    raise UserError(
+        f"{what} have the shape {labels.shape}. Expected one label an image: (n,), or one-hot (n, classes). Give one column."
+    )
 
 
 def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
@@ -142,11 +179,15 @@ def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
     if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[-1] not in (1, 3, 4):
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
-        raise UserError(f"{what} has the shape {array.shape}. Expected (n, h, w), (n, h, w, 1) or (n, h, w, 3). Reshape it.")
+        raise UserError(
+            f"{what} has the shape {array.shape}. Expected (n, h, w), (n, h, w, 1) or (n, h, w, 3). Reshape it."
+        )
     if array.dtype != np.uint8:
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= 0 and high <= 255):
-            raise UserError(f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it.")
+            raise UserError(
+                f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it."
+            )
         array = (array.astype(np.float32) * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8)
     elif array.max(initial=0) == 1:  # black and white, as numbers
         array = array * np.uint8(255)
@@ -157,7 +198,11 @@ def _parts_of(arrays: dict[str, NDArray[Any]]) -> list[tuple[str, str, str]]:
     found = []
     for x, y in _PAIRS:
         for spelling, part in {**PART_NAMES, "": ""}.items():
-            for xx, yy in ((f"{x}_{spelling}", f"{y}_{spelling}"), (f"{spelling}_{x}", f"{spelling}_{y}")) if spelling else ((x, y),):
+            for xx, yy in (
+                ((f"{x}_{spelling}", f"{y}_{spelling}"), (f"{spelling}_{x}", f"{spelling}_{y}"))
+                if spelling
+                else ((x, y),)
+            ):
                 if xx in arrays and yy in arrays and len(arrays[xx]) == len(arrays[yy]):
                     found.append((xx, yy, part))
         if found:
@@ -165,7 +210,9 @@ def _parts_of(arrays: dict[str, NDArray[Any]]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _batches(path: Path) -> Iterator[tuple[list[str] | None, list[bytes | None], list[str | None], list[Any]]]:
+def _batches(
+    path: Path,
+) -> Iterator[tuple[list[str] | None, list[bytes | None], list[str | None], list[Any]]]:
     """Yield class names, images, what they are called, and labels of some rows; never more than the file may grow to."""
     import pyarrow.parquet as pq
 
@@ -177,17 +224,34 @@ def _batches(path: Path) -> Iterator[tuple[list[str] | None, list[bytes | None],
             grown += batch.nbytes
             check_growth(path, grown)
             struct = batch.column(batch.schema.get_field_index(image))
-            called = struct.field("path").to_pylist() if "path" in [field.name for field in struct.type] else [None] * len(struct)
-            yield names, struct.field("bytes").to_pylist(), called, batch.column(batch.schema.get_field_index(label)).to_pylist()
+            called = (
+                struct.field("path").to_pylist()
+                if "path" in [field.name for field in struct.type]
+                else [None] * len(struct)
+            )
+            yield (
+                names,
+                struct.field("bytes").to_pylist(),
+                called,
+                batch.column(batch.schema.get_field_index(label)).to_pylist(),
+            )
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
     import pyarrow as pa
 
     images = _structs(schema)
-    kinds = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    kinds = (
+        pa.types.is_integer,
+        pa.types.is_boolean,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_dictionary,
+    )
     plain = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
-    named = [name for name in _LABELS if name in plain] or [name for name in plain if _class_names(schema, name)]
+    named = [name for name in _LABELS if name in plain] or [
+        name for name in plain if _class_names(schema, name)
+    ]
     labels = named[:1] or plain
     if len(images) != 1 or len(labels) != 1:
         several = f" {listed(labels)} could each be the label." if len(labels) > 1 else ""
@@ -202,7 +266,12 @@ def _structs(schema: Any) -> list[str]:
     """Return the columns in which images lie as the hub has them: a struct with `bytes`."""
     import pyarrow as pa
 
-    return [field.name for field in schema if pa.types.is_struct(field.type) and any(one.name == "bytes" and _is_binary(one.type) for one in field.type)]
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_struct(field.type)
+        and any(one.name == "bytes" and _is_binary(one.type) for one in field.type)
+    ]
 
 
 def _is_binary(kind: Any) -> bool:
@@ -232,4 +301,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
 
 def _part_of(path: Path) -> str:
     words = path.stem.lower().replace("_", "-").split("-")
-    return next((PART_NAMES[word] for word in words if word in PART_NAMES), PART_NAMES.get(path.parent.name.lower(), ""))
+    return next(
+        (PART_NAMES[word] for word in words if word in PART_NAMES),
+        PART_NAMES.get(path.parent.name.lower(), ""),
+    )

@@ -23,7 +23,9 @@ class Batches:
         seed: Of the order; None keeps the order of the rows.
     """
 
-    def __init__(self, read: Reader, labels: NDArray[np.int64], size: int, seed: int | None) -> None:
+    def __init__(
+        self, read: Reader, labels: NDArray[np.int64], size: int, seed: int | None
+    ) -> None:
         self.read, self.labels, self.size, self.seed = read, labels, size, seed
         self.epoch = 0
 

@@ -19,7 +19,9 @@ MEASURE_FROM = 30.0  # seconds of training by estimate from which on arithmetic 
 COMPILE_FROM = 120.0  # and from which on compiling (20 to 60 s) can repay
 _CLEARLY = 0.9  # share of the time below which another way is taken
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a CUDA compiler where no GPU is
+logging.getLogger("torch.utils.cpp_extension").setLevel(
+    logging.ERROR
+)  # it misses a CUDA compiler where no GPU is
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,14 @@ class Pace:
         return asdict(self)
 
 
-def choose(module: Any, batch: tuple[tuple[Tensor, ...], Tensor], steps: int, precision: str, compiling: str, known: dict[str, float]) -> Pace:
+def choose(
+    module: Any,
+    batch: tuple[tuple[Tensor, ...], Tensor],
+    steps: int,
+    precision: str,
+    compiling: str,
+    known: dict[str, float],
+) -> Pace:
     """Return the fastest of float32 and bfloat16, eager and compiled, for this many steps; where it was compiled, `module` runs so from now on.
 
     Args:
@@ -62,14 +71,18 @@ def choose(module: Any, batch: tuple[tuple[Tensor, ...], Tensor], steps: int, pr
         if other < _CLEARLY * first:
             rates = {"bfloat16": other, start: first}
     best = next(iter(rates))
-    said = f"{best} takes {rates[best] * 1e3:,.0f} ms a step" + (f", {start} {first * 1e3:,.0f}" if best != start else "")
+    said = f"{best} takes {rates[best] * 1e3:,.0f} ms a step" + (
+        f", {start} {first * 1e3:,.0f}" if best != start else ""
+    )
     if compiling == "off" or (compiling == "auto" and rates[best] * steps < COMPILE_FROM):
         return Pace(best, False, said)
     quick: Callable[..., Tensor] = torch.compile(module.forward, dynamic=False)
     try:
         took = seconds(f"{best} compiled", quick)
     except Exception as error:  # inductor fails in as many ways as there are compilers
-        return Pace(best, False, f"{said}; compiling failed ({str(error).strip().splitlines()[0][:160]})")
+        return Pace(
+            best, False, f"{said}; compiling failed ({str(error).strip().splitlines()[0][:160]})"
+        )
     said += f", compiled {took * 1e3:,.0f}"
     if took > _CLEARLY * rates[best] and compiling == "auto":
         return Pace(best, False, said)
@@ -77,7 +90,12 @@ def choose(module: Any, batch: tuple[tuple[Tensor, ...], Tensor], steps: int, pr
     return Pace(best, True, f"{said} on {device}")
 
 
-def _seconds(module: Any, run: Callable[..., Tensor], batch: tuple[tuple[Tensor, ...], Tensor], precision: str) -> float:
+def _seconds(
+    module: Any,
+    run: Callable[..., Tensor],
+    batch: tuple[tuple[Tensor, ...], Tensor],
+    precision: str,
+) -> float:
     """Return the shorter of two steps without the optimizer, after one that warms up."""
     features, targets = batch
     buffers = [buffer.clone() for buffer in module.buffers()]
@@ -85,7 +103,9 @@ def _seconds(module: Any, run: Callable[..., Tensor], batch: tuple[tuple[Tensor,
     with torch.random.fork_rng(devices=[targets.device] if targets.device.type == "cuda" else []):
         for _ in range(3):
             started = time.perf_counter()
-            with torch.autocast(targets.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast(
+                targets.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+            ):
                 loss = functional.cross_entropy(run(*features), targets)
             loss.backward()  # type: ignore[no-untyped-call]
             loss.item()  # waits for a GPU

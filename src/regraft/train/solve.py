@@ -12,7 +12,10 @@ from torch.nn import functional
 from regraft.watch import SILENT, Watcher
 
 _PATIENCE = 2
-_ROUGHLY, _FINELY = 1e-5, 1e-9  # change of the loss at which solving ends: along the path, and for the chosen value
+_ROUGHLY, _FINELY = (
+    1e-5,
+    1e-9,
+)  # change of the loss at which solving ends: along the path, and for the chosen value
 _ITERATIONS = 150  # at most, for each L2 value, from the solution of the one before
 
 
@@ -26,9 +29,15 @@ class Solved:
 
 
 def solve(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: int, path: tuple[float, ...], monitor: str = "val_accuracy",
-    weights: Tensor | None = None, smoothing: float = 0.0, watcher: Watcher = SILENT,
-) -> Solved:  # fmt: skip
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    classes: int,
+    path: tuple[float, ...],
+    monitor: str = "val_accuracy",
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    watcher: Watcher = SILENT,
+) -> Solved:
     """Return the linear layer that minimises mean cross-entropy plus `l2 / 2 · ‖W‖²`, for the L2 value that does best on `val`.
 
     Along the path it is solved roughly; the chosen value is solved finely.
@@ -50,18 +59,27 @@ def solve(
     x, x_val = (features - mean) / std, (val[0] - mean) / std
     targets = _targets(labels, classes, weights, smoothing)
     values, axes = _axes(x)
-    spanned = axes if len(x) < x.shape[1] else None  # the images span fewer directions than there are features: only those count
+    spanned = (
+        axes if len(x) < x.shape[1] else None
+    )  # the images span fewer directions than there are features: only those count
     if spanned is not None:
         x, x_val, axes = x @ spanned, x_val @ spanned, None
     weight = torch.zeros(classes, x.shape[1], device=x.device)
     bias = torch.zeros(classes, device=x.device)
 
     def row(l2: float) -> dict[str, Any]:
-        said = ((functional.linear(one, weight, bias), labels, part) for one, labels, part in ((x, train[1], "train"), (x_val, val[1], "val")))
+        said = (
+            (functional.linear(one, weight, bias), labels, part)
+            for one, labels, part in ((x, train[1], "train"), (x_val, val[1], "val"))
+        )
         return {"l2": l2} | {key: value for one in said for key, value in _row(*one).items()}
 
     def rank(row: dict[str, Any]) -> tuple[float, float]:
-        return (row["val_accuracy"], -row["val_loss"]) if monitor == "val_accuracy" else (-row["val_loss"], row["val_accuracy"])
+        return (
+            (row["val_accuracy"], -row["val_loss"])
+            if monitor == "val_accuracy"
+            else (-row["val_loss"], row["val_accuracy"])
+        )
 
     history: list[dict[str, Any]] = []
     best: tuple[int, Tensor, Tensor] = (0, weight, bias)
@@ -110,8 +128,13 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _minimise(
-    x: Tensor, targets: Tensor, axes: tuple[Tensor, Tensor | None], start: tuple[Tensor, Tensor], l2: float, until: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    targets: Tensor,
+    axes: tuple[Tensor, Tensor | None],
+    start: tuple[Tensor, Tensor],
+    l2: float,
+    until: float,
+) -> tuple[Tensor, Tensor]:
     """Return weight and bias at the minimum, by L-BFGS in coordinates in which the curvature is about the same in every direction.
 
     The Hessian of the loss is close to `c · xᵀx / n + l2`, with `c` the mean of p (1 - p) over images and classes: along its axes the coordinates are
@@ -124,9 +147,17 @@ def _minimise(
     chance = functional.linear(x, weight, bias).softmax(dim=1)
     curvature = float((chance * (1 - chance)).mean())
     stretch = (curvature * values.clamp(min=0) + l2).sqrt()
-    moved, shift = (weight if vectors is None else weight @ vectors) * stretch, bias * curvature**0.5
+    moved, shift = (
+        (weight if vectors is None else weight @ vectors) * stretch,
+        bias * curvature**0.5,
+    )
     optimizer = torch.optim.LBFGS(
-        [moved, shift], max_iter=_ITERATIONS, history_size=10, tolerance_grad=until, tolerance_change=until, line_search_fn="strong_wolfe"
+        [moved, shift],
+        max_iter=_ITERATIONS,
+        history_size=10,
+        tolerance_grad=until,
+        tolerance_change=until,
+        line_search_fn="strong_wolfe",
     )
 
     def placed() -> tuple[Tensor, Tensor]:
@@ -151,10 +182,20 @@ def _minimise(
 
 def _worsens(history: list[dict[str, Any]]) -> bool:
     """Whether the two weakest L2 values so far did worse on validation than one before them, in accuracy and in loss."""
-    accuracies, losses = [row["val_accuracy"] for row in history], [row["val_loss"] for row in history]
-    return len(history) > _PATIENCE and max(accuracies[-_PATIENCE:]) < max(accuracies[:-_PATIENCE]) and min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE])
+    accuracies, losses = (
+        [row["val_accuracy"] for row in history],
+        [row["val_loss"] for row in history],
+    )
+    return (
+        len(history) > _PATIENCE
+        and max(accuracies[-_PATIENCE:]) < max(accuracies[:-_PATIENCE])
+        and min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE])
+    )
 
 
 def _row(logits: Tensor, labels: Tensor, part: str) -> dict[str, float]:
     accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    return {f"{part}_loss": float(functional.cross_entropy(logits, labels)), f"{part}_accuracy": float(accuracy)}
+    return {
+        f"{part}_loss": float(functional.cross_entropy(logits, labels)),
+        f"{part}_accuracy": float(accuracy),
+    }

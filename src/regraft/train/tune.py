@@ -30,7 +30,12 @@ from regraft.watch import SILENT, Watcher
 
 for _name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(_name).setLevel(logging.ERROR)
-_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+_OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,15 @@ class Tuned:
 class Tuning(L.LightningModule):
     """The trained part and the head, with the optimizer that a phase asks for."""
 
-    def __init__(self, suffix: nn.Module, head: nn.Module, phase: Phase, seed: int, depth: Callable[[str], int], weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        suffix: nn.Module,
+        head: nn.Module,
+        phase: Phase,
+        seed: int,
+        depth: Callable[[str], int],
+        weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.suffix, self.head, self.phase, self.seed, self.depth = suffix, head, phase, seed, depth
         self.register_buffer("weights", weights, persistent=False)
@@ -71,7 +84,9 @@ class Tuning(L.LightningModule):
         return out
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)  # dropout and mixing: an epoch is the same after a resume
+        torch.manual_seed(
+            self.seed * 100_003 + self.current_epoch
+        )  # dropout and mixing: an epoch is the same after a resume
         self.ready()
         self.seen = _Means()
 
@@ -81,7 +96,11 @@ class Tuning(L.LightningModule):
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
         features, targets = batch
         features, other, share = _mixed(features, self.phase)
-        run = self._quick.run if self._quick.run is not None and len(targets) == self._quick.size else self
+        run = (
+            self._quick.run
+            if self._quick.run is not None and len(targets) == self._quick.size
+            else self
+        )
         logits = run(*features)
         loss = self._loss(logits, targets)
         if share < 1:
@@ -91,7 +110,9 @@ class Tuning(L.LightningModule):
 
     def on_after_backward(self) -> None:
         if self.without_gradient is None:
-            self.without_gradient = [name for name, parameter in self.named_parameters() if parameter.grad is None]
+            self.without_gradient = [
+                name for name, parameter in self.named_parameters() if parameter.grad is None
+            ]
 
     def validation_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> None:
         features, targets = batch
@@ -104,15 +125,21 @@ class Tuning(L.LightningModule):
         if phase.optimizer in ("sgd", "rmsprop"):
             options["momentum"] = phase.momentum
         if phase.optimizer in ("sgd", "adam", "adamw") and not phase.gradient_clip:
-            options["fused"] = True  # Lightning clips no gradients of a fused optimizer under mixed precision
+            options["fused"] = (
+                True  # Lightning clips no gradients of a fused optimizer under mixed precision
+            )
         optimizer = _OPTIMIZERS[phase.optimizer](groups(self, phase), **options)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, phase))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate(step, steps, phase)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         weights = self.weights if isinstance(self.weights, Tensor) else None
-        return functional.cross_entropy(logits, targets, weight=weights, label_smoothing=self.phase.label_smoothing)
+        return functional.cross_entropy(
+            logits, targets, weight=weights, label_smoothing=self.phase.label_smoothing
+        )
 
 
 class _Means:
@@ -123,7 +150,13 @@ class _Means:
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         size = len(targets)
-        sums = torch.stack([loss.float() * size, (logits.argmax(dim=1) == targets).sum().float(), loss.new_tensor(size, dtype=torch.float32)])
+        sums = torch.stack(
+            [
+                loss.float() * size,
+                (logits.argmax(dim=1) == targets).sum().float(),
+                loss.new_tensor(size, dtype=torch.float32),
+            ]
+        )
         self.sums = sums if self.sums is None else self.sums + sums
 
     def of(self, part: str) -> dict[str, float]:
@@ -145,9 +178,16 @@ class _Quick:
 
 
 def tune(
-    module: Tuning, train: Batches, val: Batches, folder: Path, number: int, precision: str = "float32", watcher: Watcher = SILENT, resume: bool = False,
+    module: Tuning,
+    train: Batches,
+    val: Batches,
+    folder: Path,
+    number: int,
+    precision: str = "float32",
+    watcher: Watcher = SILENT,
+    resume: bool = False,
     accumulate: int = 1,
-) -> Tuned:  # fmt: skip
+) -> Tuned:
     """Fit suffix and head for one phase and leave them with the weights of the best epoch.
 
     Args:
@@ -173,7 +213,9 @@ def tune(
     course = _Course(number, train, watcher)
     callbacks: list[Callback] = [course, keep, last]
     if phase.patience:
-        callbacks.append(_Patience(phase.monitor, phase.min_delta, phase.patience, mode=mode, check_finite=False))
+        callbacks.append(
+            _Patience(phase.monitor, phase.min_delta, phase.patience, mode=mode, check_finite=False)
+        )
     if phase.ema:
         callbacks.append(EMAWeightAveraging(decay=phase.ema))
     checkpoint = folder / "last.ckpt"
@@ -186,13 +228,31 @@ def tune(
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer = L.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, strategy=_Stay(device), max_epochs=phase.epochs, callbacks=callbacks,
-            logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, plugins=[_WholeFiles()],
-            gradient_clip_val=phase.gradient_clip or None, accumulate_grad_batches=accumulate, precision="bf16-mixed" if precision == "bfloat16" else "32-true",
-        )  # fmt: skip
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            strategy=_Stay(device),
+            max_epochs=phase.epochs,
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[_WholeFiles()],
+            gradient_clip_val=phase.gradient_clip or None,
+            accumulate_grad_batches=accumulate,
+            precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+        )
         try:
-            trainer.fit(module, train, val, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C; it also leaves the signal ignored
+            trainer.fit(
+                module,
+                train,
+                val,
+                ckpt_path=str(checkpoint) if checkpoint.exists() else None,
+                weights_only=True,
+            )
+        except (
+            SystemExit
+        ) as error:  # Lightning's answer to Ctrl-C; it also leaves the signal ignored
             raise KeyboardInterrupt from error
         finally:
             if interrupt is not None:
@@ -210,7 +270,11 @@ def groups(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
         below = 0 if name.startswith("head.") else module.depth(name.removeprefix("suffix.body."))
         found.setdefault((below, parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": parameters, "lr": phase.lr * phase.layer_decay**below, "weight_decay": phase.weight_decay if decays else 0.0}
+        {
+            "params": parameters,
+            "lr": phase.lr * phase.layer_decay**below,
+            "weight_decay": phase.weight_decay if decays else 0.0,
+        }
         for (below, decays), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
 
@@ -218,7 +282,12 @@ def groups(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
 def described(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
     """Return the optimizer's groups as plain data: `lr` (peak), `weight_decay`, and how many `tensors` and `parameters` each has."""
     return [
-        {"lr": one["lr"], "weight_decay": one["weight_decay"], "tensors": len(one["params"]), "parameters": sum(p.numel() for p in one["params"])}
+        {
+            "lr": one["lr"],
+            "weight_decay": one["weight_decay"],
+            "tensors": len(one["params"]),
+            "parameters": sum(p.numel() for p in one["params"]),
+        }
         for one in groups(module, phase)
     ]
 
@@ -247,7 +316,10 @@ def _mixed(features: tuple[Tensor, ...], phase: Phase) -> tuple[tuple[Tensor, ..
         for tensor in features:
             height, width = tensor.shape[-2:]
             top, left = int(at[0] * (height - 1)), int(at[1] * (width - 1))
-            bottom, right = min(height, top + max(1, round(cut * height))), min(width, left + max(1, round(cut * width)))
+            bottom, right = (
+                min(height, top + max(1, round(cut * height))),
+                min(width, left + max(1, round(cut * width))),
+            )
             tensor = tensor.clone()
             tensor[..., top:bottom, left:right] = tensor[other][..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / (height * width)
@@ -256,7 +328,11 @@ def _mixed(features: tuple[Tensor, ...], phase: Phase) -> tuple[tuple[Tensor, ..
     if phase.mixup:
         other = torch.randperm(size, device=features[0].device)
         share = float(torch.distributions.Beta(phase.mixup, phase.mixup).sample())
-        return tuple(share * tensor + (1 - share) * tensor[other] for tensor in features), other, share
+        return (
+            tuple(share * tensor + (1 - share) * tensor[other] for tensor in features),
+            other,
+            share,
+        )
     return features, other, 1.0
 
 
@@ -270,25 +346,48 @@ class _Course(Callback):
         self.started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"phase": self.phase, "history": self.history, "without_gradient": self.without_gradient}
+        return {
+            "phase": self.phase,
+            "history": self.history,
+            "without_gradient": self.without_gradient,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self.without_gradient = list(state_dict["history"]), state_dict.get("without_gradient")
+        self.history, self.without_gradient = (
+            list(state_dict["history"]),
+            state_dict.get("without_gradient"),
+        )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.batches.epoch = trainer.current_epoch
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         done = trainer.current_epoch * len(self.batches) + batch_idx + 1
-        self.watcher.step(f"phase {self.phase + 1}", done, (trainer.max_epochs or 1) * len(self.batches))
+        self.watcher.step(
+            f"phase {self.phase + 1}", done, (trainer.max_epochs or 1) * len(self.batches)
+        )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Tuning)
         values = pl_module.judged.of("val")
         pl_module.log_dict(values)  # for the callbacks that keep the best epoch, or stop
         values["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self.history.append({"phase": self.phase, "epoch": trainer.current_epoch, **values, "seconds": time.perf_counter() - self.started})
+        self.history.append(
+            {
+                "phase": self.phase,
+                "epoch": trainer.current_epoch,
+                **values,
+                "seconds": time.perf_counter() - self.started,
+            }
+        )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Tuning)
@@ -316,7 +415,9 @@ class _Patience(EarlyStopping):
 class _WholeFiles(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         with files.whole(Path(path)) as scratch:
             super().save_checkpoint(checkpoint, scratch, storage_options)
 
@@ -328,4 +429,7 @@ def _belongs(checkpoint: Path, number: int) -> bool:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception:  # a file that torch cannot read is no checkpoint
         return False
-    return any(isinstance(one, dict) and one.get("phase") == number for one in state.get("callbacks", {}).values())
+    return any(
+        isinstance(one, dict) and one.get("phase") == number
+        for one in state.get("callbacks", {}).values()
+    )

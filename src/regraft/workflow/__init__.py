@@ -8,7 +8,13 @@ from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.cooking import compare_recipes, run_recipe, show_recipe
 from regraft.workflow.embedding import embed_named
 from regraft.workflow.matrix import Probe, probe
-from regraft.workflow.named import compare_named, evaluate_named, explain_named, fit_named, probe_named
+from regraft.workflow.named import (
+    compare_named,
+    evaluate_named,
+    explain_named,
+    fit_named,
+    probe_named,
+)
 from regraft.workflow.opening import open_test, score
 from regraft.workflow.pages import report_named
 from regraft.workflow.planning import Wish, explain, make

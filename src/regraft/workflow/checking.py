@@ -70,37 +70,69 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
     part_of = np.full(len(data), "", dtype="<U5")
     for part in PARTS:
         part_of[split[part]] = part
-    several = planning.make(data, split, replace(wish, technique="multi-layer-probe"), settings.device)
+    several = planning.make(
+        data, split, replace(wish, technique="multi-layer-probe"), settings.device
+    )
     known = _features(data, split, set(every.tolist()), model, (plan, several), settings, odd)
     seen = known.rows
     hashes, labels = data.hashes[seen], data.labels[seen]
-    found = checks.suspects(known.several, labels, len(data.classes), settings.split_seed, settings.watcher)
+    found = checks.suspects(
+        known.several, labels, len(data.classes), settings.split_seed, settings.watcher
+    )
 
     def named(rows: list[int]) -> dict[str, Any]:
         return {
-            "keys": [str(data.keys[row]) for row in rows], "parts": [str(part_of[row]) for row in rows],
-            "labels": [data.classes[data.labels[row]] for row in rows], "rows": rows,
-        }  # fmt: skip
+            "keys": [str(data.keys[row]) for row in rows],
+            "parts": [str(part_of[row]) for row in rows],
+            "labels": [data.classes[data.labels[row]] for row in rows],
+            "rows": rows,
+        }
 
-    exact = [named(group) for group in ([int(seen[row]) for row in rows] for rows in checks.exact(hashes))]
+    exact = [
+        named(group)
+        for group in ([int(seen[row]) for row in rows] for rows in checks.exact(hashes))
+    ]
     alike = checks.near(known.pixels, known.end, hashes, settings.watcher)
-    near = [{**named([int(seen[row]) for row in one["rows"]]), "cosine": one["cosine"], "by": one["by"]} for one in alike]
-    suspected = [_suspect(data, part_of, seen, found, int(row)) for row in found.ranking[: min(found.count, LISTED)]]
+    near = [
+        {**named([int(seen[row]) for row in one["rows"]]), "cosine": one["cosine"], "by": one["by"]}
+        for one in alike
+    ]
+    suspected = [
+        _suspect(data, part_of, seen, found, int(row))
+        for row in found.ranking[: min(found.count, LISTED)]
+    ]
     told: dict[str, Any] = {
-        "data": data.name, "classes": len(data.classes), "images": {part: len(split[part]) for part in PARTS}, "split_digest": split.digest,
-        "backbone": plan.backbone, "resolution": plan.resolution, "weights": model.weights,
-        "counts": {"exact": len(exact), "near": len(near), "suspects": found.count, "odd": len(odd)},
-        "across": {"exact": sum(_crosses(one) for one in exact), "near": sum(_crosses(one) for one in near)},
-        "exact": sorted(exact, key=lambda one: not _crosses(one))[:LISTED], "near": sorted(near, key=lambda one: not _crosses(one))[:LISTED],
-        "suspects": suspected, "balance": checks.balance(data, split),
+        "data": data.name,
+        "classes": len(data.classes),
+        "images": {part: len(split[part]) for part in PARTS},
+        "split_digest": split.digest,
+        "backbone": plan.backbone,
+        "resolution": plan.resolution,
+        "weights": model.weights,
+        "counts": {
+            "exact": len(exact),
+            "near": len(near),
+            "suspects": found.count,
+            "odd": len(odd),
+        },
+        "across": {
+            "exact": sum(_crosses(one) for one in exact),
+            "near": sum(_crosses(one) for one in near),
+        },
+        "exact": sorted(exact, key=lambda one: not _crosses(one))[:LISTED],
+        "near": sorted(near, key=lambda one: not _crosses(one))[:LISTED],
+        "suspects": suspected,
+        "balance": checks.balance(data, split),
         "odd": [{"key": str(data.keys[one["row"]]), **one} for one in odd[:LISTED]],
-    }  # fmt: skip
+    }
     told["verdict"] = verdict(told)
     _keep(told, data, settings)
     return Check(told, data)
 
 
-def check_named(data: str | Path | Dataset, wish: Wish | None = None, out: Path | None = None, **settings: Any) -> Check:
+def check_named(
+    data: str | Path | Dataset, wish: Wish | None = None, out: Path | None = None, **settings: Any
+) -> Check:
     """Return the check of images by name; `out` also writes it as one HTML page.
 
     Raises:
@@ -133,16 +165,22 @@ def verdict(told: dict[str, Any]) -> str:
     counts, across = told["counts"], told["across"]
     said = []
     if across["exact"]:
-        said.append(f"{across['exact']:,} images occur byte for byte in more than one part: what is measured on val and test is flattered")
+        said.append(
+            f"{across['exact']:,} images occur byte for byte in more than one part: what is measured on val and test is flattered"
+        )
     if across["near"]:
         said.append(f"{across['near']:,} pairs across parts look nearly the same")
     if counts["exact"] > across["exact"]:
-        said.append(f"{counts['exact'] - across['exact']:,} images occur twice or more within a part")
+        said.append(
+            f"{counts['exact'] - across['exact']:,} images occur twice or more within a part"
+        )
     if counts["suspects"]:
         share = counts["suspects"] / max(1, sum(told["images"].values()))
         said.append(f"{counts['suspects']:,} labels ({share:.1%}) look wrong or doubtful")
     if told["balance"]["ratio"] >= checks.UNEVEN:
-        said.append(f"the largest class has {told['balance']['ratio']:.1f} times the images of the smallest")
+        said.append(
+            f"the largest class has {told['balance']['ratio']:.1f} times the images of the smallest"
+        )
     if told["balance"]["few"]:
         said.append(f"{len(told['balance']['few'])} classes have fewer than ten training images")
     if counts["odd"]:
@@ -154,19 +192,30 @@ def verdict(told: dict[str, Any]) -> str:
 
 
 def _features(
-    data: Dataset, split: Split, good: set[int], model: Backbone, plans: tuple[Plan, Plan], settings: Settings, odd: list[dict[str, Any]]
-) -> _Seen:  # fmt: skip
+    data: Dataset,
+    split: Split,
+    good: set[int],
+    model: Backbone,
+    plans: tuple[Plan, Plan],
+    settings: Settings,
+    odd: list[dict[str, Any]],
+) -> _Seen:
     """Return what is known of every image that can be decoded; what cannot is added to `odd`."""
     cuts = [backbone.cut(model, "head", plan.stages_taken, plan.flattens)[0] for plan in plans]
     named = [(prefix, prefix.digest()) for prefix in cuts]
-    found: list[tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.uint8], NDArray[np.int64]]] = []
+    found: list[
+        tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.uint8], NDArray[np.int64]]
+    ] = []
     for name in PARTS:
         rows = np.array([row for row in split[name].tolist() if row in good], dtype=np.int64)
         try:
             if len(rows):
                 Part(name, data.take(rows), settings).pixels(model)
         except Unreadable as error:
-            odd += [{"row": int(rows[row]), "why": f"cannot be read: {reason}"} for row, reason in zip(error.rows, error.reasons, strict=True)]
+            odd += [
+                {"row": int(rows[row]), "why": f"cannot be read: {reason}"}
+                for row, reason in zip(error.rows, error.reasons, strict=True)
+            ]
             rows = np.delete(rows, error.rows)
         if not len(rows):
             continue
@@ -177,25 +226,47 @@ def _features(
         found.append((ends.arrays[0], many.arrays[0], stored, rows))
     if not found:
         why = listed(one["why"] for one in odd)
-        raise UserError(f"No image of {data.name} can be decoded ({why}). Expected some whole ones. Repair them, or give other data.")
+        raise UserError(
+            f"No image of {data.name} can be decoded ({why}). Expected some whole ones. Repair them, or give other data."
+        )
     ends_of, many_of, pixels, rows_of = zip(*found, strict=True)
     fits = _COPIES * 4 * sum(map(len, many_of)) * many_of[0].shape[1] < machine.free_memory()
     ends_of_all = np.concatenate(ends_of)
-    return _Seen(np.concatenate(rows_of), pixels, ends_of_all, np.concatenate(many_of) if fits else ends_of_all)
+    return _Seen(
+        np.concatenate(rows_of),
+        pixels,
+        ends_of_all,
+        np.concatenate(many_of) if fits else ends_of_all,
+    )
 
 
-def _suspect(data: Dataset, part_of: NDArray[np.str_], seen: NDArray[np.int64], found: checks.Suspects, number: int) -> dict[str, Any]:
+def _suspect(
+    data: Dataset,
+    part_of: NDArray[np.str_],
+    seen: NDArray[np.int64],
+    found: checks.Suspects,
+    number: int,
+) -> dict[str, Any]:
     row, said = int(seen[number]), int(found.said[number])
     label = int(data.labels[row])
     return {
-        "row": row, "key": str(data.keys[row]), "part": str(part_of[row]), "label": data.classes[label], "said": data.classes[said],
-        "chance_label": float(found.chances[number, label]), "chance_said": float(found.chances[number, said]),
-    }  # fmt: skip
+        "row": row,
+        "key": str(data.keys[row]),
+        "part": str(part_of[row]),
+        "label": data.classes[label],
+        "said": data.classes[said],
+        "chance_label": float(found.chances[number, label]),
+        "chance_said": float(found.chances[number, said]),
+    }
 
 
 def doubt(suspect: dict[str, Any]) -> str:
     """Return in words what is wrong with a suspected label."""
-    what = "is not clearly that" if suspect["said"] == suspect["label"] else f"looks like {suspect['said']}"
+    what = (
+        "is not clearly that"
+        if suspect["said"] == suspect["label"]
+        else f"looks like {suspect['said']}"
+    )
     return f"{what} ({suspect['chance_said']:.0%})"
 
 

@@ -40,9 +40,15 @@ class Comparison:
 
 
 def compare(
-    data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), ways: Sequence[str] = techniques.DEFAULT, seeds: int = 1,
-    wish: Wish | None = None, settings: Settings | None = None, plans: Mapping[str, Path | Plan] = MappingProxyType({}),
-) -> Comparison:  # fmt: skip
+    data: Dataset,
+    out: Path,
+    backbones: Sequence[str] = (backbone.EMBEDDED,),
+    ways: Sequence[str] = techniques.DEFAULT,
+    seeds: int = 1,
+    wish: Wish | None = None,
+    settings: Settings | None = None,
+    plans: Mapping[str, Path | Plan] = MappingProxyType({}),
+) -> Comparison:
     """Carry every backbone over to the images in every way, and say which did best.
 
     A row that fails is reported with its reason, and the others go on.
@@ -62,7 +68,9 @@ def compare(
     """
     settings, wish = settings or Settings(), wish or Wish()
     if seeds > 1 and any(change.partition("=")[0].strip() == "seed" for change in wish.changes):
-        raise UserError(f"--seeds {seeds} and --set seed=… were given, which would make {seeds} equal rows. Expected one of the two. Leave one out.")
+        raise UserError(
+            f"--seeds {seeds} and --set seed=… were given, which would make {seeds} equal rows. Expected one of the two. Leave one out."
+        )
     tracking.check(settings.track)
     for way in ways:
         techniques.find(way)
@@ -78,10 +86,21 @@ def compare(
         return _side_by_side(data, out, rows, made, settings)
 
 
-def _side_by_side(data: Dataset, out: Path, rows: Sequence[tuple[dict[str, Any], Plan | UserError]], made: Sequence[Plan], settings: Settings) -> Comparison:
+def _side_by_side(
+    data: Dataset,
+    out: Path,
+    rows: Sequence[tuple[dict[str, Any], Plan | UserError]],
+    made: Sequence[Plan],
+    settings: Settings,
+) -> Comparison:
     """Fit every row, open the test part for all of them, and write who did best."""
     _prepare(out, settings)
-    data, _ = readable(data, loaded(made[0].model_copy(update={"weights": "random"}), settings), ("train", "val", "test"), settings)
+    data, _ = readable(
+        data,
+        loaded(made[0].model_copy(update={"weights": "random"}), settings),
+        ("train", "val", "test"),
+        settings,
+    )
     sharing.compute_shared(data, made, ("train", "val"), settings)
     shelf = sharing.Shelf(settings)
     done: list[Run] = []
@@ -91,12 +110,25 @@ def _side_by_side(data: Dataset, out: Path, rows: Sequence[tuple[dict[str, Any],
         with _failing(row, failed, settings):
             if isinstance(plan, UserError):
                 raise plan
-            done.append(fit(data, plan, out / row["name"], replace(settings, overwrite=False), shelf.of(plan)))
+            done.append(
+                fit(
+                    data,
+                    plan,
+                    out / row["name"],
+                    replace(settings, overwrite=False),
+                    shelf.of(plan),
+                )
+            )
     settings.watcher.say("Opening the test part for all rows at once.")
     sharing.compute_shared(data, [one.plan for one in done if not one.test], ("test",), settings)
     opened: list[Run] = []
     for one in done:
-        row = {"name": one.name, "backbone": one.plan.backbone, "technique": one.plan.technique, "seed": one.plan.seed}
+        row = {
+            "name": one.name,
+            "backbone": one.plan.backbone,
+            "technique": one.plan.technique,
+            "seed": one.plan.seed,
+        }
         with _failing(row, failed, settings):
             opened.append(one if one.test else open_test(one, data, settings, shelf.like(one.plan)))
     if not opened:
@@ -107,7 +139,9 @@ def _side_by_side(data: Dataset, out: Path, rows: Sequence[tuple[dict[str, Any],
 
 
 @contextmanager
-def _failing(row: dict[str, Any], failed: list[dict[str, Any]], settings: Settings) -> Iterator[None]:
+def _failing(
+    row: dict[str, Any], failed: list[dict[str, Any]], settings: Settings
+) -> Iterator[None]:
     """Keep what goes wrong in a row as its reason, so that the other rows go on."""
     try:
         yield
@@ -128,24 +162,46 @@ def _prepare(out: Path, settings: Settings) -> None:
     run.write_json(out / "comparison.json", {"finished": False})
 
 
-def _asked(backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path | Plan], wish: Wish) -> list[tuple[str, Wish]]:
+def _asked(
+    backbones: Sequence[str], ways: Sequence[str], plans: Mapping[str, Path | Plan], wish: Wish
+) -> list[tuple[str, Wish]]:
     """Return what each row is called with what is asked of it; those of one backbone follow each other, so that what they share is read while it is warm."""
-    named = [("-".join([name] * (len(backbones) > 1) + [way]), replace(wish, technique=way, backbone=name)) for name in backbones for way in ways]
-    return named + [(name, replace(wish, technique=name, plan=path, backbone=None, resolution=None, weights=None)) for name, path in plans.items()]
+    named = [
+        (
+            "-".join([name] * (len(backbones) > 1) + [way]),
+            replace(wish, technique=way, backbone=name),
+        )
+        for name in backbones
+        for way in ways
+    ]
+    return named + [
+        (
+            name,
+            replace(wish, technique=name, plan=path, backbone=None, resolution=None, weights=None),
+        )
+        for name, path in plans.items()
+    ]
 
 
 def _rows(
     data: Dataset, split: Split, asked: Sequence[tuple[str, Wish]], seeds: int, settings: Settings
-) -> list[tuple[dict[str, Any], Plan | UserError]]:  # fmt: skip
+) -> list[tuple[dict[str, Any], Plan | UserError]]:
     """Return what each row is called with its plan, or with the reason why there is none."""
     found: list[tuple[dict[str, Any], Plan | UserError]] = []
     for name, wish in asked:
         for seed in range(seeds):
             called = re.sub(r"[^\w.-]+", "-", f"{name}-seed{seed}" if seeds > 1 else name)
-            row = {"name": called, "backbone": wish.backbone, "technique": wish.technique, "seed": seed}
+            row = {
+                "name": called,
+                "backbone": wish.backbone,
+                "technique": wish.technique,
+                "seed": seed,
+            }
             own = wish.plan is not None and seeds == 1  # a plan keeps its seed
             try:
-                plan = planning.make(data, split, wish if own else replace(wish, seed=seed), settings.device)
+                plan = planning.make(
+                    data, split, wish if own else replace(wish, seed=seed), settings.device
+                )
                 found.append(({**row, "backbone": plan.backbone, "seed": plan.seed}, plan))
             except UserError as error:
                 found.append((row, error))

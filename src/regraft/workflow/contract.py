@@ -43,13 +43,28 @@ class Contract:
         after = prefix.digest(now)
         frozen, trained = self.norms
         return {
-            "phase": self.number, "train": self.phase.train, "kept": after == self.before,
-            "changed": sorted(name for name, digest in now.items() if self.tensors.get(name) != digest),
-            "frozen_before": self.before, "frozen_after": after,
-            "frozen": {"parameters": len(list(prefix.parameters())), "buffers": len(list(prefix.buffers()))},
-            "batch_norm": {"frozen": frozen, "frozen_mode": "eval", "trained": trained, "trained_statistics": self.phase.batch_norm if trained else None},
-            "optimizer": self.phase.optimizer, "groups": optimized.groups, "without_gradient": optimized.without_gradient,
-        }  # fmt: skip
+            "phase": self.number,
+            "train": self.phase.train,
+            "kept": after == self.before,
+            "changed": sorted(
+                name for name, digest in now.items() if self.tensors.get(name) != digest
+            ),
+            "frozen_before": self.before,
+            "frozen_after": after,
+            "frozen": {
+                "parameters": len(list(prefix.parameters())),
+                "buffers": len(list(prefix.buffers())),
+            },
+            "batch_norm": {
+                "frozen": frozen,
+                "frozen_mode": "eval",
+                "trained": trained,
+                "trained_statistics": self.phase.batch_norm if trained else None,
+            },
+            "optimizer": self.phase.optimizer,
+            "groups": optimized.groups,
+            "without_gradient": optimized.without_gradient,
+        }
 
 
 def verdict(phases: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft import backbone, recipes, sources  # fmt: skip
+from regraft import backbone, recipes, sources
 from regraft import plan as plans
 from regraft.backbone import Backbone
 from regraft.data import Dataset
@@ -27,7 +27,9 @@ CIFAR_CLASSES = 10
 _ARITHMETIC = {"precision", "train_precision"}
 
 
-def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = None) -> dict[str, Any]:
+def show_recipe(
+    name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = None
+) -> dict[str, Any]:
     """Return a recipe's plan, provenance and reported figures, its layers one by one, and its parameters as counted here and as reported.
 
     Args:
@@ -45,14 +47,29 @@ def show_recipe(name: str, classes: int = CIFAR_CLASSES, wish: Wish | None = Non
     counts = parameters(final_cut(model, plan), new_head(model, plan, classes))
     counts["statistics"] = sum(row["statistics"] for row in listed)
     told = _told(recipe)
-    if classes != CIFAR_CLASSES or {**plan.model_dump(), **recipe.plan.model_dump(include=_ARITHMETIC)} != recipe.plan.model_dump():
+    if (
+        classes != CIFAR_CLASSES
+        or {**plan.model_dump(), **recipe.plan.model_dump(include=_ARITHMETIC)}
+        != recipe.plan.model_dump()
+    ):
         told["counted"] = {}  # how counts differ is told of the very network that was reported
-    return {**told, "plan": plan.model_dump(mode="json"), "classes": classes, "layers": listed, "parameters": counts}
+    return {
+        **told,
+        "plan": plan.model_dump(mode="json"),
+        "classes": classes,
+        "layers": listed,
+        "parameters": counts,
+    }
 
 
 def run_recipe(
-    name: str, data: str | Path | Dataset, wish: Wish | None = None, epochs: int | None = None, out: str | Path | None = None, **settings: Any
-) -> tuple[Run, dict[str, Any]]:  # fmt: skip
+    name: str,
+    data: str | Path | Dataset,
+    wish: Wish | None = None,
+    epochs: int | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> tuple[Run, dict[str, Any]]:
     """Return the finished run of a recipe, and its figures beside those that were reported; the test part stays shut.
 
     Args:
@@ -68,26 +85,52 @@ def run_recipe(
     """
     recipe = recipes.find(name)
     where, images = _ready(data, settings)
-    plan = planning.make(images, where.split(images), Wish(plan=recipe_plan(recipe, wish or Wish(), epochs, where.device)), where.device)
+    plan = planning.make(
+        images,
+        where.split(images),
+        Wish(plan=recipe_plan(recipe, wish or Wish(), epochs, where.device)),
+        where.device,
+    )
     done = fit(images, plan, folder(out, "runs", f"{images.name}-{name}", where.resume), where)
     return done, beside(recipe, done)
 
 
 def compare_recipes(
-    names: Sequence[str], data: str | Path | Dataset, wish: Wish | None = None, epochs: int | None = None, out: str | Path | None = None, **settings: Any
-) -> tuple[Comparison, list[dict[str, Any]]]:  # fmt: skip
+    names: Sequence[str],
+    data: str | Path | Dataset,
+    wish: Wish | None = None,
+    epochs: int | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> tuple[Comparison, list[dict[str, Any]]]:
     """Return the comparison of several recipes, and for each its figures beside those that were reported; arguments as for `run_recipe`.
 
     The test part is opened once, at the end, for all of them.
     """
     chosen = [recipes.find(name) for name in dict.fromkeys(names)]
     where, images = _ready(data, settings)
-    plans = {recipe.name: recipe_plan(recipe, wish or Wish(), epochs, where.device, where.watcher) for recipe in chosen}
-    done = compare(images, folder(out, "compare", f"{images.name}-recipes", where.resume), (), (), settings=where, plans=plans)
+    plans = {
+        recipe.name: recipe_plan(recipe, wish or Wish(), epochs, where.device, where.watcher)
+        for recipe in chosen
+    }
+    done = compare(
+        images,
+        folder(out, "compare", f"{images.name}-recipes", where.resume),
+        (),
+        (),
+        settings=where,
+        plans=plans,
+    )
     return done, [beside(recipes.find(one.name), one) for one in done.runs]
 
 
-def recipe_plan(recipe: Recipe, wish: Wish, epochs: int | None = None, device: str = "auto", watcher: Watcher | None = None) -> Plan:
+def recipe_plan(
+    recipe: Recipe,
+    wish: Wish,
+    epochs: int | None = None,
+    device: str = "auto",
+    watcher: Watcher | None = None,
+) -> Plan:
     """Return a recipe's plan after what a user asks for, in the arithmetic that suits the machine.
 
     Args:
@@ -104,12 +147,19 @@ def recipe_plan(recipe: Recipe, wish: Wish, epochs: int | None = None, device: s
     fields = wish.fields()
     if own.weights == "random":
         fields.pop("weights", None)  # from scratch is from scratch
-    changed = plans.changed({**own.model_dump(mode="json"), **planning.arithmetic(device), **fields}, wish.changes)
+    changed = plans.changed(
+        {**own.model_dump(mode="json"), **planning.arithmetic(device), **fields}, wish.changes
+    )
     if changed.backbone != own.backbone:
         changed = _placed(recipe, own, changed, watcher)
     if epochs is None:
         return changed
-    fewer = [phase if phase.optimizer == "lbfgs" else phase.model_copy(update={"epochs": min(epochs, phase.epochs)}) for phase in changed.phases]
+    fewer = [
+        phase
+        if phase.optimizer == "lbfgs"
+        else phase.model_copy(update={"epochs": min(epochs, phase.epochs)})
+        for phase in changed.phases
+    ]
     return changed.model_copy(update={"phases": tuple(fewer)})
 
 
@@ -126,18 +176,41 @@ def beside(recipe: Recipe, done: Run) -> dict[str, Any]:
     tuned = [phase for phase in done.plan.phases if phase.optimizer != "lbfgs"]
     looks = max((phase.looks for phase in tuned), default=1)
     epochs = sum("epoch" in row for row in done.history())
-    measured = {f"{part}_{what}": scores[part][what] for part in ("train", "val") for what in ("loss", "accuracy")}
+    measured = {
+        f"{part}_{what}": scores[part][what]
+        for part in ("train", "val")
+        for what in ("loss", "accuracy")
+    }
     minutes = (scores["seconds"]["total"] + scores.get("shared_seconds", 0.0)) / 60
-    measured |= {"gap": scores["train"]["accuracy"] - scores["val"]["accuracy"], "minutes": round(minutes, 2)}
-    measured |= {"parameters": scores["parameters"], "images": {part: scores[part]["n"] for part in ("train", "val")}, "epochs": epochs}
-    kept = bool(scores["cache"]["bytes"])  # else it was computed again every epoch, and nobody knows what that took
+    measured |= {
+        "gap": scores["train"]["accuracy"] - scores["val"]["accuracy"],
+        "minutes": round(minutes, 2),
+    }
+    measured |= {
+        "parameters": scores["parameters"],
+        "images": {part: scores[part]["n"] for part in ("train", "val")},
+        "epochs": epochs,
+    }
+    kept = bool(
+        scores["cache"]["bytes"]
+    )  # else it was computed again every epoch, and nobody knows what that took
     measured["frozen_seconds"] = round(once, 1) if kept else None
-    measured["frozen_every_epoch_seconds"] = round(once / looks * max(1, epochs), 1) if kept else None
-    return {**_told(recipe), "backbone": done.plan.backbone, "measured": measured, "path": str(done.path)}
+    measured["frozen_every_epoch_seconds"] = (
+        round(once / looks * max(1, epochs), 1) if kept else None
+    )
+    return {
+        **_told(recipe),
+        "backbone": done.plan.backbone,
+        "measured": measured,
+        "path": str(done.path),
+    }
 
 
 def _told(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe, name) for name in ("name", "source", "technique", "about", "assumed", "reported", "counted")}
+    return {
+        name: getattr(recipe, name)
+        for name in ("name", "source", "technique", "about", "assumed", "reported", "counted")
+    }
 
 
 def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settings, Dataset]:
@@ -146,7 +219,9 @@ def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settin
     whole = len(where.split(images).val)
     if where.train_images is not None and where.val_images is None and where.train_images < whole:
         where = asked({**settings, "val_images": where.train_images}, data)
-        where.watcher.say(f"Judging on {where.val_images:,} of {whole:,} validation images, as few as there are to train on; --val-images takes more.")
+        where.watcher.say(
+            f"Judging on {where.val_images:,} of {whole:,} validation images, as few as there are to train on; --val-images takes more."
+        )
     return where, images
 
 
@@ -154,17 +229,27 @@ def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> P
     """Return the plan with the recipe's own places moved to where images have shrunk as much in another backbone; refuses where nobody is told."""
     known = (*plans.WORDS, *backbone.facts(plan.backbone).places)
     same = zip(own.phases, plan.phases, strict=False)
-    lacking = {f"phases.{number}.train": new.train for number, (old, new) in enumerate(same) if new.train == old.train and new.train not in known}
+    lacking = {
+        f"phases.{number}.train": new.train
+        for number, (old, new) in enumerate(same)
+        if new.train == old.train and new.train not in known
+    }
     if plan.until and plan.until == own.until and plan.until not in known:
         lacking["until"] = str(plan.until)
     if not lacking:
         return plan
     mine, theirs = (_blank(name, plan.resolution) for name in (own.backbone, plan.backbone))
-    alike = {key: backbone.alike(mine, place, theirs, key != "until") for key, place in lacking.items()}
+    alike = {
+        key: backbone.alike(mine, place, theirs, key != "until") for key, place in lacking.items()
+    }
     if watcher is not None:
         there = " and ".join(f"{lacking[key]} to {place}" for key, place in alike.items())
-        watcher.say(f"{recipe.name}: {there}, where the images of {plan.backbone} have shrunk as much as those of {own.backbone}.")
-        return plans.changed(plan.model_dump(mode="json"), [f"{key}={place}" for key, place in alike.items()])
+        watcher.say(
+            f"{recipe.name}: {there}, where the images of {plan.backbone} have shrunk as much as those of {own.backbone}."
+        )
+        return plans.changed(
+            plan.model_dump(mode="json"), [f"{key}={place}" for key, place in alike.items()]
+        )
     ways = " ".join(f"--set {key}={place}" for key, place in alike.items())
     raise UserError(
         f"The recipe {recipe.name} cuts {own.backbone} at {' and '.join(lacking.values())}, and {plan.backbone} has no such stage; "
@@ -173,4 +258,6 @@ def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> P
 
 
 def _blank(name: str, resolution: int) -> Backbone:
-    return backbone.load(name, "random", None if backbone.facts(name).fixed_resolution else resolution)
+    return backbone.load(
+        name, "random", None if backbone.facts(name).fixed_resolution else resolution
+    )

@@ -29,8 +29,12 @@ _AT_ONCE = 250
 
 
 def embed_named(
-    data: str | Path | Dataset, until: str | Sequence[str] = "end", wish: Wish | None = None, out: str | Path | None = None, **settings: Any
-) -> tuple[Dataset, NDArray[np.str_], NDArray[np.float32], Plan]:  # fmt: skip
+    data: str | Path | Dataset,
+    until: str | Sequence[str] = "end",
+    wish: Wish | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> tuple[Dataset, NDArray[np.str_], NDArray[np.float32], Plan]:
     """Return the images, the part of each, features `(n, d)` float32 in the order of the images' keys, and the plan that says how they were taken.
 
     Args:
@@ -43,13 +47,28 @@ def embed_named(
     Raises:
         UserError: For unknown names, an image that cannot be decoded, or a file that exists already.
     """
-    where = replace(asked(settings, data), train_images=None, val_images=None)  # all images have features
+    where = replace(
+        asked(settings, data), train_images=None, val_images=None
+    )  # all images have features
     target = None if out is None else _free(files.expanded(out), where.overwrite)
     images = sources.load(data, where.home)
     places = [until] if isinstance(until, str) else list(until)
     wish = wish or Wish()
-    plan = planning.make(images, where.split(images), Wish("linear-probe", None, wish.backbone, wish.weights, wish.resolution, wish.seed,
-                         [f"until={json.dumps(places if len(places) > 1 else places[0])}"], wish.precision), where.device)  # fmt: skip
+    plan = planning.make(
+        images,
+        where.split(images),
+        Wish(
+            "linear-probe",
+            None,
+            wish.backbone,
+            wish.weights,
+            wish.resolution,
+            wish.seed,
+            [f"until={json.dumps(places if len(places) > 1 else places[0])}"],
+            wish.precision,
+        ),
+        where.device,
+    )
     model = loaded(plan, where)
     images, split = readable(images, model, PARTS, where)
     features, parts = _features(images, split, model, plan, where)
@@ -58,7 +77,9 @@ def embed_named(
     return images, parts, features, plan
 
 
-def table(images: Dataset, parts: NDArray[np.str_], features: NDArray[np.float32], plan: Plan) -> Any:
+def table(
+    images: Dataset, parts: NDArray[np.str_], features: NDArray[np.float32], plan: Plan
+) -> Any:
     """Return a pyarrow table with the columns key, label, part and features (lists of a fixed length, float32).
 
     Its schema's metadata says, as JSON under `regraft`, how the features were taken.
@@ -67,8 +88,18 @@ def table(images: Dataset, parts: NDArray[np.str_], features: NDArray[np.float32
 
     labels = pa.array([images.classes[label] for label in images.labels], pa.string())
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    how = {name: getattr(plan, name) for name in ("backbone", "weights", "until", "resolution", "precision")}
-    made = pa.table({"key": pa.array(images.keys.tolist(), pa.string()), "label": labels, "part": pa.array(parts.tolist(), pa.string()), "features": vectors})
+    how = {
+        name: getattr(plan, name)
+        for name in ("backbone", "weights", "until", "resolution", "precision")
+    }
+    made = pa.table(
+        {
+            "key": pa.array(images.keys.tolist(), pa.string()),
+            "label": labels,
+            "part": pa.array(parts.tolist(), pa.string()),
+            "features": vectors,
+        }
+    )
     return made.replace_schema_metadata({"regraft": json.dumps(how)})
 
 
@@ -80,25 +111,41 @@ def features_of(part: Part, model: Backbone, prefix: Prefix, plan: Plan) -> NDAr
         return part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0].astype(np.float32)
     read = part.live(model, prefix, plan, "none", plan.seed)
     with torch.inference_mode():
-        return np.concatenate([values.float().cpu().numpy() for (values,), _ in Batches(read, part.labels, _AT_ONCE, seed=None)])
+        return np.concatenate(
+            [
+                values.float().cpu().numpy()
+                for (values,), _ in Batches(read, part.labels, _AT_ONCE, seed=None)
+            ]
+        )
 
 
-def _features(images: Dataset, split: Split, model: Backbone, plan: Plan, settings: Settings) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+def _features(
+    images: Dataset, split: Split, model: Backbone, plan: Plan, settings: Settings
+) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
     """Return features and parts, taken part by part, so that runs on the same images share the entries."""
     prefix, _ = backbone.cut(model, "head", plan.stages_taken)
-    features, parts = np.zeros((len(images), prefix.shapes[0].numel()), np.float32), np.full(len(images), "", dtype="<U5")
+    features, parts = (
+        np.zeros((len(images), prefix.shapes[0].numel()), np.float32),
+        np.full(len(images), "", dtype="<U5"),
+    )
     for name in PARTS:
         if len(rows := split[name]):
-            features[rows] = features_of(Part(name, images.take(rows), settings), model, prefix, plan).reshape(len(rows), -1)
+            features[rows] = features_of(
+                Part(name, images.take(rows), settings), model, prefix, plan
+            ).reshape(len(rows), -1)
             parts[rows] = name
     return features, parts
 
 
 def _free(path: Path, overwrite: bool) -> Path:
     if path.suffix.lower() != ".parquet":
-        raise UserError(f"--out {path} was given. Expected the name of a Parquet file for the features. Write for example features.parquet.")
+        raise UserError(
+            f"--out {path} was given. Expected the name of a Parquet file for the features. Write for example features.parquet."
+        )
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already. Expected a new file for the features. Give another name with --out, or pass --overwrite.")
+        raise UserError(
+            f"{path} exists already. Expected a new file for the features. Give another name with --out, or pass --overwrite."
+        )
     files.check_writable(path.parent, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,4 +165,6 @@ def _write(features: Any, path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror or error}). Expected a file in a folder with room. Give another one with --out.")
+    return UserError(
+        f"{path} cannot be written ({error.strerror or error}). Expected a file in a folder with room. Give another one with --out."
+    )

@@ -27,12 +27,22 @@ class Decision:
 
     kept: bool
     bytes: int  # that would have to be written
-    once: float | None  # seconds of computing once, writing, and reading every epoch; None where it was not measured
+    once: (
+        float | None
+    )  # seconds of computing once, writing, and reading every epoch; None where it was not measured
     again: float | None  # seconds of computing it every epoch
     why: str
 
 
-def decide(model: Backbone, prefix: Prefix, plan: Plan, phase: Phase, counts: tuple[int, int], missing: int, settings: Settings) -> Decision:
+def decide(
+    model: Backbone,
+    prefix: Prefix,
+    plan: Plan,
+    phase: Phase,
+    counts: tuple[int, int],
+    missing: int,
+    settings: Settings,
+) -> Decision:
     """Return whether the output of a frozen part is kept in a phase.
 
     Args:
@@ -49,7 +59,9 @@ def decide(model: Backbone, prefix: Prefix, plan: Plan, phase: Phase, counts: tu
     """
     size = f"{missing / 1e6:,.0f} MB"
     if settings.keep == "never":
-        return Decision(False, missing, None, None, "--keep never: it is computed again every epoch.")
+        return Decision(
+            False, missing, None, None, "--keep never: it is computed again every epoch."
+        )
     room = cache.fits(missing, settings.home)
     if settings.keep == "always":
         return Decision(True, missing, None, None, f"--keep always: {size} are kept.")
@@ -57,15 +69,34 @@ def decide(model: Backbone, prefix: Prefix, plan: Plan, phase: Phase, counts: tu
         why = f"Keeping the frozen part's output would take {size}, more than {settings.home} has; it is computed again every epoch."
         return Decision(False, missing, None, None, why)
     if missing <= SURELY:
-        return Decision(True, missing, None, None, f"The frozen part's output is kept: {size} to write.")
-    once, again = costs(prefix, plan, phase, counts, seconds(model, prefix, plan), pace(settings.home, missing))
+        return Decision(
+            True, missing, None, None, f"The frozen part's output is kept: {size} to write."
+        )
+    once, again = costs(
+        prefix, plan, phase, counts, seconds(model, prefix, plan), pace(settings.home, missing)
+    )
     kept = once <= again
-    how = f"kept ({size}), computing once and reading costs about {once:,.0f} s" if kept else f"computed again every epoch, at about {again:,.0f} s"
-    other = f"computing it every epoch about {again:,.0f} s" if kept else f"keeping its {size} about {once:,.0f} s"
+    how = (
+        f"kept ({size}), computing once and reading costs about {once:,.0f} s"
+        if kept
+        else f"computed again every epoch, at about {again:,.0f} s"
+    )
+    other = (
+        f"computing it every epoch about {again:,.0f} s"
+        if kept
+        else f"keeping its {size} about {once:,.0f} s"
+    )
     return Decision(kept, missing, once, again, f"The frozen part's output is {how}; {other}.")
 
 
-def costs(prefix: Prefix, plan: Plan, phase: Phase, counts: tuple[int, int], pass_seconds: float, pace: tuple[float, float]) -> tuple[float, float]:
+def costs(
+    prefix: Prefix,
+    plan: Plan,
+    phase: Phase,
+    counts: tuple[int, int],
+    pass_seconds: float,
+    pace: tuple[float, float],
+) -> tuple[float, float]:
     """Return the seconds that the frozen part costs when its output is kept, and when it is computed every time it is needed.
 
     Args:
@@ -90,7 +121,10 @@ def seconds(model: Backbone, prefix: Prefix, plan: Plan) -> float:
     ids, took = torch.zeros(_BLANK, dtype=torch.int64, device=device), 0.0
     for _ in range(2):  # the first pass warms up
         started = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"),
+        ):
             quick(views.see(blank, ids, model.rules, model.resolution))[0].sum().item()
         took = time.perf_counter() - started
     return took / _BLANK

@@ -32,7 +32,9 @@ _AROUND = (-2, 1)  # steps of that ladder around what suits the images
 _MOST_FEATURES = 8192  # side by side
 _FEWEST_A_CLASS = 5  # training images that a round of the probe needs to be of use
 _FEWEST = 100
-_FOR_ROUNDS = 0.7  # of a budget; the rest is for places side by side, the learning curve and the pictures
+_FOR_ROUNDS = (
+    0.7  # of a budget; the rest is for places side by side, the learning curve and the pictures
+)
 
 Key = tuple[str, int]  # a backbone and a resolution
 
@@ -50,9 +52,15 @@ class Probe:
 
 
 def probe(
-    data: Dataset, out: Path, backbones: Sequence[str] = (backbone.EMBEDDED,), resolutions: Sequence[int] = (), budget: float | None = None,
-    runs: Sequence[Run] = (), wish: Wish | None = None, settings: Settings | None = None,
-) -> Probe:  # fmt: skip
+    data: Dataset,
+    out: Path,
+    backbones: Sequence[str] = (backbone.EMBEDDED,),
+    resolutions: Sequence[int] = (),
+    budget: float | None = None,
+    runs: Sequence[Run] = (),
+    wish: Wish | None = None,
+    settings: Settings | None = None,
+) -> Probe:
     """Judge every place of every backbone at every resolution by its frozen features, and recommend a plan for each budget.
 
     Args:
@@ -74,19 +82,36 @@ def probe(
         backbone.check_name(name)
     _check_folder(out, settings.overwrite)
     with files.held(out, advice=files.AGAIN):
-        work = _Work(data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings)
+        work = _Work(
+            data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings
+        )
         cells = work.every() if budget is None else work.within(budget, began)
         told, choices = work.conclude(cells, [one for one in runs if _comparable(one, work)])
         made = {choice.budget: work.plan_of(choice) for choice in choices}
         told["seconds"] = round(time.perf_counter() - began, 1)
-        _write(out, told, work.judged, [row for cell in cells for row in work.judged[cell]], choices, made, settings.overwrite)
+        _write(
+            out,
+            told,
+            work.judged,
+            [row for cell in cells for row in work.judged[cell]],
+            choices,
+            made,
+            settings.overwrite,
+        )
     return Probe(out, told, made)
 
 
 class _Work:
     """A probe under way."""
 
-    def __init__(self, data: Dataset, backbones: list[str], resolutions: list[int], wish: Wish, settings: Settings) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        backbones: list[str],
+        resolutions: list[int],
+        wish: Wish,
+        settings: Settings,
+    ) -> None:
         self.wish, self.settings, self.watcher = wish, settings, settings.watcher
         self.data = data
         self.skipped: list[dict[str, Any]] = []
@@ -94,7 +119,9 @@ class _Work:
         self.judged: dict[Key, list[Row]] = {}  # the rows of the last round that a cell was in
         self.cells: dict[Key, Cell] = {}
         self._network: tuple[Key, Backbone] | None = None
-        self._sources: dict[str, tuple[Tensor, Tensor] | None] = {}  # class layers that came with the weights
+        self._sources: dict[
+            str, tuple[Tensor, Tensor] | None
+        ] = {}  # class layers that came with the weights
         self.deadline = float("inf")
         split = settings.split(data)
         self.plans: dict[Key, Plan] = {}
@@ -102,13 +129,17 @@ class _Work:
             for resolution in resolutions or self._around(name, split):
                 self._admit((name, resolution), split)
         if not self.plans:
-            raise UserError(f"Nothing can be probed. {self.skipped[0]['name']}: {self.skipped[0]['error']}")
+            raise UserError(
+                f"Nothing can be probed. {self.skipped[0]['name']}: {self.skipped[0]['error']}"
+            )
         largest = max(self.plans, key=lambda key: key[1])
         self.data, split = readable(data, self._at(largest), ("train", "val"), settings)
         self.rows = (split.train, split.val)
         voting = probing.neighbours_for(self.data.labels[split.train])
         if voting < probing.NEIGHBOURS:
-            self.watcher.say(f"The smallest class has {voting} training images, so {voting} neighbours vote and not {probing.NEIGHBOURS}.")
+            self.watcher.say(
+                f"The smallest class has {voting} training images, so {voting} neighbours vote and not {probing.NEIGHBOURS}."
+            )
         self.split_digest = split.digest
 
     # ── which cells there are
@@ -116,7 +147,9 @@ class _Work:
     def _around(self, name: str, split: Split) -> list[int]:
         """Return the resolutions to try where none were given; none for a backbone that is skipped."""
         try:
-            suits = planning.make(self.data, split, replace(self.wish, backbone=name), self.settings.device).resolution
+            suits = planning.make(
+                self.data, split, replace(self.wish, backbone=name), self.settings.device
+            ).resolution
         except UserError as error:
             self._skip(name, error)
             return []
@@ -128,7 +161,12 @@ class _Work:
     def _admit(self, key: Key, split: Split) -> None:
         """Take a cell in, or note why it is skipped."""
         try:
-            self.plans[key] = planning.make(self.data, split, replace(self.wish, backbone=key[0], resolution=key[1]), self.settings.device)
+            self.plans[key] = planning.make(
+                self.data,
+                split,
+                replace(self.wish, backbone=key[0], resolution=key[1]),
+                self.settings.device,
+            )
             self._at(key).values  # noqa: B018  what flows through it tells whether it takes images of this size
         except UserError as error:
             self.plans.pop(key, None)
@@ -141,8 +179,17 @@ class _Work:
     def _at(self, key: Key) -> Backbone:
         """Return the network of a cell; the one used last stays loaded."""
         if self._network is None or self._network[0] != key:
-            same = self._network is not None and self._network[0][0] == key[0] and not self._network[1].fixed
-            self._network = (key, self._network[1].at(key[1]) if same and self._network else loaded(self.plans[key], self.settings))
+            same = (
+                self._network is not None
+                and self._network[0][0] == key[0]
+                and not self._network[1].fixed
+            )
+            self._network = (
+                key,
+                self._network[1].at(key[1])
+                if same and self._network
+                else loaded(self.plans[key], self.settings),
+            )
         return self._network[1]
 
     # ── rounds
@@ -158,21 +205,32 @@ class _Work:
         train, val = self.rows
         least = min(len(train), max(_FEWEST, _FEWEST_A_CLASS * len(self.data.classes)))
         self.deadline = began + budget
-        costs = {key: keeping.seconds(self._at(key), self._cut(key, "end"), self.plans[key]) * (1 + min(1.0, len(val) / len(train))) for key in self.plans}
+        costs = {
+            key: keeping.seconds(self._at(key), self._cut(key, "end"), self.plans[key])
+            * (1 + min(1.0, len(val) / len(train)))
+            for key in self.plans
+        }
 
         def left() -> float:
             return budget * _FOR_ROUNDS - (time.perf_counter() - began)
 
         cheapest = min(costs, key=costs.__getitem__)
-        if costs[cheapest] * least < left():  # judging costs more than looking, and is learnt on the cheapest cell
+        if (
+            costs[cheapest] * least < left()
+        ):  # judging costs more than looking, and is learnt on the cheapest cell
             started = time.perf_counter()
             self._judge(cheapest, *self._few(least))
             judging = max(0.0, (time.perf_counter() - started) / least - costs[cheapest])
             costs = {key: cost + judging for key, cost in costs.items()}
         cells = [key for key in self.plans if key in halving.affordable(costs, left(), least)]
         if not cells:
-            raise _too_short(budget, time.perf_counter() - began, cheapest, costs[cheapest] * least, least)
-        self._drop([key for key in costs if key not in cells], "the budget has no room for it, even with the fewest images")
+            raise _too_short(
+                budget, time.perf_counter() - began, cheapest, costs[cheapest] * least, least
+            )
+        self._drop(
+            [key for key in costs if key not in cells],
+            "the budget has no room for it, even with the fewest images",
+        )
         seen = 0
         while True:
             count = halving.images([costs[key] for key in cells], left(), len(cells), len(train))
@@ -191,13 +249,17 @@ class _Work:
             for key in cells:
                 if key not in kept:
                     self._drop([key], why.format(reached[key]))
-            cells = [key for key in cells if key in kept]  # in their old order: one network after the other
+            cells = [
+                key for key in cells if key in kept
+            ]  # in their old order: one network after the other
 
     def _few(self, count: int) -> tuple[Rows, Rows]:
         """Return so many rows of train, and at most as many of val."""
         train, val = self.rows
         seed = self.settings.split_seed
-        return self.data.subset(train, count, seed), self.data.subset(val, max(min(count, len(val)), len(np.unique(self.data.labels[val]))), seed)
+        return self.data.subset(train, count, seed), self.data.subset(
+            val, max(min(count, len(val)), len(np.unique(self.data.labels[val]))), seed
+        )
 
     def _drop(self, keys: Sequence[Key], why: str) -> None:
         for key in keys:
@@ -213,7 +275,10 @@ class _Work:
         """Take the features of every place in one pass, and judge each place alone."""
         model, plan = self._at(key), self.plans[key]
         self.watcher.say(f"{key[0]} at {key[1]} px, {len(train):,} training images")
-        parts = [Part(name, self.data.take(rows), self.settings) for name, rows in (("train", train), ("val", val))]
+        parts = [
+            Part(name, self.data.take(rows), self.settings)
+            for name, rows in (("train", train), ("val", val))
+        ]
         works = list(np.cumsum(list(backbone.work(model, fine=True).values())))
         places = [*list(model.blocks)[:-1], "end"]
         prefixes = [self._cut(key, place) for place in places]
@@ -221,11 +286,20 @@ class _Work:
         entries = [part.kept(model, named, plan) for part in parts]
         spent = sum(entry.seconds for part in entries for entry in part)
         taken = tuple(
-            Taken(place, mine.arrays[0], theirs.arrays[0], int(done), spent * float(done) / max(1, int(works[-1])), mine.bytes + theirs.bytes)
+            Taken(
+                place,
+                mine.arrays[0],
+                theirs.arrays[0],
+                int(done),
+                spent * float(done) / max(1, int(works[-1])),
+                mine.bytes + theirs.bytes,
+            )
             for place, done, mine, theirs in zip(places, works, *entries, strict=True)
         )
         labels = (parts[0].labels, parts[1].labels)
-        self.cells[key] = Cell(key[0], key[1], taken, labels, len(self.data.classes), self._source(plan))
+        self.cells[key] = Cell(
+            key[0], key[1], taken, labels, len(self.data.classes), self._source(plan)
+        )
         self.judged[key] = probing.singles(self.cells[key], self._phase(key), self.watcher)
 
     def _source(self, plan: Plan) -> tuple[Tensor, Tensor] | None:
@@ -235,7 +309,9 @@ class _Work:
                 self._sources[plan.backbone] = backbone.classifier(plan.backbone, plan.weights)
             except Exception as error:
                 self._sources[plan.backbone] = None
-                self.watcher.say(f"Doing without LEEP: the class layer of {plan.backbone} cannot be had ({type(error).__name__}).")
+                self.watcher.say(
+                    f"Doing without LEEP: the class layer of {plan.backbone} cannot be had ({type(error).__name__})."
+                )
         return self._sources[plan.backbone]
 
     def _phase(self, key: Key) -> Phase:
@@ -243,29 +319,50 @@ class _Work:
 
     # ── what follows
 
-    def conclude(self, cells: Sequence[Key], runs: Sequence[Run]) -> tuple[dict[str, Any], list[Choice]]:
+    def conclude(
+        self, cells: Sequence[Key], runs: Sequence[Run]
+    ) -> tuple[dict[str, Any], list[Choice]]:
         """Return what the probe says as plain data, and its choices among the cells of the last round."""
         best_first = sorted(cells, key=lambda key: -max(row.accuracy for row in self.judged[key]))
         for number, key in enumerate(best_first):
             if time.perf_counter() > self.deadline:
-                self.watcher.say(f"The budget is used up: places side by side are not tried in {len(cells) - number} of {len(cells)} cells.")
+                self.watcher.say(
+                    f"The budget is used up: places side by side are not tried in {len(cells) - number} of {len(cells)} cells."
+                )
                 break
-            self.judged[key] += probing.side_by_side(self.cells[key], self._phase(key), self._most(key), self.watcher)
+            self.judged[key] += probing.side_by_side(
+                self.cells[key], self._phase(key), self._most(key), self.watcher
+            )
         last = [row for key in cells for row in self.judged[key]]
         everything = [row for rows in self.judged.values() for row in rows]
         counts = np.bincount(self.cells[cells[0]].labels[1])
         choices = probing.recommended(last, float(counts.max() / counts.sum()))
         best = choices[-1].row
         return {
-            "data": self.data.name, "classes": len(self.data.classes), "images": {"train": best.images, "val": len(best.right)},
+            "data": self.data.name,
+            "classes": len(self.data.classes),
+            "images": {"train": best.images, "val": len(best.right)},
             "asked": {name: getattr(self.settings, name) for name in origin.SPLIT_BY},
-            "split_digest": self.split_digest, "places": [row.plain() for row in everything], "front": [row.name for row in probing.front(last)],
+            "split_digest": self.split_digest,
+            "places": [row.plain() for row in everything],
+            "front": [row.name for row in probing.front(last)],
             "recommendations": [
-                {"budget": one.budget, "why": one.why, "plan": f"plan-{one.budget}.toml", **one.row.plain()} for one in choices
-            ], "learning_curve": {"of": best.name, **self._curve(best)}, "hit_rate": probing.hit_rate(last, runs), "runs": len(runs),
-            "neighbours": probing.neighbours_for(self.cells[cells[0]].labels[0]), "skipped": self.skipped, "dropped": self.dropped,
+                {
+                    "budget": one.budget,
+                    "why": one.why,
+                    "plan": f"plan-{one.budget}.toml",
+                    **one.row.plain(),
+                }
+                for one in choices
+            ],
+            "learning_curve": {"of": best.name, **self._curve(best)},
+            "hit_rate": probing.hit_rate(last, runs),
+            "runs": len(runs),
+            "neighbours": probing.neighbours_for(self.cells[cells[0]].labels[0]),
+            "skipped": self.skipped,
+            "dropped": self.dropped,
             "verdict": _verdict(choices),
-        }, choices  # fmt: skip
+        }, choices
 
     def _most(self, key: Key) -> int:
         """Return how many features may lie side by side, so that they and their products fit into half of the free memory."""
@@ -283,14 +380,34 @@ class _Work:
         every, whole = np.arange(len(seen)), (row.accuracy, row.l2)
         if time.perf_counter() > self.deadline:
             self.watcher.say("The budget is used up: there is no learning curve.")
-            return {"points": [{"images": row.images, "accuracy": row.accuracy, "spread": None, "repeats": 1}], "forecast": None}
-        return probing.learning_curve((x, y), (x_val, y_val), cell.classes, phase, whole, lambda size, number: seen.subset(every, size, number))
+            return {
+                "points": [
+                    {"images": row.images, "accuracy": row.accuracy, "spread": None, "repeats": 1}
+                ],
+                "forecast": None,
+            }
+        return probing.learning_curve(
+            (x, y),
+            (x_val, y_val),
+            cell.classes,
+            phase,
+            whole,
+            lambda size, number: seen.subset(every, size, number),
+        )
 
     def plan_of(self, choice: Choice) -> Plan:
         """Return the plan that takes the features of a choice."""
         row = choice.row
-        until: Any = "" if row.places == ("end",) else row.places[0] if len(row.places) == 1 else row.places
-        return plans.parse({**self.plans[row.backbone, row.resolution].model_dump(mode="json"), "until": until, "technique": f"probe-{choice.budget}"})
+        until: Any = (
+            "" if row.places == ("end",) else row.places[0] if len(row.places) == 1 else row.places
+        )
+        return plans.parse(
+            {
+                **self.plans[row.backbone, row.resolution].model_dump(mode="json"),
+                "until": until,
+                "technique": f"probe-{choice.budget}",
+            }
+        )
 
 
 def _comparable(one: Run, work: _Work) -> bool:
@@ -299,7 +416,13 @@ def _comparable(one: Run, work: _Work) -> bool:
         judged = one.predictions("val")
     except UserError:  # it is damaged
         return False
-    mine = dict(zip(work.data.keys[work.rows[1]].tolist(), work.data.labels[work.rows[1]].tolist(), strict=True))
+    mine = dict(
+        zip(
+            work.data.keys[work.rows[1]].tolist(),
+            work.data.labels[work.rows[1]].tolist(),
+            strict=True,
+        )
+    )
     same = dict(zip(judged["keys"].tolist(), judged["targets"].tolist(), strict=True)) == mine
     return same and one.plan.weights == (work.wish.weights or "pretrained")
 
@@ -319,7 +442,11 @@ def _verdict(choices: Sequence[Choice]) -> str:
     if alike is best:
         return f"{text}; everything cheaper is worse by more than chance."
     times = best.multiply_adds / max(1, alike.multiply_adds)
-    return f"{text}; {alike.name} cannot be told apart from it at {alike.accuracy:.1%}, with {times:.1f} times less work." if times >= 1.05 else f"{text}."
+    return (
+        f"{text}; {alike.name} cannot be told apart from it at {alike.accuracy:.1%}, with {times:.1f} times less work."
+        if times >= 1.05
+        else f"{text}."
+    )
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
@@ -328,22 +455,39 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         run.vacate(out, "probe", None, False)
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
-        raise UserError(f"{out} cannot be written: {there} allows no writing. Give a folder that can with --out.")
+        raise UserError(
+            f"{out} cannot be written: {there} allows no writing. Give a folder that can with --out."
+        )
 
 
 def _write(
-    out: Path, told: dict[str, Any], judged: dict[Key, list[Row]], last: list[Row], choices: Sequence[Choice], made: dict[str, Plan], overwrite: bool
-) -> None:  # fmt: skip
+    out: Path,
+    told: dict[str, Any],
+    judged: dict[Key, list[Row]],
+    last: list[Row],
+    choices: Sequence[Choice],
+    made: dict[str, Plan],
+    overwrite: bool,
+) -> None:
     """Write tables, pictures and plans; `probe.json` comes last."""
     run.vacate(out, "probe", None, overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        run.write_table(out / "places.csv", [{**row, "places": " ".join(row["places"])} for row in told["places"]])
+        run.write_table(
+            out / "places.csv",
+            [{**row, "places": " ".join(row["places"])} for row in told["places"]],
+        )
         for budget, plan in made.items():
             plans.write(plan, out / f"plan-{budget}.toml")
-        pictures.depth([row for rows in judged.values() for row in rows], out / "accuracy-by-depth.png")
+        pictures.depth(
+            [row for rows in judged.values() for row in rows], out / "accuracy-by-depth.png"
+        )
         pictures.cost(last, probing.front(last), choices, out / "accuracy-against-cost.png")
-        pictures.curve(told["learning_curve"], told["learning_curve"]["of"], out / "learning-curve.png")
+        pictures.curve(
+            told["learning_curve"], told["learning_curve"]["of"], out / "learning-curve.png"
+        )
         run.write_json(out / "probe.json", told)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Give a folder that can with --out.") from error
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}). Give a folder that can with --out."
+        ) from error

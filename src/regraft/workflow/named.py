@@ -24,19 +24,29 @@ from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
 
 
-def fit_named(data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any) -> Run:
+def fit_named(
+    data: str | Path | Dataset, wish: Wish, out: str | Path | None = None, **settings: Any
+) -> Run:
     """Return the finished run of a technique or a plan; see `regraft.fit`."""
     where = asked(settings, data)
     _check(out)
     images = sources.load(data, where.home)
     plan = planning.make(images, where.split(images), wish, where.device)
-    return fit(images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where)
+    return fit(
+        images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where
+    )
 
 
 def compare_named(
-    data: str | Path | Dataset, ways: Sequence[str] | None, names: Sequence[str], seeds: int = 1, wish: Wish | None = None,
-    out: str | Path | None = None, from_probe: str | Path | None = None, **settings: Any,
-) -> Comparison:  # fmt: skip
+    data: str | Path | Dataset,
+    ways: Sequence[str] | None,
+    names: Sequence[str],
+    seeds: int = 1,
+    wish: Wish | None = None,
+    out: str | Path | None = None,
+    from_probe: str | Path | None = None,
+    **settings: Any,
+) -> Comparison:
     """Return the comparison of techniques and backbones, of the plans that a probe recommended, or of both; see `regraft.compare`.
 
     Raises:
@@ -47,13 +57,28 @@ def compare_named(
     recommended = {} if from_probe is None else _recommended(Path(from_probe))
     images = sources.load(data, where.home)
     ways = ways or (() if recommended else techniques.DEFAULT)
-    return compare(images, folder(out, "compare", images.name, where.resume), names, ways, seeds, wish or Wish(), where, recommended)
+    return compare(
+        images,
+        folder(out, "compare", images.name, where.resume),
+        names,
+        ways,
+        seeds,
+        wish or Wish(),
+        where,
+        recommended,
+    )
 
 
 def probe_named(
-    data: str | Path | Dataset, names: Sequence[str], resolutions: Sequence[int] = (), budget: str | None = None, runs: Sequence[Path] | None = None,
-    wish: Wish | None = None, out: str | Path | None = None, **settings: Any,
-) -> Probe:  # fmt: skip
+    data: str | Path | Dataset,
+    names: Sequence[str],
+    resolutions: Sequence[int] = (),
+    budget: str | None = None,
+    runs: Sequence[Path] | None = None,
+    wish: Wish | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Probe:
     """Return the probe of backbones and resolutions; `runs` are folders of runs or of comparisons, by default `runs` and `compare` where they exist.
 
     Raises:
@@ -64,18 +89,33 @@ def probe_named(
     limit = None if budget is None else halving.seconds(budget)
     for side in resolutions:
         if not 8 <= side <= 4096:
-            raise UserError(f"--resolutions {side} was given. Expected sides in pixels from 8 to 4096. Write for example 64,96,128.")
+            raise UserError(
+                f"--resolutions {side} was given. Expected sides in pixels from 8 to 4096. Write for example 64,96,128."
+            )
     for given in runs or ():
         if not given.is_dir():
-            raise UserError(f"--runs {given} is no folder. Expected a run, a comparison, or a folder of them.")
+            raise UserError(
+                f"--runs {given} is no folder. Expected a run, a comparison, or a folder of them."
+            )
     images = sources.load(data, where.home)
     there = _finished(runs, where)
-    return probe(images, folder(out, "probe", images.name, False), names, resolutions, limit, there, wish or Wish(), where)
+    return probe(
+        images,
+        folder(out, "probe", images.name, False),
+        names,
+        resolutions,
+        limit,
+        there,
+        wish or Wish(),
+        where,
+    )
 
 
 def _check(out: str | Path | None) -> None:
     """Raise `UserError` before any work where a folder that was asked for cannot be written."""
-    if out is not None and not files.expanded(out).is_file():  # a file is refused in words of its own
+    if (
+        out is not None and not files.expanded(out).is_file()
+    ):  # a file is refused in words of its own
         files.check_writable(files.expanded(out), Path(out))
 
 
@@ -84,7 +124,14 @@ def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
     folders = given if given is not None else [Path("runs"), Path("compare")]
     below = ("scores.json", "*/scores.json", "*/*/scores.json")
     found = []
-    for path in sorted({path.parent.resolve() for one in folders for pattern in below for path in one.glob(pattern)}):
+    for path in sorted(
+        {
+            path.parent.resolve()
+            for one in folders
+            for pattern in below
+            for path in one.glob(pattern)
+        }
+    ):
         try:
             found.append(run.load(path))
         except UserError as error:
@@ -102,7 +149,9 @@ def _recommended(probed: Path) -> dict[str, Path]:
             same = plans.read(path).model_copy(update={"technique": ""}).digest
             found.setdefault(same, ([], path))[0].append(path.stem.removeprefix("plan-"))
     if not found:
-        raise UserError(f"There is no probe in {probed}. Expected a folder that `regraft probe` wrote. Run `regraft probe DATA --out {probed}` first.")
+        raise UserError(
+            f"There is no probe in {probed}. Expected a folder that `regraft probe` wrote. Run `regraft probe DATA --out {probed}` first."
+        )
     return {f"probe-{'-'.join(budgets)}": path for budgets, path in found.values()}
 
 
@@ -110,7 +159,9 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
     """Return the folder asked for, or `kind/name` with the next free number (the last one, to resume it)."""
     if out is not None:
         return files.expanded(out)
-    base = Path(kind) / "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:100].strip(".-")
+    base = Path(kind) / "".join(
+        letter if letter.isalnum() or letter in "._-" else "-" for letter in name
+    )[:100].strip(".-")
     number, path = 1, base
     last = None
     while path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -128,7 +179,9 @@ def asked(given: dict[str, Any], data: object = None) -> Settings:
     return Settings(**{**given, "home": cache.home(given.get("home")), "origin": called})
 
 
-def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = None, **settings: Any) -> dict[str, Any]:
+def explain_named(
+    data: str | Path | Dataset, wish: Wish, save: Path | None = None, **settings: Any
+) -> dict[str, Any]:
     """Return what a technique or a plan would do; `save` writes the plan to a TOML file.
 
     Raises:
@@ -136,7 +189,9 @@ def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = No
     """
     where = asked(settings)
     if save is not None and save.exists():
-        raise UserError(f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it.")
+        raise UserError(
+            f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it."
+        )
     if save is not None:
         files.check_writable(save.parent, save, "--save")
     images = sources.load(data, where.home)
@@ -147,7 +202,9 @@ def explain_named(data: str | Path | Dataset, wish: Wish, save: Path | None = No
         try:
             plans.write(plan, save)
         except OSError as error:
-            raise UserError(f"{save} cannot be written ({error.strerror}). Give a file in a folder that can with --save.") from error
+            raise UserError(
+                f"{save} cannot be written ({error.strerror}). Give a file in a folder that can with --save."
+            ) from error
     return told
 
 
@@ -162,11 +219,15 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
     where = asked(settings)
     if split == "all":
         if data is None:
-            raise UserError("--split all scores a run on other images, but no DATA was given. Name the images after the run folder.")
+            raise UserError(
+                "--split all scores a run on other images, but no DATA was given. Name the images after the run folder."
+            )
         logits, targets = score(finished, sources.load(data, where.home), where)
         return _measured(finished, split, logits, targets)
     if split == "val" and data is not None:
-        raise UserError(f"DATA {data} was given, but --split val shows what the run said when it was fitted. Expected --split all to score it on those images.")
+        raise UserError(
+            f"DATA {data} was given, but --split val shows what the run said when it was fitted. Expected --split all to score it on those images."
+        )
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r} is no part. Expected 'val', 'test' or 'all'.")
     if split == "test":
@@ -176,14 +237,22 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
 
 
 def _opened(finished: Run, data: str | None, where: Settings) -> Run:
-    return open_test(finished, origin.images_of(finished, data, where), origin.settings_of(finished, where))
+    return open_test(
+        finished, origin.images_of(finished, data, where), origin.settings_of(finished, where)
+    )
 
 
-def _measured(finished: Run, part: str, logits: NDArray[Any], targets: NDArray[np.int64]) -> dict[str, Any]:
+def _measured(
+    finished: Run, part: str, logits: NDArray[Any], targets: NDArray[np.int64]
+) -> dict[str, Any]:
     """Return a run's scores with all that is said of one part; the temperature is the one fitted on val."""
     val = finished.predictions("val")
     temperature = None if part == "val" else evaluate.temperature(val["logits"], val["targets"])
-    found = {**finished.scores, "part": part, "measures": evaluate.measures(logits, targets, finished.classes, temperature)}
+    found = {
+        **finished.scores,
+        "part": part,
+        "measures": evaluate.measures(logits, targets, finished.classes, temperature),
+    }
     if part != "val":
         found[part] = evaluate.scores(logits, targets).plain()
     if part == "test":

@@ -19,7 +19,9 @@ from regraft.workflow.story import final_cut, readable
 _PATIENCE = 30.0  # seconds to wait for another process that opens the same run; a comparison loses no row to somebody who looks at one
 
 
-def open_test(finished: Run, data: Dataset, settings: Settings | None = None, body: Backbone | None = None) -> Run:
+def open_test(
+    finished: Run, data: Dataset, settings: Settings | None = None, body: Backbone | None = None
+) -> Run:
     """Score a run on the test part of the very split that it was fitted on, and record that the part was opened.
 
     Args:
@@ -41,7 +43,9 @@ def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | Non
     model, top = predict.restored(finished, machine.device(settings.device), body)
     data, split = readable(data, model, ("train", "val") if settings.skip_bad else (), settings)
     if split.digest != finished.scores["split_digest"] and settings.skip_bad:
-        data, split = readable(data, model, PARTS, settings)  # a comparison left out broken test images as well
+        data, split = readable(
+            data, model, PARTS, settings
+        )  # a comparison left out broken test images as well
     if split.digest != finished.scores["split_digest"]:
         raise UserError(
             f"{data.name} splits into {split.digest}, but the run in {finished.path} was fitted on {finished.scores['split_digest']}. "
@@ -50,10 +54,20 @@ def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | Non
     part = _readable_part(Part("test", data.take(split.test), settings), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
     said = logits(part, model, prefix, suffix, top, finished.plan)
-    openings = [*(finished.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
+    openings = [
+        *(finished.test or {}).get("opened", []),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    ]
     run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
     sealed = run.digest(finished.path / "predictions-test.npz")
-    run.write_json(finished.path / "test.json", {"test": evaluate.scores(said, part.labels).plain(), "opened": openings, "predictions": sealed})
+    run.write_json(
+        finished.path / "test.json",
+        {
+            "test": evaluate.scores(said, part.labels).plain(),
+            "opened": openings,
+            "predictions": sealed,
+        },
+    )
 
 
 def _readable_part(part: Part, model: Backbone, settings: Settings) -> Part:
@@ -63,13 +77,17 @@ def _readable_part(part: Part, model: Backbone, settings: Settings) -> Part:
     except Unreadable as error:
         if not settings.skip_bad:
             raise
-        settings.watcher.say(f"Going on without {len(error.rows):,} images that cannot be decoded: {listed(error.reasons)}.")
+        settings.watcher.say(
+            f"Going on without {len(error.rows):,} images that cannot be decoded: {listed(error.reasons)}."
+        )
         rows = np.setdiff1d(np.arange(len(part.data)), error.rows)
         return Part(part.name, part.data.take(rows), part.settings)
     return part
 
 
-def score(finished: Run, data: Dataset, settings: Settings | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def score(
+    finished: Run, data: Dataset, settings: Settings | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return what a run says of all images of another dataset with the same classes: logits `(n, classes)`, and the labels.
 
     Raises:

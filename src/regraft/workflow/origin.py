@@ -10,7 +10,11 @@ from regraft.errors import UserError
 from regraft.run import Run
 from regraft.workflow.settings import Settings
 
-SPLIT_BY = ("train_images", "val_images", "split_seed")  # settings that decide which image is in which part
+SPLIT_BY = (
+    "train_images",
+    "val_images",
+    "split_seed",
+)  # settings that decide which image is in which part
 _KEPT = (*SPLIT_BY, "skip_bad")
 
 
@@ -30,5 +34,7 @@ def images_of(finished: Run, given: str | None, settings: Settings) -> Dataset:
     """Return the images that are given, else those that a run remembers; raises `UserError` where neither is known, or they cannot be had."""
     where = given or finished.scores.get("origin", {}).get("data")
     if where is None:
-        raise UserError(f"The run in {finished.path} does not know where its images came from. Expected DATA, or --data. Name the same images.")
+        raise UserError(
+            f"The run in {finished.path} does not know where its images came from. Expected DATA, or --data. Name the same images."
+        )
     return sources.load(where, settings.home)

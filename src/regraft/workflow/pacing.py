@@ -39,7 +39,9 @@ def paced(module: Tuning, batches: Batches, plan: Plan, notes: Path, settings: S
             path.parent.mkdir(parents=True, exist_ok=True)
             run.write_json(path, known)
     if len(known) > 1:
-        settings.watcher.say(f"Training in {chosen.precision}{', compiled' if chosen.compiled else ''}: {chosen.why}.")
+        settings.watcher.say(
+            f"Training in {chosen.precision}{', compiled' if chosen.compiled else ''}: {chosen.why}."
+        )
     return chosen
 
 
@@ -55,8 +57,16 @@ def _name(module: Tuning, batches: Batches, plan: Plan) -> str:
     environment = machine.environment()
     state = hashlib.blake2b(digest_size=16)
     for part in (
-        str(module.suffix.body), repr(module.head), module.phase.batch_norm, batches.size, plan.resolution_of(module.phase), str(module.device),
-        environment["processor"], environment["gpu"], environment["threads"], torch.__version__,
-    ):  # fmt: skip
+        str(module.suffix.body),
+        repr(module.head),
+        module.phase.batch_norm,
+        batches.size,
+        plan.resolution_of(module.phase),
+        str(module.device),
+        environment["processor"],
+        environment["gpu"],
+        environment["threads"],
+        torch.__version__,
+    ):
         state.update(f"{part}\x1e".encode())
     return state.hexdigest()

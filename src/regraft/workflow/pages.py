@@ -26,7 +26,13 @@ _SHOWN = 18  # images of a gallery
 _MAPS = 6  # class-activation maps of right and of wrong cases
 
 
-def report_named(paths: Sequence[Path], out: Path | None = None, kind: str = "html", data: str | None = None, **settings: Any) -> tuple[Path, dict[str, Any]]:
+def report_named(
+    paths: Sequence[Path],
+    out: Path | None = None,
+    kind: str = "html",
+    data: str | None = None,
+    **settings: Any,
+) -> tuple[Path, dict[str, Any]]:
     """Return where the report was written and what it says, see `evidence.gathered`.
 
     Args:
@@ -62,17 +68,26 @@ def report_named(paths: Sequence[Path], out: Path | None = None, kind: str = "ht
 def vacant(out: Path, overwrite: bool) -> None:
     """Raise `UserError` where a page cannot be written: the file exists and is not to be overwritten, or its folder does not."""
     if out.is_dir():
-        raise UserError(f"{out} is a folder. Expected a file for the page. Give a file name, such as {out / 'report.html'}.")
+        raise UserError(
+            f"{out} is a folder. Expected a file for the page. Give a file name, such as {out / 'report.html'}."
+        )
     if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already. Expected a new file. Pass --overwrite to replace it, or another --out.")
+        raise UserError(
+            f"{out} exists already. Expected a new file. Pass --overwrite to replace it, or another --out."
+        )
     if not out.absolute().parent.is_dir():
-        raise UserError(f"{out} cannot be written: {out.parent} is no folder. Make it first, or give another --out.")
+        raise UserError(
+            f"{out} cannot be written: {out.parent} is no folder. Make it first, or give another --out."
+        )
     files.check_writable(out.parent, out)
 
 
 def write_check(found: Check, out: Path) -> None:
     """Write a check as one HTML page, with thumbnails."""
-    _write(out, page.check_html(found.told, _check_galleries(found.told, found.data), version("regraft")))
+    _write(
+        out,
+        page.check_html(found.told, _check_galleries(found.told, found.data), version("regraft")),
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -89,10 +104,16 @@ def _found(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
     for path in paths:
         if (path / "comparison.json").is_file() or (path / "leaderboard.json").is_file():
             if not (path / "leaderboard.json").is_file():
-                raise UserError(f"The comparison in {path} is not finished. Go on with the same `regraft compare` command and --resume.")
+                raise UserError(
+                    f"The comparison in {path} is not finished. Go on with the same `regraft compare` command and --resume."
+                )
             rows = json.loads((path / "leaderboard.json").read_text())["rows"]
             failed += [row for row in rows if "error" in row]
-            runs |= {(path / row["name"]).resolve(): run.load(path / row["name"]) for row in rows if "error" not in row}
+            runs |= {
+                (path / row["name"]).resolve(): run.load(path / row["name"])
+                for row in rows
+                if "error" not in row
+            }
         else:
             runs.setdefault(path.resolve(), run.load(path))
     return _called_apart(list(runs.values())), failed
@@ -104,7 +125,14 @@ def _called_apart(runs: Sequence[Run]) -> list[Run]:
     for one in runs:
         others = [other.path.absolute().parts for other in runs if other is not one]
         mine = one.path.absolute().parts
-        depth = next((deep for deep in range(1, len(mine)) if all(other[-deep:] != mine[-deep:] for other in others)), len(mine))
+        depth = next(
+            (
+                deep
+                for deep in range(1, len(mine))
+                if all(other[-deep:] != mine[-deep:] for other in others)
+            ),
+            len(mine),
+        )
         found.append(one if depth == 1 else _Renamed.of(one, depth))
     return found
 
@@ -137,7 +165,12 @@ def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Set
     leaks = selected.scores.get("leaks", 0)
     said = f"{leaks:,} images of val and test are" if leaks else "No image of val or test is"
     said += " byte for byte in an earlier part too."
-    return Extra(_galleries(selected, told["part"], data, settings), check, _check_galleries(check, data) if check else (), said)
+    return Extra(
+        _galleries(selected, told["part"], data, settings),
+        check,
+        _check_galleries(check, data) if check else (),
+        said,
+    )
 
 
 def _images(selected: Run, given: str | None, settings: Settings) -> Dataset:
@@ -163,19 +196,37 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
     chances = np.exp(evaluate.log_softmax(logits))
     worst, least = evaluate.uncertain(logits, targets, _SHOWN)
 
-    def shots(chosen: NDArray[np.int64], heats: Sequence[NDArray[np.float32]] | None = None) -> list[Shot]:
+    def shots(
+        chosen: NDArray[np.int64], heats: Sequence[NDArray[np.float32]] | None = None
+    ) -> list[Shot]:
         images = data.images.read(rows[chosen])
         found = []
         for number, (row, image) in enumerate(zip(chosen.tolist(), images, strict=True)):
             ranked = np.argsort(-chances[row], kind="stable")[:3]
             said = tuple(f"{data.classes[label]} {chances[row, label]:.0%}" for label in ranked)
             right = bool(ranked[0] == targets[row])
-            found.append(Shot(image, (*said, f"true: {data.classes[targets[row]]}"), heats[number] if heats else None, right))
+            found.append(
+                Shot(
+                    image,
+                    (*said, f"true: {data.classes[targets[row]]}"),
+                    heats[number] if heats else None,
+                    right,
+                )
+            )
         return found
 
     galleries = [
-        Gallery("Worst mistakes", "Wrong, and surest of it; a wrong label often shows here.", shots(worst), "There are none."),
-        Gallery("Least certain", "Whatever was said, it was said with the least probability.", shots(least)),
+        Gallery(
+            "Worst mistakes",
+            "Wrong, and surest of it; a wrong label often shows here.",
+            shots(worst),
+            "There are none.",
+        ),
+        Gallery(
+            "Least certain",
+            "Whatever was said, it was said with the least probability.",
+            shots(least),
+        ),
     ]
     sure = np.argsort(-chances.max(axis=1), kind="stable")
     right = sure[chances.argmax(axis=1)[sure] == targets[sure]][:_MAPS]
@@ -183,7 +234,9 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
     about = "What speaks for the class that was said (HiResCAM, Draelos and Carin 2020); first surest right ones, then the worst mistakes."
     try:
         classifier = predict.load(selected.path, settings.device)
-        heats = attention.maps(classifier, data.images.read(rows[looked]), chances[looked].argmax(axis=1).tolist())
+        heats = attention.maps(
+            classifier, data.images.read(rows[looked]), chances[looked].argmax(axis=1).tolist()
+        )
         galleries.append(Gallery("Where it looks", about, shots(looked, heats)))
     except UserError as error:
         galleries.append(Gallery("Where it looks", about, missing=str(error)))
@@ -199,13 +252,28 @@ def _check_galleries(told: dict[str, Any], data: Dataset) -> list[Gallery]:
     found = []
     for kind, title, about in (
         ("exact", "Exact duplicates", "The same bytes; across parts first."),
-        ("near", "Near duplicates", "Pairs that the network cannot tell apart; across parts first."),
+        (
+            "near",
+            "Near duplicates",
+            "Pairs that the network cannot tell apart; across parts first.",
+        ),
     ):
         groups = told[kind][: _SHOWN // 2]
-        rows = [(row, group, place) for group in groups for place, row in enumerate(group["rows"][:2])]
-        images = data.images.read(np.array([row for row, _, _ in rows], dtype=np.int64)) if rows else []
+        rows = [
+            (row, group, place) for group in groups for place, row in enumerate(group["rows"][:2])
+        ]
+        images = (
+            data.images.read(np.array([row for row, _, _ in rows], dtype=np.int64)) if rows else []
+        )
         shots = [
-            Shot(image, lines(row, f"{group['labels'][place]}, {group['parts'][place]}", *([f"{group['by']}, {group['cosine']:.3f}"] if "by" in group else [])))
+            Shot(
+                image,
+                lines(
+                    row,
+                    f"{group['labels'][place]}, {group['parts'][place]}",
+                    *([f"{group['by']}, {group['cosine']:.3f}"] if "by" in group else []),
+                ),
+            )
             for image, (row, group, place) in zip(images, rows, strict=True)
         ]
         if shots:

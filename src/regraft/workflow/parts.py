@@ -44,7 +44,9 @@ class Part:
         """Return the stored pixels for the model's resolution."""
         wanted = (model.resolution, model.rules.interpolation)
         if wanted not in self._pixels:
-            self._pixels[wanted] = cache.pixels(self.data, *wanted, self.settings.home, self.settings.watcher)
+            self._pixels[wanted] = cache.pixels(
+                self.data, *wanted, self.settings.home, self.settings.watcher
+            )
         return self._pixels[wanted]
 
     @cached_property
@@ -53,18 +55,48 @@ class Part:
 
     def look(self, model: Backbone, plan: Plan, view: views.View = views.PLAIN) -> cache.Look:
         """Return the images as the model sees them."""
-        return cache.Look(self.pixels(model), self.identities, self.data.hashes, model.rules, model.resolution, view, plan.precision)
+        return cache.Look(
+            self.pixels(model),
+            self.identities,
+            self.data.hashes,
+            model.rules,
+            model.resolution,
+            view,
+            plan.precision,
+        )
 
-    def kept(self, model: Backbone, prefixes: Sequence[tuple[Prefix, str]], plan: Plan, view: views.View = views.PLAIN) -> list[cache.Entry]:
+    def kept(
+        self,
+        model: Backbone,
+        prefixes: Sequence[tuple[Prefix, str]],
+        plan: Plan,
+        view: views.View = views.PLAIN,
+    ) -> list[cache.Entry]:
         """Return the features that each frozen part gives, from the cache or in one pass into it."""
-        what = f"extract {self.name}" + (f", view {view.number + 1}" if view.augment != "none" else "")
+        what = f"extract {self.name}" + (
+            f", view {view.number + 1}" if view.augment != "none" else ""
+        )
         settings = self.settings
-        entries = cache.together(prefixes, self.look(model, plan, view), settings.home, settings.watcher, what, settings.compile)
+        entries = cache.together(
+            prefixes,
+            self.look(model, plan, view),
+            settings.home,
+            settings.watcher,
+            what,
+            settings.compile,
+        )
         for entry in entries:
             self.used.setdefault(entry.name, entry)
         return entries
 
-    def lacks(self, model: Backbone, prefix: Prefix, digest: str, plan: Plan, view: views.View = views.PLAIN) -> int:
+    def lacks(
+        self,
+        model: Backbone,
+        prefix: Prefix,
+        digest: str,
+        plan: Plan,
+        view: views.View = views.PLAIN,
+    ) -> int:
         """Return the bytes that `kept` would have to write: none where there is nothing frozen, or the entry is there."""
         if prefix.is_empty:
             return 0
@@ -72,7 +104,9 @@ class Part:
         there = any((self.settings.home / one).is_dir() for one in (name, f"{name}-32"))
         return 0 if there else cache.size_of(prefix, len(self.data))
 
-    def live(self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int, looks: int = 0) -> Reader:
+    def live(
+        self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int, looks: int = 0
+    ) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; every epoch is another view, or they take turns with `looks` views."""
         quick = backbone.folded(prefix)
         if plan.precision == "bfloat16":
@@ -80,9 +114,15 @@ class Part:
         plain = self.look(model, plan)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
-            view = views.View(augment, seed, epoch % looks if looks else epoch) if augment != "none" else views.PLAIN
+            view = (
+                views.View(augment, seed, epoch % looks if looks else epoch)
+                if augment != "none"
+                else views.PLAIN
+            )
             outs = cache.run(quick, device_of(model), replace(plain, view=view), rows)
-            return tuple(out.float().clone() for out in outs)  # out of inference mode, so that autograd may keep them
+            return tuple(
+                out.float().clone() for out in outs
+            )  # out of inference mode, so that autograd may keep them
 
         return read
 
@@ -102,35 +142,66 @@ def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
     return read
 
 
-def readers(train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str, plan: Plan, phase: Phase) -> tuple[Reader, Reader]:
+def readers(
+    train: Part, val: Part, model: Backbone, prefix: Prefix, digest: str, plan: Plan, phase: Phase
+) -> tuple[Reader, Reader]:
     """Return how the two parts are read in a phase: from kept features where there is a frozen part and keeping them pays."""
     augmented = phase.augment != "none"
     looks = phase.looks
     settings = train.settings
-    looked = [views.View(phase.augment, plan.seed, number) for number in range(looks)] if augmented else [views.PLAIN]
+    looked = (
+        [views.View(phase.augment, plan.seed, number) for number in range(looks)]
+        if augmented
+        else [views.PLAIN]
+    )
     if prefix.is_empty:
-        return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(model, prefix, plan, "none", plan.seed)
-    missing = sum(train.lacks(model, prefix, digest, plan, view) for view in looked) + val.lacks(model, prefix, digest, plan)
+        return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(
+            model, prefix, plan, "none", plan.seed
+        )
+    missing = sum(train.lacks(model, prefix, digest, plan, view) for view in looked) + val.lacks(
+        model, prefix, digest, plan
+    )
     if missing or settings.keep == "never":
-        decision = keeping.decide(model, prefix, plan, phase, (len(train.data), len(val.data)), missing, settings)
+        decision = keeping.decide(
+            model, prefix, plan, phase, (len(train.data), len(val.data)), missing, settings
+        )
         settings.watcher.say(decision.why)
         if not decision.kept:
-            return train.live(model, prefix, plan, phase.augment, plan.seed, looks), val.live(model, prefix, plan, "none", plan.seed)
+            return train.live(model, prefix, plan, phase.augment, plan.seed, looks), val.live(
+                model, prefix, plan, "none", plan.seed
+            )
     named = [(prefix, digest)]
     if augmented and phase.views == 1 < phase.epochs:
-        settings.watcher.say("Each image is seen in one augmented view, since the frozen part computes it once; views = 4 in a phase gives it four.")
+        settings.watcher.say(
+            "Each image is seen in one augmented view, since the frozen part computes it once; views = 4 in a phase gives it four."
+        )
     entries = [train.kept(model, named, plan, view)[0] for view in looked]
-    return from_entries(entries, device_of(model)), from_entries(val.kept(model, named, plan), device_of(model))
+    return from_entries(entries, device_of(model)), from_entries(
+        val.kept(model, named, plan), device_of(model)
+    )
 
 
 @torch.inference_mode()
-def logits(part: Part, model: Backbone, prefix: Prefix, suffix: Suffix, head: nn.Module, plan: Plan, keep: bool = True) -> NDArray[np.float32]:
+def logits(
+    part: Part,
+    model: Backbone,
+    prefix: Prefix,
+    suffix: Suffix,
+    head: nn.Module,
+    plan: Plan,
+    keep: bool = True,
+) -> NDArray[np.float32]:
     """Return what the finished network says of a part, `(n, classes)`, in eval mode and without augmentation."""
     suffix.eval()
     head.eval()
     digest, settings = prefix.digest(), part.settings
     missing = part.lacks(model, prefix, digest, plan)
-    if keep and not prefix.is_empty and settings.keep != "never" and (not missing or cache.fits(missing, settings.home)):
+    if (
+        keep
+        and not prefix.is_empty
+        and settings.keep != "never"
+        and (not missing or cache.fits(missing, settings.home))
+    ):
         read = from_entries(part.kept(model, [(prefix, digest)], plan), device_of(model))
     else:
         read = part.live(model, prefix, plan, "none", plan.seed)

@@ -38,7 +38,12 @@ class Wish:
 
     def fields(self) -> dict[str, Any]:
         """Return what was asked for, by the plan's own names."""
-        asked = {"backbone": self.backbone, "weights": self.weights, "resolution": self.resolution, "seed": self.seed}
+        asked = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "resolution": self.resolution,
+            "seed": self.seed,
+        }
         if self.precision not in (None, "auto"):
             asked["precision"] = self.precision
         return {name: value for name, value in asked.items() if value is not None}
@@ -80,10 +85,15 @@ def arithmetic(device: str = "auto") -> dict[str, str]:
     """Return the fields of a plan that say in what arithmetic its two parts run, as suits the machine."""
     where = machine.device(device)
     native = machine.has_bfloat16(where)
-    return {"precision": "bfloat16" if native else "float32", "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto"}
+    return {
+        "precision": "bfloat16" if native else "float32",
+        "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto",
+    }
 
 
-def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
+def explain(
+    data: Dataset, split: Split, plan: Plan, settings: Settings | None = None
+) -> dict[str, Any]:
     """Return in numbers and words what a plan would do, and about how long it would take; nothing is trained or kept.
 
     The estimate comes from timing one pass of a few blank images through the network; it leaves out start-up and compilation.
@@ -94,13 +104,20 @@ def explain(data: Dataset, split: Split, plan: Plan, settings: Settings | None =
     top = new_head(model, plan, len(data.classes))
     phases = [_phase(number, model, plan, split, settings) for number in range(len(plan.phases))]
     return {
-        "plan": plan.model_dump(mode="json"), "plan_digest": plan.digest, "data": data.name,
-        "images": {name: len(split[name]) for name in ("train", "val", "test")}, "classes": len(data.classes),
-        "parameters": parameters(final_cut(model, plan), top), "phases": phases, "seconds": round(sum(phase["seconds"] for phase in phases), 1),
-    }  # fmt: skip
+        "plan": plan.model_dump(mode="json"),
+        "plan_digest": plan.digest,
+        "data": data.name,
+        "images": {name: len(split[name]) for name in ("train", "val", "test")},
+        "classes": len(data.classes),
+        "parameters": parameters(final_cut(model, plan), top),
+        "phases": phases,
+        "seconds": round(sum(phase["seconds"] for phase in phases), 1),
+    }
 
 
-def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Settings) -> dict[str, Any]:
+def _phase(
+    number: int, model: Backbone, plan: Plan, split: Split, settings: Settings
+) -> dict[str, Any]:
     phase = plan.phases[number]
     model = model.at(plan.resolution_of(phase))
     prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
@@ -112,21 +129,43 @@ def _phase(number: int, model: Backbone, plan: Plan, split: Split, settings: Set
     if not prefix.is_empty:
         needed = cache.size_of(prefix, counts[0], looks) + cache.size_of(prefix, counts[1])
         decision = keeping.decide(model, prefix, plan, phase, counts, needed, settings)
-        once, again = keeping.costs(prefix, plan, phase, counts, keeping.seconds(model, prefix, plan), keeping.pace(settings.home, needed))
+        once, again = keeping.costs(
+            prefix,
+            plan,
+            phase,
+            counts,
+            keeping.seconds(model, prefix, plan),
+            keeping.pace(settings.home, needed),
+        )
     forward = _forward(model, prefix, suffix, plan) if trained else 0.0
     work = epochs * (counts[0] * forward * (1 + _BACKWARD) + counts[1] * forward)
-    solve = len(phase.l2) * counts[0] * prefix.shapes[0].numel() * 4e-8 if phase.optimizer == "lbfgs" else epochs * counts[0] * 5e-5
+    solve = (
+        len(phase.l2) * counts[0] * prefix.shapes[0].numel() * 4e-8
+        if phase.optimizer == "lbfgs"
+        else epochs * counts[0] * 5e-5
+    )
     return {
-        "train": phase.train, "optimizer": phase.optimizer, "epochs": epochs, "frozen_parameters": sum(p.numel() for p in prefix.parameters()),
-        "trained_parameters_of_backbone": trained, "cache_bytes": needed, "kept": bool(decision and decision.kept),
+        "train": phase.train,
+        "optimizer": phase.optimizer,
+        "epochs": epochs,
+        "frozen_parameters": sum(p.numel() for p in prefix.parameters()),
+        "trained_parameters_of_backbone": trained,
+        "cache_bytes": needed,
+        "kept": bool(decision and decision.kept),
         "decision": decision.why if decision else "",
-        "seconds_without_cache": round(work + solve + again, 1), "seconds": round(work + solve + (once if decision and decision.kept else again), 1),
-    }  # fmt: skip
+        "seconds_without_cache": round(work + solve + again, 1),
+        "seconds": round(work + solve + (once if decision and decision.kept else again), 1),
+    }
 
 
-def _forward(model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan) -> float:
+def _forward(
+    model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan
+) -> float:
     """Return the seconds for one image through the trained part, forwards."""
-    blank, ids = torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8), torch.zeros(_PROBE, dtype=torch.int64)
+    blank, ids = (
+        torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8),
+        torch.zeros(_PROBE, dtype=torch.int64),
+    )
     took = 0.0
     suffix.eval()
     with torch.inference_mode():

@@ -59,6 +59,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, given, known in (("keep", self.keep, KEEP), ("compile", self.compile, COMPILE)):
             if given not in known:
-                raise UserError(f"--{name} {given} was given. Expected {', '.join(known[:-1])} or {known[-1]}. Leave it out to let regraft measure and choose.")
+                raise UserError(
+                    f"--{name} {given} was given. Expected {', '.join(known[:-1])} or {known[-1]}. Leave it out to let regraft measure and choose."
+                )
         if self.track not in TRACK:
-            raise UserError(f"--track {self.track} was given. Expected {', '.join(map(str, TRACK[1:-1]))} or {TRACK[-1]}. Leave it out to track nothing.")
+            raise UserError(
+                f"--track {self.track} was given. Expected {', '.join(map(str, TRACK[1:-1]))} or {TRACK[-1]}. Leave it out to track nothing."
+            )

@@ -29,7 +29,9 @@ class Shelf:
 
     def like(self, plan: Plan) -> backbone.Backbone:
         """Return a network of a plan's kind to be given other weights."""
-        return self._kept((plan.backbone, plan.resolution), plan.model_copy(update={"weights": "random"}))
+        return self._kept(
+            (plan.backbone, plan.resolution), plan.model_copy(update={"weights": "random"})
+        )
 
     def _kept(self, key: tuple[object, ...], plan: Plan) -> backbone.Backbone:
         if key not in self.networks:
@@ -37,7 +39,9 @@ class Shelf:
         return self.networks[key]
 
 
-def compute_shared(data: Dataset, plans: Sequence[Plan], names: Sequence[str], settings: Settings) -> None:
+def compute_shared(
+    data: Dataset, plans: Sequence[Plan], names: Sequence[str], settings: Settings
+) -> None:
     """Fill the cache with the plain outputs of all frozen parts that at least two plans take from the same network.
 
     What does not surely pay to be kept is left to each row's own decision.
@@ -58,10 +62,21 @@ def compute_shared(data: Dataset, plans: Sequence[Plan], names: Sequence[str], s
         found = _prefixes(model, members)
         for name in names:
             part = Part(name, data.take(split[name]), settings)
-            missing = {digest: part.lacks(model, prefix, digest, members[0]) for digest, prefix in found.items()}
-            wanted = [(found[digest], digest) for digest, needed in missing.items() if 0 < needed <= SURELY]
-            if len(wanted) > 1 and cache.fits(sum(missing[digest] for _, digest in wanted), settings.home):
-                settings.watcher.say(f"Computing {len(wanted)} frozen parts of {members[0].backbone} in one pass over {name}.")
+            missing = {
+                digest: part.lacks(model, prefix, digest, members[0])
+                for digest, prefix in found.items()
+            }
+            wanted = [
+                (found[digest], digest)
+                for digest, needed in missing.items()
+                if 0 < needed <= SURELY
+            ]
+            if len(wanted) > 1 and cache.fits(
+                sum(missing[digest] for _, digest in wanted), settings.home
+            ):
+                settings.watcher.say(
+                    f"Computing {len(wanted)} frozen parts of {members[0].backbone} in one pass over {name}."
+                )
                 part.kept(model, wanted, members[0])
 
 
@@ -74,7 +89,12 @@ def _by_network(plans: Sequence[Plan]) -> list[list[Plan]]:
 
 
 def _network(plan: Plan) -> tuple[object, ...]:
-    return plan.backbone, plan.weights, plan.resolution, plan.seed if plan.weights == "random" else None
+    return (
+        plan.backbone,
+        plan.weights,
+        plan.resolution,
+        plan.seed if plan.weights == "random" else None,
+    )
 
 
 def _prefixes(model: backbone.Backbone, plans: Sequence[Plan]) -> dict[str, Prefix]:

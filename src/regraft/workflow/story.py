@@ -28,7 +28,17 @@ from regraft.workflow.contract import Contract, Optimized, verdict
 from regraft.workflow.parts import Part, device_of, logits, readers
 from regraft.workflow.settings import Settings
 
-_BY_STEPS = ("lr", "epochs", "batch_size", "schedule", "warmup", "momentum", "layer_decay", "min_delta", "batch_norm")  # what only training by batches needs
+_BY_STEPS = (
+    "lr",
+    "epochs",
+    "batch_size",
+    "schedule",
+    "warmup",
+    "momentum",
+    "layer_decay",
+    "min_delta",
+    "batch_norm",
+)  # what only training by batches needs
 _SOLVED_AT_ONCE = 500  # images read at a time for a solved head; they may come through the network
 
 
@@ -36,7 +46,9 @@ _SOLVED_AT_ONCE = 500  # images read at a time for a solved head; they may come 
 class Ledger:
     """Where the seconds went."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: {"load": 0.0, "extract": 0.0, "train": 0.0, "evaluate": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"load": 0.0, "extract": 0.0, "train": 0.0, "evaluate": 0.0}
+    )
     started: float = field(default_factory=time.perf_counter)
     before: float = 0.0  # of the phases that an earlier process finished
 
@@ -56,10 +68,19 @@ class Ledger:
 
     def plain(self) -> dict[str, float]:
         """Return the seconds, with their total since the start."""
-        return {**{key: round(value, 3) for key, value in self.seconds.items()}, "total": round(self.total, 3)}
+        return {
+            **{key: round(value, 3) for key, value in self.seconds.items()},
+            "total": round(self.total, 3),
+        }
 
 
-def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, network: Backbone | None = None) -> Run:
+def fit(
+    data: Dataset,
+    plan: Plan,
+    out: Path,
+    settings: Settings | None = None,
+    network: Backbone | None = None,
+) -> Run:
     """Carry out a plan and leave a run folder; the test part stays shut.
 
     Args:
@@ -80,16 +101,31 @@ def fit(data: Dataset, plan: Plan, out: Path, settings: Settings | None = None, 
         model = network or loaded(plan, settings)
         plan.check(model.facts, data.classes)
         for phase in plan.phases:
-            backbone.cut(model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens)
+            backbone.cut(
+                model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens
+            )
         data, split = readable(data, model, ("train", "val"), settings)
     with run.held(out, "run", settings.resume, settings.overwrite):
         return _carried_out(data, split, plan, out, settings, model, ledger)
 
 
-def _carried_out(data: Dataset, split: Split, plan: Plan, out: Path, settings: Settings, model: Backbone, ledger: Ledger) -> Run:
+def _carried_out(
+    data: Dataset,
+    split: Split,
+    plan: Plan,
+    out: Path,
+    settings: Settings,
+    model: Backbone,
+    ledger: Ledger,
+) -> Run:
     if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
         return run.load(out)
-    watcher = run.Log(out / "log.txt", tracking.tracked(settings.watcher, settings.track, out, plan) if settings.track else settings.watcher)
+    watcher = run.Log(
+        out / "log.txt",
+        tracking.tracked(settings.watcher, settings.track, out, plan)
+        if settings.track
+        else settings.watcher,
+    )
     told = replace(settings, watcher=watcher)
     train, val = (Part(name, data.take(split[name]), told) for name in ("train", "val"))
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
@@ -108,7 +144,9 @@ def loaded(plan: Plan, settings: Settings) -> Backbone:
     return model
 
 
-def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: Settings) -> tuple[Dataset, Split]:
+def readable(
+    data: Dataset, model: Backbone, names: tuple[str, ...], settings: Settings
+) -> tuple[Dataset, Split]:
     """Return the images and their split after decoding these parts, without the broken images where they may be skipped.
 
     Raises:
@@ -122,7 +160,9 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
         except UserError as error:
             if not lost:
                 raise
-            raise UserError(f"{error} {len(lost):,} images were left out because they cannot be decoded: {listed(lost)}.") from error
+            raise UserError(
+                f"{error} {len(lost):,} images were left out because they cannot be decoded: {listed(lost)}."
+            ) from error
         bad: list[int] = []
         reasons: list[str] = []
         for name in names:
@@ -135,13 +175,20 @@ def readable(data: Dataset, model: Backbone, names: tuple[str, ...], settings: S
             return data, split
         if not settings.skip_bad:
             raise Unreadable(bad, reasons)
-        settings.watcher.say(f"Going on without {len(bad):,} images that cannot be decoded: {listed(reasons)}.")
+        settings.watcher.say(
+            f"Going on without {len(bad):,} images that cannot be decoded: {listed(reasons)}."
+        )
         data, lost = data.take(np.setdiff1d(np.arange(len(data)), bad)), lost + reasons
 
 
 def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
     """Return the halves by what was frozen throughout: what no phase of the plan trained, and the rest."""
-    return backbone.cut(model, backbone.earliest(model, [phase.train for phase in plan.phases]), plan.stages_taken, plan.flattens)
+    return backbone.cut(
+        model,
+        backbone.earliest(model, [phase.train for phase in plan.phases]),
+        plan.stages_taken,
+        plan.flattens,
+    )
 
 
 def state(model: Backbone, halves: tuple[Prefix, Suffix], top: nn.Module) -> dict[str, Tensor]:
@@ -149,19 +196,28 @@ def state(model: Backbone, halves: tuple[Prefix, Suffix], top: nn.Module) -> dic
     used = {id(tensor) for half in halves for tensor in (*half.parameters(), *half.buffers())}
     named = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     kept = {name for name in model.model.state_dict() if id(named[name]) in used}
-    return {**{f"backbone.{name}": named[name] for name in sorted(kept)}, **{f"head.{name}": value for name, value in top.state_dict().items()}}
+    return {
+        **{f"backbone.{name}": named[name] for name in sorted(kept)},
+        **{f"head.{name}": value for name, value in top.state_dict().items()},
+    }
 
 
 def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
     """Return an untrained head for the features that a plan takes."""
-    made = head.make(plan.head, backbone.width(model, plan.stages_taken, plan.flattens), classes, plan.seed)
+    made = head.make(
+        plan.head, backbone.width(model, plan.stages_taken, plan.flattens), classes, plan.seed
+    )
     return made.to(next(model.model.parameters()).device)
 
 
 def _adapts(top: nn.Module, suffix: Suffix, phase: Phase) -> bool:
     """Return whether some BatchNorm takes its statistics from the batch."""
     halves = (top, suffix) if phase.batch_norm == "adapt" else (top,)
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for half in halves for module in half.modules())
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for half in halves
+        for module in half.modules()
+    )
 
 
 @dataclass
@@ -195,41 +251,71 @@ class _Work:
 
     def _phase(self, number: int, phase: Phase) -> None:
         model = self.model.at(self.plan.resolution_of(phase))
-        prefix, suffix = backbone.cut(model, phase.train, self.plan.stages_taken, self.plan.flattens)
+        prefix, suffix = backbone.cut(
+            model, phase.train, self.plan.stages_taken, self.plan.flattens
+        )
         promise = Contract(number, phase, prefix, suffix)
         with self.ledger.time("extract"):
-            read_train, read_val = readers(self.train, self.val, model, prefix, promise.before, self.plan, phase)
-        weights = head.class_weights(self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes)
+            read_train, read_val = readers(
+                self.train, self.val, model, prefix, promise.before, self.plan, phase
+            )
+        weights = head.class_weights(
+            self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes
+        )
         with self.ledger.time("train"):
             if phase.optimizer == "lbfgs":
-                rows, optimized = self._solve(phase, read_train, read_val, weights), Optimized([], [])
+                rows, optimized = (
+                    self._solve(phase, read_train, read_val, weights),
+                    Optimized([], []),
+                )
             else:
                 rows, optimized = self._tune(number, phase, suffix, read_train, read_val, weights)
         self.history += [{"phase": number, **row} for row in rows]
         self.contract.append(promise.checked(prefix, optimized))
         if not self.contract[-1]["kept"]:
-            self.watcher.say(f"The freeze contract is BROKEN: {listed(self.contract[-1]['changed'])} changed though frozen. Do not trust this run.")
+            self.watcher.say(
+                f"The freeze contract is BROKEN: {listed(self.contract[-1]['changed'])} changed though frozen. Do not trust this run."
+            )
 
-    def _solve(self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None) -> list[dict[str, Any]]:
+    def _solve(
+        self, phase: Phase, read_train: Any, read_val: Any, weights: Tensor | None
+    ) -> list[dict[str, Any]]:
         told = phase.model_dump(exclude_defaults=True)
         if aside := [f"{name} = {told[name]}" for name in _BY_STEPS if name in told]:
             self.watcher.say(f"A head that is solved has no use for {listed(aside)}.")
         parts = []
         for read, part in ((read_train, self.train), (read_val, self.val)):
-            features = torch.cat([features for (features,), _ in Batches(read, part.labels, _SOLVED_AT_ONCE, None)])
+            features = torch.cat(
+                [features for (features,), _ in Batches(read, part.labels, _SOLVED_AT_ONCE, None)]
+            )
             parts.append((features, torch.from_numpy(part.labels).to(features.device)))
         weights = weights.to(parts[0][0].device) if weights is not None else None
         found = solve.solve(
-            parts[0], parts[1], len(self.train.data.classes), phase.l2, phase.monitor, weights, phase.label_smoothing, self.watcher
-        )  # fmt: skip
+            parts[0],
+            parts[1],
+            len(self.train.data.classes),
+            phase.l2,
+            phase.monitor,
+            weights,
+            phase.label_smoothing,
+            self.watcher,
+        )
         self.head[-1].load_state_dict(found.layer.state_dict())
         for row in found.history:
             self.watcher.row(row)
-        self.watcher.say(f"Solved the head for {len(found.history)} values of L2; {found.l2:g} does best on validation.")
+        self.watcher.say(
+            f"Solved the head for {len(found.history)} values of L2; {found.l2:g} does best on validation."
+        )
         return found.history
 
     def _tune(
-        self, number: int, phase: Phase, suffix: Suffix, read_train: Any, read_val: Any, weights: Tensor | None
+        self,
+        number: int,
+        phase: Phase,
+        suffix: Suffix,
+        read_train: Any,
+        read_val: Any,
+        weights: Tensor | None,
     ) -> tuple[list[dict[str, Any]], Optimized]:
         from regraft.train import tune
         from regraft.workflow.pacing import paced
@@ -241,12 +327,28 @@ class _Work:
         kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         resume = self.resume
         if phase.batch_size == 1 and _adapts(self.head, suffix, phase):
-            raise UserError("batch_size = 1 was given, but BatchNorm needs at least two images to train on. Give a larger batch_size.")
+            raise UserError(
+                "batch_size = 1 was given, but BatchNorm needs at least two images to train on. Give a larger batch_size."
+            )
         while True:
-            batches = Batches(read_train, self.train.labels, max(1, phase.batch_size // share), seed)
+            batches = Batches(
+                read_train, self.train.labels, max(1, phase.batch_size // share), seed
+            )
             try:
-                chosen = paced(module, batches, self.plan, folder / f"pace-{number}.json", self.train.settings)
-                done = tune.tune(module, batches, checks, folder, number, chosen.precision, self.watcher, resume, share)
+                chosen = paced(
+                    module, batches, self.plan, folder / f"pace-{number}.json", self.train.settings
+                )
+                done = tune.tune(
+                    module,
+                    batches,
+                    checks,
+                    folder,
+                    number,
+                    chosen.precision,
+                    self.watcher,
+                    resume,
+                    share,
+                )
                 break
             except (RuntimeError, MemoryError) as error:
                 if not machine.is_out_of_memory(error) or batches.size < 4:
@@ -254,17 +356,26 @@ class _Work:
                 share, resume = share * 2, False
                 module.load_state_dict(kept)
                 module.zero_grad(set_to_none=True)
-                self.watcher.say(f"Memory is short; the phase starts again with batches of {phase.batch_size // share}, {share} of which make a step.")
+                self.watcher.say(
+                    f"Memory is short; the phase starts again with batches of {phase.batch_size // share}, {share} of which make a step."
+                )
         self.paces.append({"phase": number, **chosen.plain()})
         best = next((row for row in done.history if row["epoch"] == done.best_epoch), {})
         value = best.get(phase.monitor, float("nan"))
-        self.watcher.say(f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f}).")
+        self.watcher.say(
+            f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f})."
+        )
         return done.history, Optimized(tune.described(module, phase), done.without_gradient)
 
     def _keep(self, number: int) -> None:
-        run.write_weights(self._file(number, "safetensors"), state(self.model, self.halves, self.head))
+        run.write_weights(
+            self._file(number, "safetensors"), state(self.model, self.halves, self.head)
+        )
         noted = {"history": self.history, "contract": self.contract, "paces": self.paces}
-        run.write_json(self._file(number, "json"), {**noted, "seconds": self.ledger.seconds, "total": self.ledger.total})
+        run.write_json(
+            self._file(number, "json"),
+            {**noted, "seconds": self.ledger.seconds, "total": self.ledger.total},
+        )
 
     def _done_before(self, number: int) -> bool:
         if not self._file(number, "json").is_file():
@@ -272,13 +383,35 @@ class _Work:
         import safetensors.torch
 
         kept = safetensors.torch.load_file(self._file(number, "safetensors"))
-        backbone.restore(self.model, {name.removeprefix("backbone."): value for name, value in kept.items() if name.startswith("backbone.")})
-        self.head.load_state_dict({name.removeprefix("head."): value for name, value in kept.items() if name.startswith("head.")})
+        backbone.restore(
+            self.model,
+            {
+                name.removeprefix("backbone."): value
+                for name, value in kept.items()
+                if name.startswith("backbone.")
+            },
+        )
+        self.head.load_state_dict(
+            {
+                name.removeprefix("head."): value
+                for name, value in kept.items()
+                if name.startswith("head.")
+            }
+        )
         noted = json.loads(self._file(number, "json").read_text())
-        for half in (self.halves[1], self.head):  # as training leaves it; sums of another layout differ in the last digit
+        for half in (
+            self.halves[1],
+            self.head,
+        ):  # as training leaves it; sums of another layout differ in the last digit
             half.to(memory_format=torch.channels_last)
-        self.history, self.contract, self.paces = noted["history"], noted["contract"], noted["paces"]
-        self.ledger.seconds = {key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()}
+        self.history, self.contract, self.paces = (
+            noted["history"],
+            noted["contract"],
+            noted["paces"],
+        )
+        self.ledger.seconds = {
+            key: max(value, noted["seconds"][key]) for key, value in self.ledger.seconds.items()
+        }
         self.ledger.before = noted["total"]
         self.watcher.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
         return True
@@ -291,10 +424,18 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     """Score train and val in eval mode and write the folder; `scores.json` comes last."""
     plan, out, model = work.plan, work.out, work.model
     with work.ledger.time("evaluate"):
-        said = {part.name: logits(part, model, *work.halves, work.head, plan) for part in (work.train, work.val)}
+        said = {
+            part.name: logits(part, model, *work.halves, work.head, plan)
+            for part in (work.train, work.val)
+        }
     if not all(np.isfinite(one).all() for one in said.values()):
-        raise UserError(f"{out.name} diverged: the trained network gives numbers that are not finite. Expected a rate that it can bear. Lower phases.N.lr.")
-    found = {part.name: evaluate.scores(said[part.name], part.labels).plain() for part in (work.train, work.val)}
+        raise UserError(
+            f"{out.name} diverged: the trained network gives numbers that are not finite. Expected a rate that it can bear. Lower phases.N.lr."
+        )
+    found = {
+        part.name: evaluate.scores(said[part.name], part.labels).plain()
+        for part in (work.train, work.val)
+    }
     tensors = state(model, work.halves, work.head)
     used = [entry for part in (work.train, work.val) for entry in part.used.values()]
     run.write_weights(out / "model.safetensors", tensors)
@@ -305,13 +446,29 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
     run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
     run.write_json(out / "freeze.json", work.contract)
     scores = {
-        "backbone": plan.backbone, "technique": plan.technique, "seed": plan.seed, "resolution": plan.resolution, "weights": model.weights,
-        "data": data.name, "origin": origin.noted(settings), "plan_digest": plan.digest, "split_digest": split.digest, **found, "seconds": work.ledger.plain(),
-        "contract": verdict(work.contract), "leaks": checks.leaks(data, split), "files": run.digests(out),
-        "paces": work.paces, "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
-        "parameters": parameters(work.halves, work.head), "peak_memory_mb": machine.peak_memory_mb(),
-        "cache": {"hit": bool(used) and all(entry.hit for entry in used), "bytes": sum(entry.bytes for entry in used)},
-    }  # fmt: skip
+        "backbone": plan.backbone,
+        "technique": plan.technique,
+        "seed": plan.seed,
+        "resolution": plan.resolution,
+        "weights": model.weights,
+        "data": data.name,
+        "origin": origin.noted(settings),
+        "plan_digest": plan.digest,
+        "split_digest": split.digest,
+        **found,
+        "seconds": work.ledger.plain(),
+        "contract": verdict(work.contract),
+        "leaks": checks.leaks(data, split),
+        "files": run.digests(out),
+        "paces": work.paces,
+        "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
+        "parameters": parameters(work.halves, work.head),
+        "peak_memory_mb": machine.peak_memory_mb(),
+        "cache": {
+            "hit": bool(used) and all(entry.hit for entry in used),
+            "bytes": sum(entry.bytes for entry in used),
+        },
+    }
     run.write_json(out / "scores.json", scores)
     run.tidy(out)
 

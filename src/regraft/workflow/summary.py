@@ -29,12 +29,35 @@ def layers(model: Backbone, plan: Plan, classes: int) -> list[dict[str, Any]]:
     for half, frozen in ((prefix.body, True), (suffix.body, False)):
         rows += _owning(half, model.values, frozen)
     top = new_head(model, plan, classes).cpu()
-    x = torch.zeros(2, next(layer.weight.shape[-1] for layer in top if isinstance(layer, (nn.Linear, nn.BatchNorm1d, nn.LayerNorm))))
-    rows.append({"name": "flatten" if plan.flattens else "average", "kind": "features", "shape": list(x.shape[1:]), **_size(nn.Identity()), "frozen": False})
+    x = torch.zeros(
+        2,
+        next(
+            layer.weight.shape[-1]
+            for layer in top
+            if isinstance(layer, (nn.Linear, nn.BatchNorm1d, nn.LayerNorm))
+        ),
+    )
+    rows.append(
+        {
+            "name": "flatten" if plan.flattens else "average",
+            "kind": "features",
+            "shape": list(x.shape[1:]),
+            **_size(nn.Identity()),
+            "frozen": False,
+        }
+    )
     with torch.inference_mode():
         for number, layer in enumerate(top.eval()):
             x = layer(x)
-            rows.append({"name": f"head.{number}", "kind": type(layer).__name__, "shape": list(x.shape[1:]), **_size(layer), "frozen": False})
+            rows.append(
+                {
+                    "name": f"head.{number}",
+                    "kind": type(layer).__name__,
+                    "shape": list(x.shape[1:]),
+                    **_size(layer),
+                    "frozen": False,
+                }
+            )
     return rows
 
 
@@ -50,13 +73,31 @@ def _owning(half: fx.GraphModule, values: dict[str, Any], frozen: bool) -> list[
             continue
         if isinstance(there, Tensor) and not isinstance(there, nn.Parameter):
             continue
-        size = _size(there) if isinstance(there, nn.Module) else {"parameters": there.numel(), "statistics": 0}
+        size = (
+            _size(there)
+            if isinstance(there, nn.Module)
+            else {"parameters": there.numel(), "statistics": 0}
+        )
         shape = values.get(node.name)
-        known = list(shape[1:]) if isinstance(shape, torch.Size) and node.op == "call_module" else None
-        rows.append({"name": str(node.target), "kind": type(there).__name__, "shape": known, **size, "frozen": frozen})
+        known = (
+            list(shape[1:]) if isinstance(shape, torch.Size) and node.op == "call_module" else None
+        )
+        rows.append(
+            {
+                "name": str(node.target),
+                "kind": type(there).__name__,
+                "shape": known,
+                **size,
+                "frozen": frozen,
+            }
+        )
     return rows
 
 
 def _size(module: nn.Module) -> dict[str, int]:
-    statistics = sum(buffer.numel() for name, buffer in module.named_buffers() if name.rpartition(".")[2] in ("running_mean", "running_var"))
+    statistics = sum(
+        buffer.numel()
+        for name, buffer in module.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    )
     return {"parameters": sum(p.numel() for p in module.parameters()), "statistics": statistics}

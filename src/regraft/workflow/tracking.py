@@ -26,20 +26,30 @@ class Tracked(Watcher):
 
     def row(self, values: dict[str, Any]) -> None:
         self.inner.row(values)
-        self.logger.log_metrics({key: float(value) for key, value in values.items() if key != "epoch"}, step=self.rows)
+        self.logger.log_metrics(
+            {key: float(value) for key, value in values.items() if key != "epoch"}, step=self.rows
+        )
         self.rows += 1
 
     def close(self, scores: dict[str, Any]) -> None:
         """Log what the run reached, and end."""
-        final = {f"{part}/{what}": float(scores[part][what]) for part in ("train", "val") for what in ("accuracy", "loss")}
-        self.logger.log_metrics({**final, "seconds": float(scores["seconds"]["total"])}, step=self.rows)
+        final = {
+            f"{part}/{what}": float(scores[part][what])
+            for part in ("train", "val")
+            for what in ("accuracy", "loss")
+        }
+        self.logger.log_metrics(
+            {**final, "seconds": float(scores["seconds"]["total"])}, step=self.rows
+        )
         self.logger.finalize("success")
 
 
 def check(kind: str | None) -> None:
     """Raise `UserError` when the library of a tracker is not installed; "csv" needs none."""
     if kind not in (None, "csv") and importlib.util.find_spec(str(kind)) is None:
-        raise UserError(f"--track {kind} needs a library that is not installed. Expected {kind}. Install it with: pip install 'regraft[{kind}]'")
+        raise UserError(
+            f"--track {kind} needs a library that is not installed. Expected {kind}. Install it with: pip install 'regraft[{kind}]'"
+        )
 
 
 def tracked(inner: Watcher, kind: str, out: Path, plan: Plan) -> Tracked:
@@ -48,7 +58,9 @@ def tracked(inner: Watcher, kind: str, out: Path, plan: Plan) -> Tracked:
 
     name, folder = out.name, out / "track"
     if kind == "csv":
-        return Tracked(inner, loggers.CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1), plan)
+        return Tracked(
+            inner, loggers.CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1), plan
+        )
     if kind == "tensorboard":
         return Tracked(inner, loggers.TensorBoardLogger(folder, name="", version=""), plan)
     if kind == "mlflow":

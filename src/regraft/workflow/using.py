@@ -31,9 +31,14 @@ _READ_AT_ONCE = 256
 
 
 def predict_named(
-    path: Path, given: Sequence[str | Path], top: int = 1, device: str = "auto", batch_size: int = 0, min_confidence: float | None = None,
+    path: Path,
+    given: Sequence[str | Path],
+    top: int = 1,
+    device: str = "auto",
+    batch_size: int = 0,
+    min_confidence: float | None = None,
     watcher: Watcher = SILENT,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Return an iterator over a row for each image; nothing is read before the arguments are known to be good.
 
     Args:
@@ -53,9 +58,18 @@ def predict_named(
 
 
 def predict_to(
-    path: Path, given: Sequence[str | Path], out: Path, kind: str | None = None, top: int = 1, device: str = "auto", batch_size: int = 0,
-    min_confidence: float | None = None, resume: bool = False, overwrite: bool = False, watcher: Watcher = SILENT,
-) -> dict[str, Any]:  # fmt: skip
+    path: Path,
+    given: Sequence[str | Path],
+    out: Path,
+    kind: str | None = None,
+    top: int = 1,
+    device: str = "auto",
+    batch_size: int = 0,
+    min_confidence: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    watcher: Watcher = SILENT,
+) -> dict[str, Any]:
     """Write a row for each image to a file as they come; returns what was written.
 
     Args:
@@ -75,7 +89,15 @@ def predict_to(
     with files.held(out.parent, out.name):
         results = predict.Results.of(kind)(out, job, top, resume, overwrite)
         try:
-            rows = _rows(classifier, given, top, min_confidence, watcher, results.__contains__, results.before)
+            rows = _rows(
+                classifier,
+                given,
+                top,
+                min_confidence,
+                watcher,
+                results.__contains__,
+                results.before,
+            )
             while batch := list(islice(rows, classifier.batch_size)):
                 results.add(batch)
                 unreadable += sum(one["error"] is not None for one in batch)
@@ -87,16 +109,32 @@ def predict_to(
             raise
         results.finish()
     return {
-        "out": str(out), "format": kind, "rows": results.rows, "new": results.rows - results.before, "unreadable": unreadable, "abstained": abstained,
+        "out": str(out),
+        "format": kind,
+        "rows": results.rows,
+        "new": results.rows - results.before,
+        "unreadable": unreadable,
+        "abstained": abstained,
         "seconds": round(time.perf_counter() - started, 3),
-    }  # fmt: skip
+    }
 
 
-def _classifier(path: Path, given: Sequence[str | Path], device: str, batch_size: int, least: float | None, watcher: Watcher) -> predict.Classifier:
+def _classifier(
+    path: Path,
+    given: Sequence[str | Path],
+    device: str,
+    batch_size: int,
+    least: float | None,
+    watcher: Watcher,
+) -> predict.Classifier:
     if least is not None and not 0 < least <= 1:
-        raise UserError(f"--min-confidence {least:g} was given. Expected a probability above 0, at most 1. Leave it out to have every image answered.")
+        raise UserError(
+            f"--min-confidence {least:g} was given. Expected a probability above 0, at most 1. Leave it out to have every image answered."
+        )
     if batch_size < 0:
-        raise UserError(f"--batch-size {batch_size} was given. Expected 1 or more. Leave it out to take what suits the machine.")
+        raise UserError(
+            f"--batch-size {batch_size} was given. Expected 1 or more. Leave it out to take what suits the machine."
+        )
     finished = run.load(path)
     streams.check(given)
     machine.keep_memory()
@@ -110,7 +148,13 @@ def _classifier(path: Path, given: Sequence[str | Path], device: str, batch_size
 
 
 def _rows(
-    classifier: predict.Classifier, given: Sequence[str | Path], top: int, least: float | None, watcher: Watcher, known: Callable[[str], bool], before: int = 0
+    classifier: predict.Classifier,
+    given: Sequence[str | Path],
+    top: int,
+    least: float | None,
+    watcher: Watcher,
+    known: Callable[[str], bool],
+    before: int = 0,
 ) -> Iterator[dict[str, Any]]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
@@ -122,16 +166,28 @@ def _rows(
             watcher.step("predict", done, total)
         yield predict.row(said, top)
     if not done:
-        raise UserError(f"No image was found in {', '.join(map(str, given))}. Expected image files, or folders, archives or tables of them. Check the path.")
+        raise UserError(
+            f"No image was found in {', '.join(map(str, given))}. Expected image files, or folders, archives or tables of them. Check the path."
+        )
 
 
 def _named(finished: Run) -> dict[str, Any]:
     """Return what tells this very run from any other."""
-    return {"run": finished.name, "plan_digest": finished.plan.digest, "weights_digest": run.digest(finished.path / "model.safetensors")}
+    return {
+        "run": finished.name,
+        "plan_digest": finished.plan.digest,
+        "weights_digest": run.digest(finished.path / "model.safetensors"),
+    }
 
 
 def export_named(
-    path: Path, kind: str, out: Path | None = None, int8: bool = False, data: str | None = None, overwrite: bool = False, **settings: Any
+    path: Path,
+    kind: str,
+    out: Path | None = None,
+    int8: bool = False,
+    data: str | None = None,
+    overwrite: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Write a run in another format, compare its answers with the run's on validation images, and return what was found.
 
@@ -152,7 +208,9 @@ def export_named(
     export.ready(finished, kind, place, overwrite)
     machine.keep_memory()
     where = Settings(home=cache.home(settings.get("home")), watcher=settings.get("watcher", SILENT))
-    return export.export(finished, kind, place, _samples(finished, data, int8, where), int8, overwrite, where.watcher)
+    return export.export(
+        finished, kind, place, _samples(finished, data, int8, where), int8, overwrite, where.watcher
+    )
 
 
 def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> export.Samples:
@@ -164,32 +222,60 @@ def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> ex
             raise
         where.watcher.say(f"Made-up images are compared: {error}")
         return export.Samples(parity.made_up(finished.plan.resolution), made_up=True)
-    spread = np.linspace(0, len(rows["val"]) - 1, min(parity.IMAGES, len(rows["val"]))).astype(np.int64)
+    spread = np.linspace(0, len(rows["val"]) - 1, min(parity.IMAGES, len(rows["val"]))).astype(
+        np.int64
+    )
     check = [_thinned(image) for image in images.images.read(rows["val"][spread])]
     if not int8:
         return export.Samples(check)
-    known = np.linspace(0, len(rows["val"]) - 1, min(_MOST_JUDGED, len(rows["val"]))).astype(np.int64)
-    train = np.linspace(0, len(rows["train"]) - 1, min(_CALIBRATION, len(rows["train"]))).astype(np.int64)
+    known = np.linspace(0, len(rows["val"]) - 1, min(_MOST_JUDGED, len(rows["val"]))).astype(
+        np.int64
+    )
+    train = np.linspace(0, len(rows["train"]) - 1, min(_CALIBRATION, len(rows["train"]))).astype(
+        np.int64
+    )
     model, _ = predict.restored(finished, "cpu")
-    kept = {part: _kept(images, rows[part][mine], model) for part, mine in (("train", train), ("val", known))}
+    kept = {
+        part: _kept(images, rows[part][mine], model)
+        for part, mine in (("train", train), ("val", known))
+    }
     return export.Samples(check, train=kept["train"], val=kept["val"], targets=targets[known])
 
 
-def _images_of(finished: Run, data: str | None, where: Settings) -> tuple[Dataset, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+def _images_of(
+    finished: Run, data: str | None, where: Settings
+) -> tuple[Dataset, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Return the images that a run was fitted on, the rows of its training and validation images, and the classes of the latter."""
     images = origin.images_of(finished, data, where)
     place = {str(key): row for row, key in enumerate(images.keys)}
     with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
-        parts = [(one["key"], one["part"], one["label"]) for one in csv.DictReader(file) if one["part"] != "test"]
-    lost = [key for key, _, label in parts if key not in place or images.classes[images.labels[place[key]]] != label]
+        parts = [
+            (one["key"], one["part"], one["label"])
+            for one in csv.DictReader(file)
+            if one["part"] != "test"
+        ]
+    lost = [
+        key
+        for key, _, label in parts
+        if key not in place or images.classes[images.labels[place[key]]] != label
+    ]
     if lost:
         raise UserError(
             f"{images.name} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {listed(lost)}. "
             "Expected the same images. Name them with --data."
         )
-    rows = {part: np.array([place[key] for key, mine, _ in parts if mine == part], dtype=np.int64) for part in ("train", "val")}
+    rows = {
+        part: np.array([place[key] for key, mine, _ in parts if mine == part], dtype=np.int64)
+        for part in ("train", "val")
+    }
     number = {name: row for row, name in enumerate(finished.classes)}
-    return images, rows, np.array([number[images.classes[images.labels[row]]] for row in rows["val"]], dtype=np.int64)
+    return (
+        images,
+        rows,
+        np.array(
+            [number[images.classes[images.labels[row]]] for row in rows["val"]], dtype=np.int64
+        ),
+    )
 
 
 def _thinned(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -203,5 +289,10 @@ def _kept(images: Dataset, rows: NDArray[np.int64], model: Backbone) -> list[NDA
     found: list[NDArray[np.uint8]] = []
     for start in range(0, len(rows), _READ_AT_ONCE):
         read = images.images.read(rows[start : start + _READ_AT_ONCE])
-        found += [views.fitted(image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation) for image in read]
+        found += [
+            views.fitted(
+                image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation
+            )
+            for image in read
+        ]
     return found
