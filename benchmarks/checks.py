@@ -19,8 +19,12 @@ import numpy as np
 from PIL import Image
 
 from measure import write
-from regraft import checks, data, sources, workflow
-from regraft.workflow import Settings, Wish
+from regraft.checks.duplicates import ALIKE, SAME
+from regraft.data.dataset import ArrayImages, Dataset, make_dataset
+from regraft.data.load import load_dataset
+from regraft.workflow.checking import check
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
 
 PLANTED = 50
 FLIPPED = 0.02
@@ -28,8 +32,8 @@ LOOKED_AT = 0.04  # share of the ranking in which flipped labels are looked for
 
 
 def planted(
-    images: data.Dataset, count: int, seed: int
-) -> tuple[data.Dataset, np.ndarray, list[tuple[str, str]]]:
+    images: Dataset, count: int, seed: int
+) -> tuple[Dataset, np.ndarray, list[tuple[str, str]]]:
     """Return images with planted faults, the rows of flipped labels, and the pairs of keys that are near duplicates."""
     rng = np.random.default_rng(seed)
     taken = images.take(
@@ -56,11 +60,11 @@ def planted(
     labels[flipped] = (labels[flipped] + rng.integers(1, len(images.classes), len(flipped))) % len(
         images.classes
     )
-    made = data.table(
+    made = make_dataset(
         "planted",
         labels,
         list(images.classes),
-        data.ArrayImages(pixels),
+        ArrayImages(pixels),
         keys=[f"{row:05}" for row in range(count)],
         parts=parts.tolist(),
     )
@@ -73,12 +77,10 @@ def _worse(image: np.ndarray) -> np.ndarray:
     return np.array(Image.open(buffer))
 
 
-def found(
-    images: data.Dataset, count: int, resolution: int, seed: int, home: Path
-) -> dict[str, Any]:
+def found(images: Dataset, count: int, resolution: int, seed: int, home: Path) -> dict[str, Any]:
     """Return the shares of planted faults that a check finds."""
     made, flipped, near = planted(images, count, seed)
-    checked = workflow.check(made, Wish(resolution=resolution), Settings(home=home))
+    checked = check(made, Wish(resolution=resolution), Settings(home=home))
     told = checked.told
     looked = {one["key"] for one in told["suspects"][: round(LOOKED_AT * count)]}
     pairs = {tuple(sorted(one["keys"])) for one in told["near"]}
@@ -107,13 +109,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home = Path(folder)
-        images = sources.load(options.cifar, home)
+        images = load_dataset(options.cifar, home)
         rows = [
             found(images, options.images, options.resolution, seed, home)
             for seed in range(options.seeds)
         ]
     print(
-        f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {checks.SAME}, of features {checks.ALIKE}\n"
+        f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {SAME}, of features {ALIKE}\n"
     )
     print(
         f"| seed | exact, of {PLANTED} | near, of {PLANTED} | other near pairs | flipped labels in the first {LOOKED_AT:.0%} | stand out |"

@@ -20,8 +20,11 @@ import numpy as np
 import torch
 
 from measure import spread, timed, write
-from regraft import backbone, cache, machine
-from regraft.data import ArrayImages, table
+from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.features.extract import ModelInputs, cached_pixels, extract_one
+from regraft.models.backbone import load_backbone
+from regraft.models.layers import cut_backbone
+from regraft.system.hardware import has_bfloat16, tune_allocator
 
 _NETWORKS = ("tf_efficientnet_lite0", "resnet50")
 
@@ -30,11 +33,11 @@ def extraction(
     name: str, images: int, resolution: int, trials: int, device: str
 ) -> dict[str, float]:
     """Return the spread of seconds that all images take through one frozen network, pixels to entry, after a pass that warms up."""
-    source = backbone.load(name, "random", resolution)
+    source = load_backbone(name, "random", resolution)
     source.model.to(device)
-    prefix, _ = backbone.cut(source, "head")
+    prefix, _ = cut_backbone(source, "head")
     rng = np.random.default_rng(0)
-    data = table(
+    data = make_dataset(
         "random",
         np.arange(images) % 10,
         [str(n) for n in range(10)],
@@ -42,18 +45,18 @@ def extraction(
     )
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        pixels = cache.pixels(data, resolution, source.rules.interpolation, Path(folder))
-        look = cache.Look(
+        pixels = cached_pixels(data, resolution, source.rules.interpolation, Path(folder))
+        look = ModelInputs(
             pixels,
             np.arange(images),
             data.hashes,
             source.rules,
             resolution,
-            precision="bfloat16" if machine.has_bfloat16(device) else "float32",
+            precision="bfloat16" if has_bfloat16(device) else "float32",
         )
         for trial in range(trials + 1):
             started = time.perf_counter()
-            cache.activations(prefix, f"{trial}", look, Path(folder))
+            extract_one(prefix, f"{trial}", look, Path(folder))
             times.append(time.perf_counter() - started)
     return spread(times[1:])
 
@@ -99,7 +102,7 @@ def main() -> None:
             "PyTorch finds no CUDA GPU here, so there is nothing to measure. --small-on-cpu shows that the script works."
         )
         return
-    machine.keep_memory()
+    tune_allocator()
     device, more = "cuda", list[str]()
     if not torch.cuda.is_available():
         device, options.images, options.resolution, options.trials = "cpu", 200, 64, 1

@@ -21,7 +21,12 @@ import timm
 import torch
 
 from measure import interleaved, spread, write
-from regraft import backbone, machine
+from regraft.models.backbone import load_backbone
+from regraft.models.compile import compile_prefix, count_multiply_adds
+from regraft.models.cut import Prefix
+from regraft.models.layers import cut_backbone
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.system.hardware import tune_allocator
 
 BACKBONES = "tf_efficientnet_lite0,resnet50,densenet121,vgg16"
 _SIDE = 4096  # of the matrices
@@ -56,7 +61,7 @@ def plain(name: str, resolution: int, batch: int) -> Callable[[], float]:
     return run
 
 
-def ours(quick: backbone.Prefix, run: Any, resolution: int, precision: str) -> Callable[[], float]:
+def ours(quick: Prefix, run: Any, resolution: int, precision: str) -> Callable[[], float]:
     """Return a function that gives images a second of a frozen part."""
     images = torch.randn(_BATCH, 3, resolution, resolution).to(memory_format=torch.channels_last)
 
@@ -74,9 +79,9 @@ def ours(quick: backbone.Prefix, run: Any, resolution: int, precision: str) -> C
 
 def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[str, Any]:
     """Return the rates of one network and its multiply-adds an image."""
-    source = backbone.load(name, "random", resolution)
-    prefix, _ = backbone.cut(source, "head")
-    quick, half = backbone.folded(prefix), backbone.halved(backbone.folded(prefix))
+    source = load_backbone(name, "random", resolution)
+    prefix, _ = cut_backbone(source, "head")
+    quick, half = fuse_conv_bn(prefix), cast_bfloat16(fuse_conv_bn(prefix))
     ways = {"plain float32": plain(name, resolution, _BATCH)}
     ways |= {
         "regraft float32": ours(quick, quick, resolution, "float32"),
@@ -89,7 +94,7 @@ def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[st
         )
         started = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
-            run = backbone.compiled(half, images)
+            run = compile_prefix(half, images)
         took = time.perf_counter() - started
         if run is not None:
             ways["regraft bfloat16, compiled"] = ours(half, run, resolution, "bfloat16")
@@ -97,7 +102,7 @@ def network(name: str, resolution: int, trials: int, compiling: bool) -> dict[st
     alone = [float(line) for line in _child(name, resolution, trials).split()]
     rates["plain float32, memory not kept"] = spread(alone)
     return {
-        "multiply_adds": backbone.multiply_adds(quick, torch.zeros(1, 3, resolution, resolution)),
+        "multiply_adds": count_multiply_adds(quick, torch.zeros(1, 3, resolution, resolution)),
         "compile_seconds": took,
         "rates": rates,
     }
@@ -135,7 +140,7 @@ def main() -> None:
         run()
         print("\n".join(str(run()) for _ in range(options.trials)))
         return
-    machine.keep_memory()
+    tune_allocator()
     peak = peaks(options.trials)
     print(
         f"matrix product: float32 {peak['float32'] / 1e9:,.0f}, bfloat16 {peak['bfloat16'] / 1e9:,.0f} thousand million operations a second\n"

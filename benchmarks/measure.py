@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from regraft import machine
+from regraft.system.hardware import describe_environment
 
 REGRAFT = str(Path(sys.executable).with_name("regraft"))
 
@@ -57,7 +57,7 @@ def timed(words: Sequence[str], home: Path, cache: str = "cache") -> tuple[float
 
 def machine_line() -> str:
     """Return processor, cores and versions in a line."""
-    where = machine.environment()
+    where = describe_environment()
     versions = ", ".join(
         f"{name} {where['packages'][name]}" for name in ("torch", "timm", "lightning")
     )
@@ -68,4 +68,4 @@ def write(out: Path | None, **found: Any) -> None:
     """Print the machine, and write everything as JSON where a file is given."""
     print(machine_line())
     if out:
-        out.write_text(json.dumps({**found, "environment": machine.environment()}, indent=2))
+        out.write_text(json.dumps({**found, "environment": describe_environment()}, indent=2))

@@ -22,12 +22,18 @@ import torch
 from PIL import Image
 
 from measure import interleaved, timed, write
-from regraft import backbone, cache, machine, sources
-from regraft.data import Dataset
-from regraft.train.solve import solve
-from regraft.workflow import Settings
+from regraft.data.dataset import Dataset
+from regraft.data.load import load_dataset
+from regraft.features.extract import ModelInputs, extract_features
+from regraft.models.backbone import load_backbone
+from regraft.models.cut import Prefix
+from regraft.models.layers import cut_backbone
+from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.system.hardware import tune_allocator
+from regraft.training.linear import fit_linear_probe
 from regraft.workflow.parts import Part
 from regraft.workflow.planning import Wish, make
+from regraft.workflow.settings import Settings
 
 RESOLUTIONS = (32, 64, 96, 128)
 L2 = tuple(float(value) for value in np.geomspace(1e-4, 1.0, 10))
@@ -35,7 +41,7 @@ L2 = tuple(float(value) for value in np.geomspace(1e-4, 1.0, 10))
 
 def subset(cifar: str, home: Path, train: int, val: int) -> Path:
     """Write so many training and test images of CIFAR-10 as a Parquet folder with the parts train, val and test; returns it."""
-    data = sources.load(cifar, home)
+    data = load_dataset(cifar, home)
     split = data.split()
     folder = home / f"cifar-{train}-{val}"
     folder.mkdir()
@@ -97,24 +103,24 @@ def matrix(cifar: str, home: Path, images: tuple[int, int]) -> dict[str, Any]:
 
 def passes(cifar: str, home: Path, trials: int) -> dict[str, Any]:
     """One pass that takes all places beside one that takes the last only: 5,000 images at each resolution."""
-    data, found = sources.load(cifar, home), {}
+    data, found = load_dataset(cifar, home), {}
     part = Part("train", data.take(data.subset(data.split().train, 5000)), Settings(home=home))
     print("\n| px | last place only, s | all places, s | times |\n|---|---|---|---|")
     for side in RESOLUTIONS:
-        model = backbone.load(backbone.EMBEDDED, resolution=side)
+        model = load_backbone(DEFAULT_BACKBONE, resolution=side)
         plan = make(data, data.split(), Wish(resolution=side))
         look = part.look(model, plan)
         places = [*list(model.blocks)[:-1], "end"]
         frozen = {
-            "last": [backbone.cut(model, "head")[0]],
-            "all": [backbone.cut(model, "head", (place,))[0] for place in places],
+            "last": [cut_backbone(model, "head")[0]],
+            "all": [cut_backbone(model, "head", (place,))[0] for place in places],
         }
 
-        def once(prefixes: list[backbone.Prefix], look: cache.Look = look) -> float:
+        def once(prefixes: list[Prefix], look: ModelInputs = look) -> float:
             with tempfile.TemporaryDirectory(dir=home) as empty:
                 named = [(prefix, prefix.digest()) for prefix in prefixes]
                 started = time.perf_counter()
-                cache.together(named, look, Path(empty), compiling="off")
+                extract_features(named, look, Path(empty), compiling="off")
                 return time.perf_counter() - started
 
         seen = interleaved(
@@ -134,11 +140,11 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
     """The solved probe beside scikit-learn's LogisticRegression on the same features and L2 values."""
     from sklearn.linear_model import LogisticRegression
 
-    data: Dataset = sources.load(cifar, home)
+    data: Dataset = load_dataset(cifar, home)
     pool = np.sort(np.concatenate([data.split().train, data.split().val]))
     settings, parts = Settings(home=home), []
-    model = backbone.load(backbone.EMBEDDED, resolution=96)
-    prefix, _ = backbone.cut(model, "head")
+    model = load_backbone(DEFAULT_BACKBONE, resolution=96)
+    prefix, _ = cut_backbone(model, "head")
     plan = make(data, data.split(), Wish(resolution=96))
     for name, rows in (
         ("train", pool if count >= len(pool) else data.subset(pool, count)),
@@ -156,7 +162,7 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
     (x, y), (x_val, y_val) = parts
     tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
     started = time.perf_counter()
-    ours = solve(*tensors, len(data.classes), L2)
+    ours = fit_linear_probe(*tensors, len(data.classes), L2)
     took = time.perf_counter() - started
     rows = {row["l2"]: row["val_accuracy"] for row in ours.history}
     print(
@@ -273,7 +279,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    machine.keep_memory()
+    tune_allocator()
     cifar, found = str(Path(options.cifar).resolve()), dict[str, Any]()
     train, val = map(int, options.images.split(","))
     ways = {

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from measure import timed, write
-from regraft import backbone, recipes
+from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.plans.recipes import all_recipes, find_recipe
 
-LITE = ["--backbone", backbone.EMBEDDED]
+LITE = ["--backbone", DEFAULT_BACKBONE]
 LATE = [
     "--set",
     'until=["blocks.2.1", "blocks.3.2", "blocks.4.2", "blocks.5.0", "blocks.5.1", "blocks.5.2", "blocks.5.3", "blocks.6", "end"]',
@@ -74,9 +75,9 @@ def small(cifar: str, home: Path, only: list[str]) -> list[dict[str, Any]]:
     print(
         "\n| recipe | wall, s | val accuracy of 500 images | parameters trained | of |\n|---|---|---|---|---|"
     )
-    for name in only or recipes.every():
+    for name in only or all_recipes():
         weights = (
-            [] if recipes.find(name).plan.backbone == backbone.EMBEDDED else ["--weights", "random"]
+            [] if find_recipe(name).plan.backbone == DEFAULT_BACKBONE else ["--weights", "random"]
         )
         words = [
             "recipes",

@@ -46,11 +46,12 @@ def fitted(options: argparse.Namespace, threads: str, out: Path) -> Path:
 
 def beside(first: Path, other: Path) -> dict[str, Any]:
     """Return how two runs differ."""
-    from regraft import evaluate, run
+    from regraft.evaluation.scores import log_softmax
+    from regraft.runs.folder import load_run
 
-    runs = [run.load(path) for path in (first, other)]
+    runs = [load_run(path) for path in (first, other)]
     weights = [one.weights() for one in runs]
-    chances = [np.exp(evaluate.log_softmax(one.predictions()["logits"])) for one in runs]
+    chances = [np.exp(log_softmax(one.predictions()["logits"])) for one in runs]
     return {
         "same_bits": all(
             bool((value == weights[1][name]).all()) for name, value in weights[0].items()

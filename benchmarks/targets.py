@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from regraft import machine
+from regraft.system.hardware import describe_environment
 
 REGRAFT = str(Path(sys.executable).with_name("regraft"))
 
@@ -127,7 +127,7 @@ def main() -> None:
         print(
             f"{name:62} {median(values):10.4f}   {min(values):.4f} – {max(values):.4f}   ({len(values)})"
         )
-    where = machine.environment()
+    where = describe_environment()
     print(
         f"{where['processor']}, {where['cores']} cores, Python {where['python']}, {where['packages']}"
     )

@@ -28,73 +28,83 @@ from PIL import Image
 
 import regraft
 from measure import interleaved, write
-from regraft import backbone, cache, evaluate, machine, predict, run, views, workflow
-from regraft.data import ArrayImages, table
-from regraft.export import folder, parity
-from regraft.sources import streams
-from regraft.sources.decode import decoded
+from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.data.decode import decode_image
+from regraft.data.stream import count_images, iterate_images
+from regraft.evaluation.scores import log_softmax
+from regraft.exporting.parity import run_answers
+from regraft.exporting.timm_folder import timm_folder_answers
+from regraft.features.extract import ModelInputs, cached_pixels, extract_one
+from regraft.inference.classifier import Classifier
+from regraft.inference.network import restore_network
+from regraft.models import transforms
+from regraft.models.layers import cut_backbone
+from regraft.models.transforms import sample_ids
+from regraft.runs.folder import Run, load_run
+from regraft.system.hardware import tune_allocator
+from regraft.workflow.using import export_named, predict_to
 
 _LATENCIES = 50  # single images a trial
 
 
 def rates(
-    finished: run.Run, given: list[str], count: int, trials: int, home: Path
+    finished: Run, given: list[str], count: int, trials: int, home: Path
 ) -> dict[str, dict[str, float]]:
     """Return images a second of `predict` from encoded images, and of the frozen part over decoded ones."""
-    classifier = predict.Classifier(finished)
+    classifier = Classifier(finished)
     plan = finished.plan
-    pixels = np.stack([decoded(one.read()) for one in islice(streams.found(given), count)])
-    data = table(
+    pixels = np.stack([decode_image(one.read()) for one in islice(iterate_images(given), count)])
+    data = make_dataset(
         "pixels",
         np.arange(count) % 2,
         ["a", "b"],
         ArrayImages(pixels),
         keys=[f"{row:07}" for row in range(count)],
     )
-    model, _ = predict.restored(finished, classifier.device)
-    kept = cache.pixels(data, model.resolution, model.rules.interpolation, home)
-    look = cache.Look(
+    model, _ = restore_network(finished, classifier.device)
+    kept = cached_pixels(data, model.resolution, model.rules.interpolation, home)
+    look = ModelInputs(
         kept,
-        views.identities(data),
+        sample_ids(data),
         data.hashes,
         model.rules,
         model.resolution,
         precision=plan.precision,
     )
-    prefix, _ = backbone.cut(model, "head", plan.stages_taken, plan.flattens)
+    prefix, _ = cut_backbone(model, "head", plan.stages_taken, plan.flattens)
     turns = iter(range(1_000_000))
 
     def extraction() -> float:
         started = time.perf_counter()
-        cache.activations(prefix, f"turn-{next(turns)}", look, home, compiling="off")
+        extract_one(prefix, f"turn-{next(turns)}", look, home, compiling="off")
         return count / (time.perf_counter() - started)
 
     def predicting() -> float:
         started = time.perf_counter()
-        done = sum(1 for _ in classifier.stream(islice(streams.found(given), count)))
+        done = sum(1 for _ in classifier.stream(islice(iterate_images(given), count)))
         return done / (time.perf_counter() - started)
 
     def written() -> float:
         started = time.perf_counter()
-        told = workflow.predict_to(finished.path, given, home / "rows.parquet", overwrite=True)
+        told = predict_to(finished.path, given, home / "rows.parquet", overwrite=True)
         return float(told["rows"]) / (time.perf_counter() - started)
 
     ways: dict[str, Callable[[], float]] = {
         "extraction, decoded before": extraction,
         "predict, from encoded images": predicting,
     }
-    if count >= streams.count(given):
+    if count >= count_images(given):
         ways["predict --out, network put together anew"] = written
     return interleaved(ways, trials)
 
 
 def latencies(
-    finished: run.Run, made: Path, image: NDArray[np.uint8], trials: int
+    finished: Run, made: Path, image: NDArray[np.uint8], trials: int
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds from one decoded image to probabilities: medians of each turn."""
     exact, usual = (
-        predict.Classifier(finished, "cpu", "float32"),
-        predict.Classifier(finished, "cpu"),
+        Classifier(finished, "cpu", "float32"),
+        Classifier(finished, "cpu"),
     )
     model, _ = exact.network
     eager = timm.create_model(f"local-dir:{made / 'timm'}", pretrained=True).eval()
@@ -103,7 +113,7 @@ def latencies(
     def plainly() -> Any:
         with torch.inference_mode():
             return eager(
-                views.see(
+                transforms.transform(
                     torch.from_numpy(one),
                     torch.zeros(1, dtype=torch.int64),
                     model.rules,
@@ -127,20 +137,16 @@ def latencies(
 
 
 def parities(
-    finished: run.Run, made: Path, pixels: list[NDArray[np.uint8]]
+    finished: Run, made: Path, pixels: list[NDArray[np.uint8]]
 ) -> dict[str, dict[str, Any]]:
     """Return for each artefact the share of images with the run's class, and the largest difference of a probability."""
-    ours = np.exp(
-        evaluate.log_softmax(predict.Classifier(finished, "cpu", "float32").logits(pixels))
-    )
+    ours = np.exp(log_softmax(Classifier(finished, "cpu", "float32").logits(pixels)))
     session = _session(made / "run.onnx")
     said = {
-        "ONNX": parity.said(lambda images: session.run(None, {"images": images})[0], pixels),
-        "timm folder, the run's pixels": parity.said(folder.answers(made / "timm"), pixels),
-        "timm folder, timm's transform": parity.said(_transformed(made / "timm"), pixels),
-        "run as fitted": np.exp(
-            evaluate.log_softmax(predict.Classifier(finished, "cpu").logits(pixels))
-        ),
+        "ONNX": run_answers(lambda images: session.run(None, {"images": images})[0], pixels),
+        "timm folder, the run's pixels": run_answers(timm_folder_answers(made / "timm"), pixels),
+        "timm folder, timm's transform": run_answers(_transformed(made / "timm"), pixels),
+        "run as fitted": np.exp(log_softmax(Classifier(finished, "cpu").logits(pixels))),
     }
     return {
         name: {
@@ -205,7 +211,7 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    machine.keep_memory()
+    tune_allocator()
     with tempfile.TemporaryDirectory() as home:
         measure(options, Path(home))
 
@@ -214,7 +220,7 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     """Measure everything, with `home` for what is left by the way."""
     os.environ.setdefault("REGRAFT_CACHE", str(home / "cache"))
     finished = (
-        run.load(options.run)
+        load_run(options.run)
         if options.run
         else regraft.fit(
             options.cifar,
@@ -227,20 +233,18 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     )
     test = [str(path) for path in sorted(options.cifar.glob("test*.parquet"))]
     told = {
-        kind: workflow.export_named(finished.path, kind, home / name)
+        kind: export_named(finished.path, kind, home / name)
         for kind, name in (("onnx", "run.onnx"), ("timm", "timm"))
     }
     if options.int8:
-        told["int8"] = workflow.export_named(
-            finished.path, "onnx", home / "run.int8.onnx", int8=True
-        )
+        told["int8"] = export_named(finished.path, "onnx", home / "run.int8.onnx", int8=True)
     found = rates(finished, test, options.images, options.trials, home)
     base = found["extraction, decoded before"]["median"]
     for name, rate in found.items():
         print(
             f"{name:44} {rate['median']:9,.0f} images/s   {rate['smallest']:,.0f} – {rate['largest']:,.0f}   {rate['median'] / base:5.2f} of extraction"
         )
-    pixels = [decoded(one.read()) for one in islice(streams.found(test), options.images)]
+    pixels = [decode_image(one.read()) for one in islice(iterate_images(test), options.images)]
     late = latencies(finished, home, pixels[0], options.trials)
     slow = late["eager PyTorch (timm, float32)"]["median"]
     for name, ms in late.items():

@@ -52,14 +52,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def plan_fields() -> str:
     """Return the table of a plan's fields."""
-    from regraft.plan import Plan
+    from regraft.plans.schema import Plan
 
     return _fields(Plan)
 
 
 def phase_fields() -> str:
     """Return the table of a phase's fields."""
-    from regraft.plan import Phase
+    from regraft.plans.schema import Phase
 
     return _fields(Phase)
 
@@ -131,14 +131,14 @@ def _toml(value: Any) -> str:
 
 def example() -> str:
     """Return a whole plan as TOML, every field with its description behind it."""
-    from regraft import techniques
-    from regraft.data import DataFacts
-    from regraft.plan import ModelFacts, Phase, Plan
+    from regraft.data.dataset import DatasetInfo
+    from regraft.plans.schema import ModelInfo, Phase, Plan
+    from regraft.plans.techniques import make_technique_plan
 
     stages = ("conv1", "layer1", "layer2", "layer3", "layer4")
-    model = ModelFacts("resnet50", stages, stages, frozenset(stages), 224, False)
-    plan = techniques.make(
-        "probe-then-fine-tune", model, DataFacts("photos", 3000, ("cat", "dog"), (480, 640))
+    model = ModelInfo("resnet50", stages, stages, frozenset(stages), 224, False)
+    plan = make_technique_plan(
+        "probe-then-fine-tune", model, DatasetInfo("photos", 3000, ("cat", "dog"), (480, 640))
     )
     blocks = [list(_commented(Plan, plan, {"phases"}))]
     for number, phase in enumerate(plan.phases):
@@ -165,7 +165,7 @@ def verbs() -> str:
     """Return every verb with its arguments and flags."""
     import typer
 
-    from regraft.cli import app
+    from regraft.cli.main import app
 
     return "\n\n".join(_verb(typer.main.get_command(app), "regraft", None))
 

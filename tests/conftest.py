@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regraft import data
-from regraft.cli import main
+from regraft.cli.main import main
+from regraft.data.dataset import ArrayImages, Dataset, make_dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = "test_resnet"
@@ -26,7 +26,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def toy(images: int = 120, classes: int = 3, side: int = 16, seed: int = 0) -> data.Dataset:
+def toy(images: int = 120, classes: int = 3, side: int = 16, seed: int = 0) -> Dataset:
     """Return images whose class is the place and colour of a bright square; easy to learn."""
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % classes
@@ -35,12 +35,12 @@ def toy(images: int = 120, classes: int = 3, side: int = 16, seed: int = 0) -> d
     for image, label in zip(pixels, labels, strict=True):
         start = (label % 3) * third
         image[start : start + third, start : start + third, label % 3] = 255
-    return data.table(
-        "toy", labels, [f"class{number}" for number in range(classes)], data.ArrayImages(pixels)
+    return make_dataset(
+        "toy", labels, [f"class{number}" for number in range(classes)], ArrayImages(pixels)
     )
 
 
-def write_folder(root: Path, dataset: data.Dataset, parts: bool = False) -> Path:
+def write_folder(root: Path, dataset: Dataset, parts: bool = False) -> Path:
     """Write a dataset as a folder of class folders of PNG files."""
     for row, (label, image) in enumerate(
         zip(dataset.labels, dataset.images.read(np.arange(len(dataset))), strict=True)
@@ -66,7 +66,7 @@ def shared_data() -> Path:
     return SHARED
 
 
-def reading(dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+def reading(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Return the files of a folder's images in the order of its rows, and a list to which every file that is decoded from now on is added."""
     kind, read = type(dataset.images), list[str]()
     original = kind.read

@@ -10,9 +10,18 @@ import timm
 import torch
 from torch import nn
 
-from regraft import backbone
-from regraft.backbone import source as sources
 from regraft.errors import UserError
+from regraft.models.backbone import Backbone, load_backbone
+from regraft.models.layers import (
+    cut_backbone,
+    describe_layers,
+    distance_to_head,
+    earliest_layer,
+    layer_multiply_adds,
+)
+from regraft.models.optimize import fuse_conv_bn
+from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
+from regraft.plans.schema import InputRules
 
 TINY = [
     "test_byobnet",
@@ -62,7 +71,7 @@ def side(name: str) -> int | None:
     )
 
 
-def cuts(source: backbone.Backbone) -> list[str]:
+def cuts(source: Backbone) -> list[str]:
     stages = list(source.stages)
     return list(dict.fromkeys(["all", stages[len(stages) // 3], stages[-1], "head"]))
 
@@ -76,12 +85,12 @@ def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_t
 ):
     seen = 0
     for name in FAMILIES:
-        source = backbone.load(name, "random", side(name))
+        source = load_backbone(name, "random", side(name))
         torch.manual_seed(0)
         images = torch.randn(2, 3, source.resolution, source.resolution)
         whole = set(tensors(source.model))
         for train in cuts(source):
-            prefix, suffix = backbone.cut(source, train)
+            prefix, suffix = cut_backbone(source, train)
             suffix.eval()
             features = tuple(value.clone() for value in prefix(images))
             with torch.no_grad():
@@ -110,8 +119,8 @@ def test_the_halves_make_the_whole_own_everything_once_and_gradients_reach_all_t
 
 def test_a_frozen_part_never_changes_whatever_is_done_to_it() -> None:
     for name in TINY:
-        source = backbone.load(name, "random", side(name))
-        prefix, suffix = backbone.cut(source, list(source.stages)[-1])
+        source = load_backbone(name, "random", side(name))
+        prefix, suffix = cut_backbone(source, list(source.stages)[-1])
         before = prefix.digest()
         model = nn.ModuleList([prefix, suffix]).train()
         assert not any(module.training for module in prefix.modules())
@@ -126,8 +135,8 @@ def test_a_frozen_part_never_changes_whatever_is_done_to_it() -> None:
 
 
 def test_the_digest_sees_one_flipped_bit_and_the_statistics() -> None:
-    source = backbone.load("test_resnet", "random", 64)
-    prefix, _ = backbone.cut(source, "head")
+    source = load_backbone("test_resnet", "random", 64)
+    prefix, _ = cut_backbone(source, "head")
     seen = {prefix.digest()}
     with torch.no_grad():
         next(prefix.parameters()).view(-1)[0] += 1e-3
@@ -139,7 +148,7 @@ def test_the_digest_sees_one_flipped_bit_and_the_statistics() -> None:
 
 def test_the_cut_slides_past_pooling_so_that_little_is_kept() -> None:
     found = {
-        name: backbone.cut(backbone.load(name, "random", 64), "head")[0].shapes
+        name: cut_backbone(load_backbone(name, "random", 64), "head")[0].shapes
         for name in ("densenet121", "tf_efficientnet_lite0", "test_vit")
     }
     assert found == {
@@ -150,25 +159,25 @@ def test_the_cut_slides_past_pooling_so_that_little_is_kept() -> None:
 
 
 def test_features_may_be_taken_anywhere_and_side_by_side() -> None:
-    source = backbone.load("tf_efficientnet_lite0", "random", 64)
+    source = load_backbone("tf_efficientnet_lite0", "random", 64)
     images = torch.randn(2, 3, 64, 64)
-    one = backbone.cut(source, "head", ["blocks.3"])[0](images)[0]
-    two = backbone.cut(source, "head", ["blocks.5"])[0](images)[0]
-    both = backbone.cut(source, "head", ["blocks.3", "blocks.5"])[0](images)[0]
+    one = cut_backbone(source, "head", ["blocks.3"])[0](images)[0]
+    two = cut_backbone(source, "head", ["blocks.5"])[0](images)[0]
+    both = cut_backbone(source, "head", ["blocks.3", "blocks.5"])[0](images)[0]
     assert torch.equal(both, torch.cat([one, two], dim=1))
-    flat = backbone.cut(source, "head", ["blocks.5"], flatten=True)[0](images)[0]
+    flat = cut_backbone(source, "head", ["blocks.5"], flatten=True)[0](images)[0]
     assert torch.allclose(flat.view(2, 192, -1).mean(dim=2), two, atol=1e-5)
 
 
 def test_what_lies_behind_the_place_of_the_features_is_cut_off() -> None:
-    source = backbone.load("vgg11_bn", "random", 64)
-    prefix, suffix = backbone.cut(source, "features.8", ["features.15"])
+    source = load_backbone("vgg11_bn", "random", 64)
+    prefix, suffix = cut_backbone(source, "features.8", ["features.15"])
     names = {name for name, _ in (*prefix.named_parameters(), *suffix.named_parameters())}
     assert not any("pre_logits" in name or "features.25" in name for name in names)
     with pytest.raises(
         UserError, match="Training was to start at 'features.22', which lies after 'features.15'"
     ):
-        backbone.cut(source, "features.22", ["features.15"])
+        cut_backbone(source, "features.22", ["features.15"])
 
 
 def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
@@ -182,10 +191,8 @@ def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
             return self.c(nn.functional.dropout(self.b(frozen), 0.5, training=self.training))
 
     net = Net()
-    made = sources.Backbone(
-        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
-    prefix, suffix = backbone.cut(made, "b")
+    made = Backbone("net", net, InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    prefix, suffix = cut_backbone(made, "b")
     features = tuple(value.clone() for value in prefix(torch.ones(64, 3, 8, 8)))
     assert torch.equal(features[0][0], features[0][1])  # off in the frozen part, whatever the mode
     assert torch.equal(suffix.eval()(*features)[0], suffix(*features)[1])
@@ -201,10 +208,8 @@ def test_dropout_between_the_halves_stays_on_the_trained_side() -> None:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    made = sources.Backbone(
-        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
-    prefix, suffix = backbone.cut(made, "1")
+    made = Backbone("net", net, InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
+    prefix, suffix = cut_backbone(made, "1")
     assert not any(
         isinstance(module, nn.ReLU) for module in suffix.modules()
     )  # slid over the border
@@ -223,11 +228,9 @@ def test_a_module_on_both_sides_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return self.a(self.b(self.a(x))).mean((2, 3))
 
-    made = sources.Backbone(
-        "twice", Twice(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
+    made = Backbone("twice", Twice(), InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
     with pytest.raises(UserError, match="used on both sides of the cut"):
-        backbone.cut(made, "b")
+        cut_backbone(made, "b")
 
 
 def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
@@ -235,17 +238,15 @@ def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return x if x.sum() > 0 else -x
 
-    made = sources.Backbone(
-        "wild", Wild(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
+    made = Backbone("wild", Wild(), InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False)
     with pytest.raises(UserError, match="cannot be traced by torch.fx"):
-        backbone.cut(made, "all")
+        cut_backbone(made, "all")
 
 
 def test_the_embedded_weights_are_complete_and_its_rules_follow_them() -> None:
-    source = backbone.load("tf_efficientnet_lite0", resolution=64)
-    assert source.rules == sources.InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
-    other = backbone.load("tf_efficientnet_lite0", "random", 64)
+    source = load_backbone("tf_efficientnet_lite0", resolution=64)
+    assert source.rules == InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    other = load_backbone("tf_efficientnet_lite0", "random", 64)
     same = [
         key
         for key, value in source.model.state_dict().items()
@@ -256,7 +257,7 @@ def test_the_embedded_weights_are_complete_and_its_rules_follow_them() -> None:
 
 def test_random_weights_follow_the_seed() -> None:
     digests = [
-        backbone.cut(backbone.load("test_resnet", "random", 64, seed), "head")[0].digest()
+        cut_backbone(load_backbone("test_resnet", "random", 64, seed), "head")[0].digest()
         for seed in (0, 0, 1)
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -264,32 +265,32 @@ def test_random_weights_follow_the_seed() -> None:
 
 def test_the_ladder_adds_up() -> None:
     for name in ("tf_efficientnet_lite0", "densenet121", "test_vit"):
-        source = backbone.load(name, "random", side(name))
+        source = load_backbone(name, "random", side(name))
         for fine in (False, True):
-            rungs = backbone.ladder(source, fine)
+            rungs = describe_layers(source, fine)
             named = {key for key, _ in source.model.named_parameters() if "." in key}
             assert sum(rung.parameters for rung in rungs) == sum(
                 p.numel() for key, p in source.model.named_parameters() if key in named
             )
             assert all(rung.map_bytes > 0 and rung.multiply_adds >= 0 for rung in rungs)
-    lite = backbone.ladder(backbone.load("tf_efficientnet_lite0", "random", 224))
+    lite = describe_layers(load_backbone("tf_efficientnet_lite0", "random", 224))
     assert (
         380e6 < sum(rung.multiply_adds for rung in lite) < 420e6
     )  # the paper of EfficientNet-Lite0 says 407 M with its classifier
 
 
 def test_depth_counts_stages_from_the_head() -> None:
-    source = backbone.load("test_resnet", "random", 64)
-    below = backbone.depth(source)
+    source = load_backbone("test_resnet", "random", 64)
+    below = distance_to_head(source)
     assert below("layer4.0.conv1.weight") == 1
     assert below("layer1.0.conv1.weight") == 4
     assert below("conv1.weight") == 5
-    assert backbone.earliest(source, ["head", "layer3", "layer2"]) == "layer2"
-    assert backbone.earliest(source, ["layer2", "all"]) == "all"
+    assert earliest_layer(source, ["head", "layer3", "layer2"]) == "layer2"
+    assert earliest_layer(source, ["layer2", "all"]) == "all"
 
 
 def test_weights_come_from_files(tmp_path: Path) -> None:
-    model = backbone.load("test_resnet", "random", 64, seed=5).model
+    model = load_backbone("test_resnet", "random", 64, seed=5).model
     state = model.state_dict()
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     torch.save(
@@ -298,12 +299,12 @@ def test_weights_come_from_files(tmp_path: Path) -> None:
     with_head = {**state, "fc.weight": torch.zeros(7, 96), "fc.bias": torch.zeros(7)}
     torch.save(with_head, tmp_path / "head.pth")
     for file in ("w.safetensors", "w.pth", "head.pth"):
-        found = backbone.load("test_resnet", str(tmp_path / file), 64).model.state_dict()
+        found = load_backbone("test_resnet", str(tmp_path / file), 64).model.state_dict()
         assert all(torch.equal(found[key], value) for key, value in state.items()), file
 
 
 def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    state = backbone.load("test_resnet", "random", 64).model.state_dict()
+    state = load_backbone("test_resnet", "random", 64).model.state_dict()
     first = next(iter(state))
     torch.save(
         {key: value for key, value in state.items() if key != first}, tmp_path / "missing.pth"
@@ -322,7 +323,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_sentence(tmp_path: Path) -> No
     }
     for file, says in cases.items():
         with pytest.raises(UserError) as caught:
-            backbone.load("test_resnet", str(tmp_path / file), 64)
+            load_backbone("test_resnet", str(tmp_path / file), 64)
         assert says in str(caught.value), file
     assert len(cases) == 6
 
@@ -333,7 +334,7 @@ def test_without_a_network_three_ways_out_are_named(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(UserError) as caught:
-        backbone.load("resnet50")
+        load_backbone("resnet50")
     text = str(caught.value)
     assert all(
         way in text
@@ -343,27 +344,27 @@ def test_without_a_network_three_ways_out_are_named(monkeypatch: pytest.MonkeyPa
 
 def test_unknown_names_and_impossible_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="No backbone is called 'resnet5'. Did you mean"):
-        backbone.load("resnet5")
+        load_backbone("resnet5")
     with pytest.raises(UserError, match="cannot take images of 32 px"):
-        backbone.cut(backbone.load("inception_v3", "random", 32), "head")
+        cut_backbone(load_backbone("inception_v3", "random", 32), "head")
     with pytest.raises(UserError, match="has no stage 'layer9'. Nearest: layer"):
-        backbone.cut(backbone.load("test_resnet", "random", 64), "layer9")
+        cut_backbone(load_backbone("test_resnet", "random", 64), "layer9")
 
 
 def test_the_digest_sees_settings_that_are_no_weights() -> None:
     one, other = (
-        backbone.load(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0")
+        load_backbone(name, "random", 64) for name in ("efficientnet_b0", "tf_efficientnet_b0")
     )
     other.model.load_state_dict(
         one.model.state_dict()
     )  # the same numbers, but other padding and other epsilons
-    assert backbone.cut(one, "head")[0].digest() != backbone.cut(other, "head")[0].digest()
+    assert cut_backbone(one, "head")[0].digest() != cut_backbone(other, "head")[0].digest()
 
 
 def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() -> None:
     fewer = 0
     for name in FAMILIES:
-        source = backbone.load(name, "random", side(name))
+        source = load_backbone(name, "random", side(name))
         torch.manual_seed(1)
         for module in source.model.modules():
             if (
@@ -373,9 +374,9 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() ->
             ):
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2)
-        prefix, _ = backbone.cut(source, "head")
+        prefix, _ = cut_backbone(source, "head")
         before = prefix.digest()
-        quick = backbone.folded(prefix)
+        quick = fuse_conv_bn(prefix)
         images = torch.randn(2, 3, source.resolution, source.resolution)
         for one, other in zip(prefix(images), quick(images), strict=True):
             assert float((one - other).norm()) <= 1e-4 * float(one.norm()), name
@@ -391,38 +392,38 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_original_alone() ->
 def test_the_word_end_means_the_end_of_the_network_alone_or_among_places() -> None:
     seen = 0
     for name in ("test_resnet", "test_efficientnet", "test_vit"):
-        source = backbone.load(name, "random", 32 if "vit" not in name else None)
+        source = load_backbone(name, "random", 32 if "vit" not in name else None)
         images = torch.randn(2, 3, source.resolution, source.resolution)
         place = list(source.blocks)[1]
-        apart = [backbone.cut(source, "head", (one,))[0](images)[0] for one in (place, "end")]
-        together = backbone.cut(source, "head", (place, "end"))[0](images)[0]
+        apart = [cut_backbone(source, "head", (one,))[0](images)[0] for one in (place, "end")]
+        together = cut_backbone(source, "head", (place, "end"))[0](images)[0]
         assert torch.equal(torch.cat(apart, dim=1), together)
-        assert torch.equal(apart[1], backbone.cut(source, "head")[0](images)[0])
+        assert torch.equal(apart[1], cut_backbone(source, "head")[0](images)[0])
         seen += 1
     assert seen == 3
 
 
 def test_the_work_of_all_blocks_is_that_of_all_stages() -> None:
-    source = backbone.load("test_resnet", "random", 32)
-    blocks, stages = backbone.work(source, fine=True), backbone.work(source)
+    source = load_backbone("test_resnet", "random", 32)
+    blocks, stages = layer_multiply_adds(source, fine=True), layer_multiply_adds(source)
     assert list(blocks) == list(source.blocks)
     assert sum(blocks.values()) == sum(stages.values()) > 0
-    assert {place.name: place.multiply_adds for place in backbone.ladder(source)} == stages
-    assert sum(backbone.work(source.at(64)).values()) == pytest.approx(
+    assert {place.name: place.multiply_adds for place in describe_layers(source)} == stages
+    assert sum(layer_multiply_adds(source.at(64)).values()) == pytest.approx(
         4 * sum(stages.values()), rel=0.05
     )
 
 
 def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> None:
-    weight, bias = backbone.classifier(backbone.EMBEDDED, "pretrained")  # type: ignore[misc]
+    weight, bias = source_classifier(DEFAULT_BACKBONE, "pretrained")  # type: ignore[misc]
     assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))
     whole = timm.create_model("test_resnet", num_classes=7)
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
-    weight, bias = backbone.classifier("test_resnet", str(tmp_path / "whole.pth"))  # type: ignore[misc]
+    weight, bias = source_classifier("test_resnet", str(tmp_path / "whole.pth"))  # type: ignore[misc]
     assert torch.equal(weight, whole.get_classifier().weight)  # type: ignore[union-attr]
-    source = backbone.load("test_resnet", str(tmp_path / "whole.pth"))
+    source = load_backbone("test_resnet", str(tmp_path / "whole.pth"))
     images = torch.randn(2, 3, source.resolution, source.resolution)
-    said = torch.nn.functional.linear(backbone.cut(source, "head")[0](images)[0], weight, bias)
+    said = torch.nn.functional.linear(cut_backbone(source, "head")[0](images)[0], weight, bias)
     assert torch.allclose(
         said, whole.eval()(images), atol=1e-5
     )  # it takes the features at the end of the network
@@ -430,8 +431,8 @@ def test_the_classifier_comes_with_its_weights_or_not_at_all(tmp_path: Path) -> 
         {key: value for key, value in whole.state_dict().items() if not key.startswith("fc")},
         tmp_path / "body.pth",
     )
-    assert backbone.classifier("test_resnet", str(tmp_path / "body.pth")) is None
-    assert backbone.classifier("test_resnet", "random") is None
+    assert source_classifier("test_resnet", str(tmp_path / "body.pth")) is None
+    assert source_classifier("test_resnet", "random") is None
 
 
 def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
@@ -439,17 +440,17 @@ def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
         ("tf_efficientnet_lite0", "blocks.6", "conv_head"),
         ("test_vit", "blocks.5", "norm"),
     ):
-        source = backbone.load(name, "random")
+        source = load_backbone(name, "random")
         assert list(source.blocks)[-2:] == [last, tail]
         assert (
             list(source.stages)[-1] == last
         )  # a stage keeps its tail: training it trains the tail too
         images = torch.randn(1, 3, source.resolution, source.resolution)
         block, end = (
-            backbone.cut(source, "head", (place,))[0](images)[0] for place in (last, tail)
+            cut_backbone(source, "head", (place,))[0](images)[0] for place in (last, tail)
         )
         assert block.shape != end.shape or not torch.equal(block, end)
-        assert sum(p.numel() for p in backbone.cut(source, last)[1].parameters()) == sum(
+        assert sum(p.numel() for p in cut_backbone(source, last)[1].parameters()) == sum(
             p.numel()
             for key, p in source.model.named_parameters()
             if key.startswith((last + ".", "conv_head", "bn2", "norm.", "fc_norm"))
@@ -457,6 +458,6 @@ def test_what_lies_behind_the_last_block_is_a_place_of_its_own() -> None:
 
 
 def test_a_flattened_head_takes_the_last_map_with_the_tail_before_it() -> None:
-    source = backbone.load("tf_efficientnet_lite0", "random", 96)
-    assert backbone.cut(source, "head", flatten=True)[0].shapes[0].numel() == 1280 * 3 * 3
-    assert backbone.cut(source, "head")[0].shapes[0].numel() == 1280
+    source = load_backbone("tf_efficientnet_lite0", "random", 96)
+    assert cut_backbone(source, "head", flatten=True)[0].shapes[0].numel() == 1280 * 3 * 3
+    assert cut_backbone(source, "head")[0].shapes[0].numel() == 1280

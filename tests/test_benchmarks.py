@@ -57,15 +57,18 @@ def test_without_a_gpu_its_benchmark_says_so_and_ends_well() -> None:
 def test_the_eight_frozen_plans_are_eight_different_ones_and_freeze_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from regraft import backbone, techniques
-    from regraft.data import DataFacts
+    from regraft.data.dataset import DatasetInfo
+    from regraft.models.backbone import model_info
+    from regraft.models.weights import DEFAULT_BACKBONE
+    from regraft.plans.techniques import make_technique_plan
 
     monkeypatch.syspath_prepend(str(HERE))
     from frozen_plans import EIGHT
 
-    facts = backbone.facts(backbone.EMBEDDED)
+    facts = model_info(DEFAULT_BACKBONE)
     plans = [
-        techniques.make(way, facts, DataFacts("cifar", 5000, ("a", "b"), (32, 32))) for way in EIGHT
+        make_technique_plan(way, facts, DatasetInfo("cifar", 5000, ("a", "b"), (32, 32)))
+        for way in EIGHT
     ]
     assert len({plan.digest for plan in plans}) == len(plans) == 8
     assert all(phase.train == "head" for plan in plans for phase in plan.phases)

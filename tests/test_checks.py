@@ -11,8 +11,13 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, toy, write_folder
-from regraft import checks, data, sources, workflow
-from regraft.workflow import Settings, Wish
+from regraft.checks.duplicates import exact_duplicates, near_duplicates
+from regraft.checks.labels import find_suspect_labels
+from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.data.load import load_dataset
+from regraft.workflow.checking import check, doubt
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
 
 
 def cloud(n: int = 600, d: int = 40, classes: int = 5, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -27,7 +32,7 @@ def test_exact_duplicates_are_the_groups_with_equal_hashes() -> None:
     seen = 0
     for _ in range(200):
         hashes = rng.integers(0, 30, rng.integers(2, 40)).astype(str)
-        found = checks.exact(hashes)
+        found = exact_duplicates(hashes)
         assert all(
             len(group) > 1 and len(set(hashes[group])) == 1 and group == sorted(group)
             for group in found
@@ -65,7 +70,7 @@ def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: s
         again = pixels[planted[:, 0]][:, :, :: -1 if by == "mirrored" else 1]
         pixels[planted[:, 1]] = np.clip(again * 0.8 + 20 + rng.normal(0, 4, again.shape), 0, 255)
     hashes = np.arange(n).astype(str)
-    found = checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes)
+    found = near_duplicates([pixels[: n // 3], pixels[n // 3 :]], features, hashes)
     assert {tuple(one["rows"]) for one in found} == {
         tuple(sorted(pair)) for pair in planted.tolist()
     }
@@ -74,13 +79,13 @@ def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: s
         (one["cosine"] for one in found), reverse=True
     )
     hashes[planted[:, 1]] = hashes[planted[:, 0]]
-    assert checks.near([pixels[: n // 3], pixels[n // 3 :]], features, hashes) == []
+    assert near_duplicates([pixels[: n // 3], pixels[n // 3 :]], features, hashes) == []
 
 
 def test_images_of_one_colour_are_no_duplicates_of_each_other() -> None:
     pixels = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in range(20, 30)])
     assert (
-        checks.near(
+        near_duplicates(
             [pixels], np.random.default_rng(0).normal(0, 1, (10, 64)), np.arange(10).astype(str)
         )
         == []
@@ -95,10 +100,10 @@ def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> Non
         flipped = rng.choice(len(labels), 16, replace=False)
         wrong = labels.copy()
         wrong[flipped] = (labels[flipped] + rng.integers(1, 5, 16)) % 5
-        found = checks.suspects(features, wrong, 5)
+        found = find_suspect_labels(features, wrong, 5)
         assert np.isin(flipped, found.ranking[:32]).mean() >= 0.75
         assert sorted(found.ranking.tolist()) == list(range(800))
-        clean = checks.suspects(features, labels, 5)
+        clean = find_suspect_labels(features, labels, 5)
         assert clean.count < found.count
         assert clean.count < 0.1 * 800
         assert (found.said[flipped] == labels[flipped]).mean() > 0.7
@@ -109,7 +114,7 @@ def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> Non
 def test_a_rare_class_and_its_absence_do_not_trip_the_ranking() -> None:
     features, labels = cloud(200)
     labels[labels == 4] = 3
-    found = checks.suspects(features, labels, 5)
+    found = find_suspect_labels(features, labels, 5)
     assert len(found.ranking) == 200
     assert np.isfinite(found.chances).all()
 
@@ -175,7 +180,7 @@ def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> 
 
 
 def test_clean_images_are_said_to_be_clean(tmp_path: Path) -> None:
-    found = workflow.check(
+    found = check(
         toy(300, side=24),
         Wish(backbone=TINY, weights="random", resolution=32),
         Settings(home=tmp_path),
@@ -187,7 +192,7 @@ def test_clean_images_are_said_to_be_clean(tmp_path: Path) -> None:
 def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real_images(
     shared_data: Path, tmp_path: Path
 ) -> None:
-    images = sources.load(str(shared_data / "cifar10"), tmp_path)
+    images = load_dataset(str(shared_data / "cifar10"), tmp_path)
     rows = images.subset(np.flatnonzero(images.parts == "train"), 1500, 0)
     small = images.take(np.sort(rows))
     pixels = np.stack(small.images.read(np.arange(len(small))))
@@ -199,10 +204,10 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
     donors, victims = np.flatnonzero(parts == "train")[:50], np.flatnonzero(parts == "test")[:50]
     pixels[victims], labels[victims] = pixels[donors], labels[donors]
     keys = [f"{number:05}" for number in range(len(small))]
-    made = data.table(
-        "planted", labels, list(small.classes), data.ArrayImages(pixels), keys=keys, parts=parts
+    made = make_dataset(
+        "planted", labels, list(small.classes), ArrayImages(pixels), keys=keys, parts=parts
     )
-    found = workflow.check(made, Wish(resolution=64), Settings(home=tmp_path)).told
+    found = check(made, Wish(resolution=64), Settings(home=tmp_path)).told
     assert found["across"]["exact"] == 50
     first = {one["key"] for one in found["suspects"][: int(0.06 * len(small))]}
     hits = sum(f"{row:05}" in first for row in flipped if row not in victims)
@@ -213,5 +218,5 @@ def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look
     None
 ):
     told = {"label": "a", "said": "a", "chance_label": 0.6, "chance_said": 0.6}
-    assert workflow.checking.doubt(told) == "is not clearly that (60%)"
-    assert workflow.checking.doubt({**told, "said": "b"}) == "looks like b (60%)"
+    assert doubt(told) == "is not clearly that (60%)"
+    assert doubt({**told, "said": "b"}) == "looks like b (60%)"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import toy
-from regraft import data
+from regraft.data.dataset import PARTS, TEST_SHARE, VAL_SHARE, ArrayImages, Dataset, make_dataset
 from regraft.errors import UserError
 
 
@@ -17,7 +17,7 @@ def named(
     parts: list[str] | None = None,
     groups: list[str] | None = None,
     order: np.ndarray | None = None,
-) -> data.Dataset:
+) -> Dataset:
     """Return a dataset with so many images of each class, keys independent of the order of rows."""
     labels = np.repeat(np.arange(len(counts)), counts)
     keys = np.array([f"{label}/{row:05}" for row, label in enumerate(labels)])
@@ -25,11 +25,11 @@ def named(
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(labels)) % 251
     chosen = lambda given: None if given is None else [given[row] for row in order]  # noqa: E731
-    return data.table(
+    return make_dataset(
         "made",
         labels[order],
         [f"c{n}" for n in range(len(counts))],
-        data.ArrayImages(pixels[order]),
+        ArrayImages(pixels[order]),
         keys[order],
         chosen(parts),
         chosen(groups),
@@ -45,7 +45,7 @@ def test_parts_are_disjoint_whole_stratified_and_hold_every_class(
     split = made.split(seed)
     rows = np.concatenate([split.train, split.val, split.test])
     assert sorted(rows) == list(range(len(made)))
-    for part, share in (("test", data.TEST_SHARE), ("val", data.VAL_SHARE)):
+    for part, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
         for label, count in enumerate(counts):
             there = int((made.labels[split[part]] == label).sum())
             assert there >= 1
@@ -74,7 +74,7 @@ def test_added_images_hardly_ever_move_another() -> None:
         parts = []
         for made in (before, after):
             split = made.split(seed)
-            parts.append({str(made.keys[row]): part for part in data.PARTS for row in split[part]})
+            parts.append({str(made.keys[row]): part for part in PARTS for row in split[part]})
         shared = {key for key in parts[0] if key.startswith("0/")}
         moved += sum(parts[0][key] != parts[1][key] for key in shared)
         seen += len(shared)
@@ -96,7 +96,7 @@ def test_groups_are_never_torn_apart() -> None:
     groups = [f"g{row % 17}" for row in range(200)]
     made = named([100, 100], groups=groups)
     split = made.split()
-    homes = [{str(made.groups[row]) for row in split[part]} for part in data.PARTS]
+    homes = [{str(made.groups[row]) for row in split[part]} for part in PARTS]
     assert not homes[0] & homes[1]
     assert not homes[0] & homes[2]
     assert not homes[1] & homes[2]
@@ -121,7 +121,7 @@ def test_identical_images_without_names_fall_into_the_same_part() -> None:
     labels = np.concatenate(
         [np.arange(200) % 2, np.arange(100) % 2, np.arange(50) % 2, 1 - np.arange(20) % 2]
     )  # the last ones under the other class
-    made = data.table("twins", labels, ["a", "b"], data.ArrayImages(images))
+    made = make_dataset("twins", labels, ["a", "b"], ArrayImages(images))
     for seed in range(20):
         split = made.split(seed)
         parts = [set(made.hashes[split[part]].tolist()) for part in ("train", "val", "test")]
@@ -141,11 +141,11 @@ def test_an_image_that_is_there_too_often_is_for_training() -> None:
     for copies in (13, 30, 60, 200):
         images = rng.integers(0, 255, (100, 4, 4, 3), dtype=np.uint8)
         images = np.concatenate([images, np.repeat(images[:1], copies - 1, axis=0)])
-        made = data.table(
+        made = make_dataset(
             "blank",
             np.concatenate([np.arange(100) % 2, np.zeros(copies - 1, int)]),
             ["a", "b"],
-            data.ArrayImages(images),
+            ArrayImages(images),
         )
         often = Counter(made.hashes.tolist()).most_common(1)[0][0]
         for seed in range(20):
@@ -161,7 +161,7 @@ def test_a_class_of_hardly_different_images_is_in_every_part() -> None:
         images = np.zeros((60, 2, 2, 3), np.uint8)
         images[:, 0, 0, 0] = np.arange(60) % different
         images[30:, 1, 1] = np.arange(30)[:, None] + 1
-        made = data.table("few", [0] * 30 + [1] * 30, ["a", "b"], data.ArrayImages(images))
+        made = make_dataset("few", [0] * 30 + [1] * 30, ["a", "b"], ArrayImages(images))
         for seed in range(10):
             split = made.split(seed)
             assert all(
@@ -176,8 +176,8 @@ def test_a_table_without_images_says_so() -> None:
 
 
 def test_identical_images_get_different_keys() -> None:
-    made = data.table(
-        "same", [0, 0, 0, 1, 1, 1], ["a", "b"], data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
+    made = make_dataset(
+        "same", [0, 0, 0, 1, 1, 1], ["a", "b"], ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
     )
     assert len(set(made.keys)) == 6
 
@@ -187,9 +187,9 @@ def test_the_fingerprint_sees_pixels_labels_and_names() -> None:
     changed = made.images.array.copy()
     changed[0, 0, 0, 0] ^= 1
     others = [
-        data.table("x", made.labels, made.classes, data.ArrayImages(changed), made.keys),
-        data.table("x", np.roll(made.labels, 1), made.classes, made.images, made.keys),
-        data.table("x", made.labels, ["a", "b", "c"], made.images, made.keys),
+        make_dataset("x", made.labels, made.classes, ArrayImages(changed), made.keys),
+        make_dataset("x", np.roll(made.labels, 1), made.classes, made.images, made.keys),
+        make_dataset("x", made.labels, ["a", "b", "c"], made.images, made.keys),
     ]
     assert len({made.fingerprint, *(other.fingerprint for other in others)}) == 4
 
@@ -228,11 +228,11 @@ def test_impossible_tables_are_refused(
     labels: list[int], classes: list[str], keys: list[str] | None, says: str
 ) -> None:
     with pytest.raises(UserError, match=".") as caught:
-        data.table(
+        make_dataset(
             "bad",
             labels,
             classes,
-            data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
+            ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
             keys,
         )
     assert says in str(caught.value)
@@ -272,11 +272,11 @@ def test_a_class_with_one_image_beside_a_given_test_part_is_for_training() -> No
     for count in (1, 2):
         parts = ["train"] * (60 + count) + ["test"] * 21
         labels = [0] * 30 + [1] * 30 + [2] * count + [0] * 10 + [1] * 10 + [2]
-        made = data.table(
+        made = make_dataset(
             "given",
             labels,
             ["a", "b", "c"],
-            data.ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
+            ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
             [f"{row:03}" for row in range(len(labels))],
             parts,
         )
@@ -286,9 +286,9 @@ def test_a_class_with_one_image_beside_a_given_test_part_is_for_training() -> No
 
 
 def test_labels_that_are_fractions_are_refused() -> None:
-    images = data.ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
+    images = ArrayImages(np.zeros((6, 2, 2, 3), np.uint8))
     with pytest.raises(UserError, match="no whole numbers"):
-        data.table("f", np.array([0, 1, 0, 1, 0, 1.5]), ["a", "b"], images, list("abcdef"))
-    assert data.table(
+        make_dataset("f", np.array([0, 1, 0, 1, 0, 1.5]), ["a", "b"], images, list("abcdef"))
+    assert make_dataset(
         "f", np.array([0.0, 1, 0, 1, 0, 1]), ["a", "b"], images, list("abcdef")
     ).labels.tolist() == [0, 1, 0, 1, 0, 1]

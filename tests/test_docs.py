@@ -20,8 +20,9 @@ import pytest
 import typer
 
 from conftest import toy, write_folder
-from regraft import plan as plans
-from regraft.cli import app
+from regraft.cli.main import app
+from regraft.plans import schema
+from regraft.plans.schema import AUGMENTATIONS, Phase, Plan, parse_plan
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -244,13 +245,13 @@ def test_every_verb_and_flag_is_on_its_page(site: Path) -> None:
 
 def test_every_field_of_a_plan_and_every_word_of_a_head_is_on_its_page(site: Path) -> None:
     page = Read(site / "plan.html")
-    fields = [*plans.Plan.model_fields.items(), *plans.Phase.model_fields.items()]
+    fields = [*Plan.model_fields.items(), *Phase.model_fields.items()]
     for name, field in fields:
         assert name in page.codes, name
         assert re.sub(r"\s+", " ", (field.description or "").replace("`", "")) in page.text, name
     assert len(fields) > 30
     words = {code.split()[0] for code in page.codes if code.split()}
-    assert set(plans._LAYERS) | set(plans.AUGMENTATIONS) <= words
+    assert set(schema._LAYERS) | set(AUGMENTATIONS) <= words
 
 
 @pytest.mark.skipif(bool(NO_SITE), reason=NO_SITE)
@@ -261,10 +262,10 @@ def test_the_whole_plan_on_its_page_is_one_and_leaves_nothing_out(
     import hooks
 
     written = tomllib.loads(hooks.example())
-    plan = plans.parse(written)
+    plan = parse_plan(written)
     assert plan.technique == "probe-then-fine-tune"
-    assert set(written) == set(plans.Plan.model_fields)
-    assert set(written["phases"][0]) == set(plans.Phase.model_fields)
+    assert set(written) == set(Plan.model_fields)
+    assert set(written["phases"][0]) == set(Phase.model_fields)
 
 
 def test_every_public_name_is_on_the_python_page(site: Path) -> None:

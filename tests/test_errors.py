@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regraft.errors import UserError, listed, nearest, unknown
+from regraft.errors import UserError, close_matches, join_truncated, unknown_name_error
 
 
 def test_an_unknown_name_is_answered_with_what_was_given_the_nearest_and_all() -> None:
-    error = unknown("technique", "prob", ["linear-probe", "fine-tune", "probe-all"])
+    error = unknown_name_error("technique", "prob", ["linear-probe", "fine-tune", "probe-all"])
     assert isinstance(error, UserError)
     assert (
         str(error)
@@ -15,13 +15,13 @@ def test_an_unknown_name_is_answered_with_what_was_given_the_nearest_and_all() -
 
 
 def test_nothing_near_offers_nothing() -> None:
-    assert nearest("zzz", ["abc"]) == []
-    assert "Did you mean" not in str(unknown("stage", "zzz", ["abc"]))
+    assert close_matches("zzz", ["abc"]) == []
+    assert "Did you mean" not in str(unknown_name_error("stage", "zzz", ["abc"]))
 
 
 def test_long_lists_are_counted() -> None:
-    assert listed(range(3)) == "0, 1, 2"
-    assert listed(range(1005)) == "0, 1, 2, 3, 4 and 1,000 more"
+    assert join_truncated(range(3)) == "0, 1, 2"
+    assert join_truncated(range(1005)) == "0, 1, 2, 3, 4 and 1,000 more"
 
 
 def test_a_path_that_cannot_be_used_is_one_sentence(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -29,8 +29,15 @@ from sklearn.utils.estimator_checks import (
 
 import regraft as api
 from conftest import toy
-from regraft import UserError, cache, data, workflow
-from regraft.data import ArrayImages
+from regraft import cache
+from regraft.data.dataset import PARTS, ArrayImages, make_dataset
+from regraft.data.load import load_dataset
+from regraft.errors import UserError
+from regraft.features import extract
+from regraft.features.extract import run_prefix
+from regraft.features.store import clear_cache, default_cache_dir
+from regraft.workflow.named import fit_named
+from regraft.workflow.planning import Wish
 
 Tiny = dict[str, object]
 TINY: Tiny = {"backbone": "test_resnet", "weights": "random", "resolution": 32}
@@ -45,13 +52,13 @@ X, Y = (
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images went through a network, batch by batch."""
     seen: list[int] = []
-    original = cache.features.run
+    original = run_prefix
 
     def spy(prefix, device, look, rows):  # type: ignore[no-untyped-def]
         seen.append(len(rows))
         return original(prefix, device, look, rows)
 
-    monkeypatch.setattr(cache.features, "run", spy)
+    monkeypatch.setattr(extract, "run", spy)
     monkeypatch.setattr(cache, "run", spy)
     return seen
 
@@ -82,7 +89,7 @@ def test_labels_of_every_kind_come_back_as_they_were_given(labels: object) -> No
 def test_no_image_is_wasted_on_a_test_part_and_validation_is_split_off_inside() -> None:
     made = api.TransferClassifier(**TINY).fit(X, Y)
     parts = made.files_["split.csv"].decode().splitlines()
-    counts = {part: sum(line.endswith("," + part) for line in parts) for part in data.PARTS}
+    counts = {part: sum(line.endswith("," + part) for line in parts) for part in PARTS}
     assert counts["test"] == 0
     assert counts["train"] + counts["val"] == 240
     assert 0.05 < counts["val"] / 240 < 0.15
@@ -144,7 +151,7 @@ def test_a_search_over_heads_computes_the_features_of_a_fold_once(looked: list[i
     heads = [None, "dense 8 relu", "bn, dense 8 relu, dropout 0.2", "dense 16 tanh"]
     counts = []
     for candidates in (heads[:1], heads):
-        cache.store.clear(cache.home())
+        clear_cache(default_cache_dir())
         looked.clear()
         kind = api.TransferClassifier(
             **TINY, technique="feature-extraction", changes=("phases.0.epochs=1",)
@@ -306,15 +313,13 @@ def test_features_are_those_of_a_fit_in_the_order_of_the_keys_and_come_from_the_
     seen = []
     for order in (np.arange(120), np.random.default_rng(0).permutation(120)):
         pixels = np.stack(images.images.read(order))
-        mixed = data.table("mixed", images.labels[order], images.classes, ArrayImages(pixels))
+        mixed = make_dataset("mixed", images.labels[order], images.classes, ArrayImages(pixels))
         found = api.embed(mixed, "test_resnet", 32, weights="random")
         seen.append(found)
         assert (found.shape, found.dtype) == ((120, 96), np.float32)
     assert np.array_equal(*seen)
     assert sum(looked) == 120
-    workflow.fit_named(
-        images, workflow.Wish(backbone="test_resnet", weights="random", resolution=32)
-    )
+    fit_named(images, Wish(backbone="test_resnet", weights="random", resolution=32))
     assert sum(looked) == 120  # a fit on the same images finds them there
     assert np.allclose(
         api.embed(images, "test_resnet", 32, weights="random", keep="never"),
@@ -348,11 +353,11 @@ def test_the_table_says_key_label_part_features_and_how(regraft, photos: Path) -
         key.startswith(label + "/")
         for key, label in zip(keys, read["label"].to_pylist(), strict=True)
     )
-    counts = {part: read["part"].to_pylist().count(part) for part in data.PARTS}
+    counts = {part: read["part"].to_pylist().count(part) for part in PARTS}
     assert sum(counts.values()) == 120
     assert min(counts.values()) > 5
     features = np.stack(read["features"].to_numpy())
-    images = workflow.named.sources.load(str(photos), cache.home())
+    images = load_dataset(str(photos), default_cache_dir())
     whole = api.embed(images, "test_resnet", 32, weights="random")
     assert features.shape[1] == told["features"] > whole.shape[1]
     assert np.allclose(features[:, -whole.shape[1] :], whole, atol=2e-2, rtol=1e-2)

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
-from regraft import evaluate
+from regraft.evaluation.calibration import (
+    calibration_error,
+    coverage_curve,
+    fit_temperature,
+    reliability_bins,
+)
+from regraft.evaluation.metrics import class_metrics, hardest_examples
+from regraft.evaluation.paired import compare_paired, pareto_front
+from regraft.evaluation.scores import compute_scores, log_softmax, wilson_interval
 
 
 @given(st.integers(2, 6), st.integers(2, 200), st.integers(0, 10_000))
@@ -16,17 +24,17 @@ def test_scores_agree_with_scikit_learn(classes: int, n: int, seed: int) -> None
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (n, classes)).astype(np.float32)
     targets = rng.integers(0, classes, n)
-    found = evaluate.scores(logits, targets)
+    found = compute_scores(logits, targets)
     assert found.accuracy == pytest.approx(accuracy_score(targets, logits.argmax(1)))
     assert found.loss == pytest.approx(
-        log_loss(targets, np.exp(evaluate.log_softmax(logits)), labels=range(classes)), rel=1e-5
+        log_loss(targets, np.exp(log_softmax(logits)), labels=range(classes)), rel=1e-5
     )
     assert found.ci95[0] <= found.accuracy <= found.ci95[1]
     assert found.n == n
 
 
 def test_huge_logits_stay_finite() -> None:
-    assert np.isfinite(evaluate.scores(np.array([[1e4, -1e4], [0, 0]]), np.array([1, 0])).loss)
+    assert np.isfinite(compute_scores(np.array([[1e4, -1e4], [0, 0]]), np.array([1, 0])).loss)
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -34,7 +42,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     covered = trials = 0
     for share in (0.5, 0.9, 0.98):
         for right in rng.binomial(300, share, 2000):
-            low, high = evaluate.wilson(int(right), 300)
+            low, high = wilson_interval(int(right), 300)
             covered += low <= share <= high
             trials += 1
     assert trials == 6000
@@ -46,14 +54,14 @@ def test_paired_differences_use_the_same_images() -> None:
     a = rng.random(2000) < 0.9
     b = a.copy()
     b[rng.choice(np.flatnonzero(a), 60, replace=False)] = False
-    found = evaluate.difference(a, b)
+    found = compare_paired(a, b)
     assert found.points == pytest.approx(0.03)
     assert found.real
     assert found.ci95[0] < 0.03 < found.ci95[1]
-    assert not evaluate.difference(a, a).real
-    assert evaluate.difference(a, a).p == 1.0
+    assert not compare_paired(a, a).real
+    assert compare_paired(a, a).p == 1.0
     with pytest.raises(ValueError, match="not the same images"):
-        evaluate.difference(a, b[:10])
+        compare_paired(a, b[:10])
 
 
 def cases(count: int, most: int = 12):  # type: ignore[no-untyped-def]
@@ -78,7 +86,7 @@ def test_measures_agree_with_scikit_learn() -> None:
 
     seen = tops = 0
     for logits, targets, classes in cases(150):
-        found = evaluate.measures(logits, targets, [str(number) for number in range(classes)])
+        found = class_metrics(logits, targets, [str(number) for number in range(classes)])
         said = logits.argmax(1)
         labels = np.arange(classes)
         assert [row["recall"] for row in found["per_class"]] == pytest.approx(
@@ -106,12 +114,12 @@ def test_calibration_agrees_with_torchmetrics() -> None:
 
     seen = 0
     for logits, targets, classes in cases(150):
-        chances = torch.from_numpy(np.exp(evaluate.log_softmax(logits)).astype(np.float32))
+        chances = torch.from_numpy(np.exp(log_softmax(logits)).astype(np.float32))
         theirs = multiclass_calibration_error(
             chances, torch.from_numpy(targets), classes, n_bins=15
         )
-        assert evaluate.calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
-        assert sum(one.n for one in evaluate.reliability(logits, targets)) == len(targets)
+        assert calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
+        assert sum(one.n for one in reliability_bins(logits, targets)) == len(targets)
         seen += 1
     assert seen == 150
 
@@ -121,37 +129,37 @@ def test_the_temperature_is_found_again_and_never_harms() -> None:
     for true in (0.5, 1.0, 3.0):
         honest = rng.normal(0, 2, (20_000, 5))
         targets = (honest + rng.gumbel(size=honest.shape)).argmax(1)
-        found = evaluate.temperature(honest * true, targets)
+        found = fit_temperature(honest * true, targets)
         assert found == pytest.approx(true, rel=0.05)
     seen = 0
     for logits, targets, _ in cases(60):
-        found = evaluate.temperature(logits, targets)
+        found = fit_temperature(logits, targets)
         assert 0.05 <= found <= 20
         assert (
-            evaluate.scores(logits / found, targets).loss
-            <= evaluate.scores(logits, targets).loss + 1e-6
+            compute_scores(logits / found, targets).loss
+            <= compute_scores(logits, targets).loss + 1e-6
         )
         seen += 1
     assert seen == 60
-    assert evaluate.temperature(np.eye(3) * 5, np.arange(3)) == 1.0
+    assert fit_temperature(np.eye(3) * 5, np.arange(3)) == 1.0
 
 
 def test_coverage_answers_the_surest_first() -> None:
     seen = 0
     for logits, targets, _ in cases(60):
-        rows = evaluate.coverage(logits, targets)
+        rows = coverage_curve(logits, targets)
         assert [row["coverage"] for row in rows] == [step / 20 for step in range(20, 0, -1)]
-        assert rows[0]["accuracy"] == pytest.approx(evaluate.scores(logits, targets).accuracy)
+        assert rows[0]["accuracy"] == pytest.approx(compute_scores(logits, targets).accuracy)
         assert all(a["confidence"] <= b["confidence"] for a, b in itertools.pairwise(rows))
         seen += 1
     assert seen == 60
     sure = np.array([[9.0, 0], [8, 0], [0.1, 0], [0.2, 0]])
-    assert evaluate.coverage(sure, np.array([0, 0, 1, 1]))[10]["accuracy"] == 1.0
+    assert coverage_curve(sure, np.array([0, 0, 1, 1]))[10]["accuracy"] == 1.0
 
 
 def test_the_worst_mistakes_are_wrong_and_sure() -> None:
     logits = np.array([[5.0, 0], [0, 3], [0.1, 0], [0, 9], [7, 0]])
-    worst, least = evaluate.uncertain(logits, np.array([1, 1, 1, 0, 0]), 2)
+    worst, least = hardest_examples(logits, np.array([1, 1, 1, 0, 0]), 2)
     assert worst.tolist() == [3, 0]
     assert least.tolist() == [2, 1]
 
@@ -161,7 +169,7 @@ def test_the_bootstrap_interval_covers_the_true_difference_as_often_as_it_says()
     covered = 0
     for _ in range(400):
         kind = rng.choice(3, 400, p=[0.08, 0.05, 0.87])
-        found = evaluate.difference(kind == 0, kind == 1, seed=int(rng.integers(1 << 30)))
+        found = compare_paired(kind == 0, kind == 1, seed=int(rng.integers(1 << 30)))
         covered += found.ci95[0] <= 0.03 <= found.ci95[1]
     assert 0.92 <= covered / 400 <= 0.98
 
@@ -172,30 +180,26 @@ def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
         np.arange(1000) < 80,
         (np.arange(1000) >= 80) & (np.arange(1000) < 130),
     )  # only A right on 8 %, only B on 5 %
-    needed = evaluate.difference(a, b).needed
+    needed = compare_paired(a, b).needed
     assert needed is not None
     found = 0
     for _ in range(300):
         kind = rng.choice(3, needed, p=[0.08, 0.05, 0.87])
-        found += evaluate.difference(kind == 0, kind == 1).real
+        found += compare_paired(kind == 0, kind == 1).real
     assert 0.7 <= found / 300 <= 0.88
-    assert evaluate.difference(a, a).needed is None
+    assert compare_paired(a, a).needed is None
 
 
 def test_a_difference_is_said_in_one_plain_sentence() -> None:
     rng = np.random.default_rng(0)
     a = rng.random(2000) < 0.9
     b = a & (rng.random(2000) > 0.05)
-    assert evaluate.difference(a, b).sentence("A", "B").startswith("A is better than B by ")
-    assert evaluate.difference(b, a).sentence("B", "A") == evaluate.difference(a, b).sentence(
-        "A", "B"
-    )
-    few = evaluate.difference(np.array([True] * 10), np.array([True] * 9 + [False])).sentence(
-        "A", "B"
-    )
+    assert compare_paired(a, b).sentence("A", "B").startswith("A is better than B by ")
+    assert compare_paired(b, a).sentence("B", "A") == compare_paired(a, b).sentence("A", "B")
+    few = compare_paired(np.array([True] * 10), np.array([True] * 9 + [False])).sentence("A", "B")
     assert few.startswith("No difference between A and B can be told with 10 images; about ")
     assert (
-        evaluate.difference(a, a).sentence("A", "B")
+        compare_paired(a, a).sentence("A", "B")
         == "No difference between A and B can be told with 2,000 images."
     )
 
@@ -205,7 +209,7 @@ def test_the_pareto_front_holds_what_nobody_beats() -> None:
     seen = 0
     for _ in range(200):
         points = [(float(x), float(y)) for x, y in rng.integers(0, 8, (rng.integers(1, 12), 2))]
-        kept = [points[number] for number in evaluate.front(points)]
+        kept = [points[number] for number in pareto_front(points)]
         beaten = [
             one
             for one in points

@@ -18,20 +18,28 @@ from PIL import Image
 
 import regraft as api
 from conftest import TINY, toy, write_folder
-from regraft import export, views
-from regraft import run as runs
+from regraft.data.decode import decode_image
 from regraft.errors import UserError
-from regraft.export import folder, graph, parity, prepare, script, tensors
-from regraft.plan import InputRules
-from regraft.sources.decode import decoded
+from regraft.exporting import timm_folder, torchscript
+from regraft.exporting.export import EXPORT_FORMATS, ParitySamples, export_run
+from regraft.exporting.onnx import OPSET, onnx_answers, write_onnx
+from regraft.exporting.onnx_resize import RESIZE_PREFIX, resize_graph
+from regraft.exporting.parity import check_parity, compare_answers, run_answers, synthetic_images
+from regraft.exporting.safetensors_file import safetensors_answers
+from regraft.exporting.timm_folder import timm_folder_answers, write_timm_folder
+from regraft.exporting.torchscript import torchscript_answers
+from regraft.models import transforms
+from regraft.models.transforms import resize_center_crop, storage_size
+from regraft.plans.schema import InputRules
+from regraft.runs.folder import Run, load_run
 from test_predict import damaged
 
 ANSWERS = {
-    "onnx": graph.answers,
-    "torchscript": script.answers,
-    "safetensors": tensors.answers,
-    "timm": folder.answers,
-    "hub-folder": folder.answers,
+    "onnx": onnx_answers,
+    "torchscript": torchscript_answers,
+    "safetensors": safetensors_answers,
+    "timm": timm_folder_answers,
+    "hub-folder": timm_folder_answers,
 }
 
 
@@ -70,7 +78,7 @@ def fitted(
     return api.fit(home / "photos", technique, network, out=home / name, **options).path  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", list(export.FORMATS))
+@pytest.mark.parametrize("kind", list(EXPORT_FORMATS))
 def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
     regraft, finished: Path, home: Path, kind: str
 ) -> None:  # type: ignore[no-untyped-def]
@@ -89,10 +97,10 @@ def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
         ).out
     )
     assert (told["parity"]["images"], told["parity"]["other_class"]) == ("validation", 0)
-    assert told["parity"]["n"] == len(runs.load(finished).predictions()["keys"]) > 10
+    assert told["parity"]["n"] == len(load_run(finished).predictions()["keys"]) > 10
     assert told["parity"]["difference"] < 1e-5
     assert told["bytes"] > 1000
-    assert ("as_fitted" in told) == (runs.load(finished).plan.precision == "bfloat16")
+    assert ("as_fitted" in told) == (load_run(finished).plan.precision == "bfloat16")
     assert told.get("as_fitted", {"difference": 1})["difference"] > told["parity"]["difference"]
     assert {file.stat().st_mode & 0o444 for file in [Path("made"), *Path("made").glob("*")]} == {
         0o444
@@ -100,8 +108,8 @@ def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
     files = sorted((home / "photos").rglob("*.png"))[::5]
     ours = api.load(finished)
     ours.precision = "float32"
-    images = [decoded(file.read_bytes()) for file in files]
-    theirs = parity.said(ANSWERS[kind](Path("made")), images)
+    images = [decode_image(file.read_bytes()) for file in files]
+    theirs = run_answers(ANSWERS[kind](Path("made")), images)
     assert len(images) == 30
     assert np.ptp(theirs, axis=0).max() > 0.3
     assert np.abs(theirs - ours.predict_proba(files)).max() < 1e-5
@@ -109,17 +117,17 @@ def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
     if kind != "onnx":
         shown = regraft("export", finished, "--to", kind, "-q")
         assert "probabilities differ by at most" in shown.out
-        assert Path("exports", f"run{export.FORMATS[kind]}").exists()
+        assert Path("exports", f"run{EXPORT_FORMATS[kind]}").exists()
 
 
 @pytest.mark.parametrize("network", ["test_vit", "test_efficientnet"])
 def test_other_families_too_with_any_batch(home: Path, network: str) -> None:
-    done = runs.load(fitted(home, network, network=network, resolution=64))
-    images = parity.made_up(64)
+    done = load_run(fitted(home, network, network=network, resolution=64))
+    images = synthetic_images(64)
     for kind in ("onnx", "timm"):
-        told = export.export(done, kind, Path(f"made-{kind}"), export.Samples(images, made_up=True))
+        told = export_run(done, kind, Path(f"made-{kind}"), ParitySamples(images, made_up=True))
         assert told["parity"]["difference"] < 1e-4
-    answers = graph.answers(Path("made-onnx"))
+    answers = onnx_answers(Path("made-onnx"))
     square = np.stack([image for image in images if image.shape == (64, 64, 3)])
     every = answers(square)
     assert len(every) > 20
@@ -148,7 +156,7 @@ def test_what_is_no_plain_timm_model_is_refused_there_and_works_elsewhere(
         assert not list(Path().iterdir())
     for kind in ("onnx", "torchscript", "safetensors") if name == "several" else ("torchscript",):
         assert (
-            export.export(runs.load(path), kind, Path(kind), export.Samples(parity.made_up(32, 9)))[
+            export_run(load_run(path), kind, Path(kind), ParitySamples(synthetic_images(32, 9)))[
                 "parity"
             ]["difference"]
             < 1e-5
@@ -162,7 +170,7 @@ def test_a_head_with_dropout_only_and_tuned_weights_fit_a_plain_timm_model(home:
         "fine-tune",
         changes=("phases.0.epochs=2", "head=dropout 0.3", "phases.0.batch_norm=adapt"),
     )
-    told = export.export(runs.load(path), "timm", Path("made"), export.Samples(parity.made_up(32)))
+    told = export_run(load_run(path), "timm", Path("made"), ParitySamples(synthetic_images(32)))
     assert told["parity"]["difference"] < 1e-4
 
 
@@ -172,7 +180,7 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit(monkeypatch: pytest.Monkey
     chance, cases = np.random.default_rng(0), 0
     for side, kind in ((32, "bicubic"), (96, "bilinear"), (33, "bicubic")):
         rules = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kind)
-        made = prepare.graph(SimpleNamespace(resolution=side, rules=rules), 10, graph.OPSET)  # type: ignore[arg-type]
+        made = resize_graph(SimpleNamespace(resolution=side, rules=rules), 10, OPSET)  # type: ignore[arg-type]
         session = onnxruntime.InferenceSession(
             made.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -191,11 +199,11 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit(monkeypatch: pytest.Monkey
             images = chance.integers(0, 256, (2, int(height), int(width), 3), dtype=np.uint8)
             ready = np.stack(
                 [
-                    views.fitted(image, views.kept_size(image.shape[:2], side), kind)
+                    resize_center_crop(image, storage_size(image.shape[:2], side), kind)
                     for image in images
                 ]
             )
-            wanted = views.see(
+            wanted = transforms.transform(
                 torch.from_numpy(ready), torch.zeros(2, dtype=torch.int64), rules, side
             ).numpy()
             assert (session.run(None, {"images": images})[0] == wanted).all(), (
@@ -211,8 +219,8 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit(monkeypatch: pytest.Monkey
 def test_the_onnx_file_is_alone_says_what_it_is_and_nothing_of_this_machine(
     finished: Path, home: Path
 ) -> None:
-    done = runs.load(finished)
-    graph.write(done, Path("made.onnx"))
+    done = load_run(finished)
+    write_onnx(done, Path("made.onnx"))
     assert [path.name for path in Path().iterdir()] == ["made.onnx"]
     made = onnx.load("made.onnx")
     props = {one.key: one.value for one in made.metadata_props}
@@ -233,8 +241,8 @@ def test_the_onnx_file_is_alone_says_what_it_is_and_nothing_of_this_machine(
 def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_same_classes(
     finished: Path, home: Path
 ) -> None:
-    done = runs.load(finished)
-    folder.write(done, Path("made"), "mine")
+    done = load_run(finished)
+    write_timm_folder(done, Path("made"), "mine")
     assert {path.name for path in Path("made").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -246,7 +254,7 @@ def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_sa
     assert json.loads(Path("made/config.json").read_text())["label_names"] == list(done.classes)
     transform = timm.data.create_transform(**config, is_training=False)
     files = sorted((home / "photos").rglob("*.png"))
-    images = {file: decoded(file.read_bytes()) for file in files}
+    images = {file: decode_image(file.read_bytes()) for file in files}
     files = [file for file in files if images[file].shape[0] == images[file].shape[1]]
     with torch.inference_mode():
         said = (
@@ -270,7 +278,7 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
     api.fit(home / "photos", "linear-probe", TINY, weights=str(weights), resolution=32, out="run")
     assert regraft("evaluate", "run", "--split", "test", "-q").code == 0
     assert regraft("export", "run", "--to", "hub-folder", "--out", "made", "-q").code == 0
-    done = runs.load(Path("run"))
+    done = load_run(Path("run"))
     assert {path.name for path in Path("made").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -312,8 +320,8 @@ def test_int8_is_smaller_and_says_what_it_costs(
     )
     assert result.code == 0, result.err
     cost = json.loads(result.out)["quantised"]
-    done, small = runs.load(finished), Path("exports/run.int8.onnx")
-    graph.write(done, Path("plain.onnx"))
+    done, small = load_run(finished), Path("exports/run.int8.onnx")
+    write_onnx(done, Path("plain.onnx"))
     assert cost["n"] == done.scores["val"]["n"]
     assert cost["float32"]["accuracy"] == pytest.approx(done.scores["val"]["accuracy"], abs=0.1)
     assert cost["drop"] == cost["float32"]["accuracy"] - cost["int8"]["accuracy"]
@@ -332,15 +340,15 @@ def test_int8_is_smaller_and_says_what_it_costs(
     ]
     nodes = onnx.load(small).graph.node
     assert [node.op_type for node in nodes if "probabilities" in node.output] == ["Softmax"]
-    exact = {name for node in nodes if node.name.startswith(prepare.PREFIX) for name in node.input}
+    exact = {name for node in nodes if node.name.startswith(RESIZE_PREFIX) for name in node.input}
     assert not [
         node.name for node in nodes if "Quantize" in node.op_type and exact & {*node.output}
     ]
     props = {one.key: one.value for one in onnx.load(small).metadata_props}
     assert (props["arithmetic"], props["plan_digest"]) == ("int8", done.plan.digest)
-    from regraft.cli import show_runs
+    from regraft.cli.show_runs import exported
 
-    show_runs.exported(json.loads(result.out))
+    exported(json.loads(result.out))
     assert f"int8: accuracy {cost['int8']['accuracy']:.4f}" in capfd.readouterr().out
 
 
@@ -373,19 +381,19 @@ def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refuse
 def test_an_artefact_that_says_something_else_is_not_left_behind(
     regraft, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    room = {"torchscript": script, "timm": folder}[kind]
+    room = {"torchscript": torchscript, "timm": timm_folder}[kind]
     original = room.write
 
-    def bends(done: runs.Run, path: Path, *rest: object) -> None:
+    def bends(done: Run, path: Path, *rest: object) -> None:
         tensors = done.weights()
         tensors["head.0.bias"] = tensors["head.0.bias"] + torch.tensor([1.0, 0.0, 0.0])
-        other = runs.Run(done.path, done.plan, done.classes, done.scores)
+        other = Run(done.path, done.plan, done.classes, done.scores)
         monkeypatch.setattr(
-            runs.Run, "weights", lambda self: tensors if self is other else original_weights(self)
+            Run, "weights", lambda self: tensors if self is other else original_weights(self)
         )
         original(other, path, *rest)
 
-    original_weights = runs.Run.weights
+    original_weights = Run.weights
     monkeypatch.setattr(room, "write", bends)
     Path("made").mkdir() if kind == "timm" else Path("made").write_text("an older one")
     words = ("export", finished, "--to", kind, "--out", "made", "--overwrite", "-q")
@@ -403,21 +411,21 @@ def test_an_artefact_that_says_something_else_is_not_left_behind(
 
 def test_parity_counts_classes_and_the_largest_difference() -> None:
     ours = np.array([[0.7, 0.3], [0.5004, 0.4996], [0.2, 0.8]])
-    same = parity.compare(ours + 1e-5, ours)
+    same = compare_answers(ours + 1e-5, ours)
     assert (same.other_class, same.n) == (0, 3)
-    parity.check(same, "onnx")
-    tie = parity.compare(np.array([[0.7, 0.3], [0.4999, 0.5001], [0.2, 0.8]]), ours)
+    check_parity(same, "onnx")
+    tie = compare_answers(np.array([[0.7, 0.3], [0.4999, 0.5001], [0.2, 0.8]]), ours)
     assert tie.other_class == 0
-    parity.check(tie, "onnx")
+    check_parity(tie, "onnx")
     assert (
-        parity.compare(ours[:, ::-1], ours).other_class == 2
+        compare_answers(ours[:, ::-1], ours).other_class == 2
     )  # of the second image both are as likely
     lost = ours.copy()
     lost[0, 0] = np.nan
-    assert parity.compare(lost, ours).other_class == 0
+    assert compare_answers(lost, ours).other_class == 0
     for wrong in (lost, ours[:, ::-1], ours + np.array([0.0011, 0.0]), ours * np.nan):
         with pytest.raises(UserError, match="does not say what the run says"):
-            parity.check(parity.compare(wrong, ours), "onnx")
+            check_parity(compare_answers(wrong, ours), "onnx")
 
 
 @pytest.mark.parametrize("how", ["cut short", "missing", "shape", "head"])

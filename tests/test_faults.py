@@ -20,8 +20,16 @@ import torch
 
 import regraft as api
 from conftest import toy, write_folder
-from regraft import cache, errors, files, sources, workflow
-from regraft import run as runs
+from regraft.data import folders
+from regraft.data.load import load_dataset
+from regraft.errors import DiskFull, UserError
+from regraft.features.extract import cached_pixels
+from regraft.features.store import evict_entries, list_entries
+from regraft.runs import folder as runs
+from regraft.runs.folder import Run, load_run, write_json
+from regraft.system import files
+from regraft.system.files import atomic_write, is_full, is_internal, lock_path, remove_partials
+from regraft.workflow import story
 
 FAULTS = Path(__file__).parent / "faults"
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
@@ -44,17 +52,17 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not files.is_ours(path)
+        if path.is_file() and not is_internal(path)
     }
 
 
-def timeless(done: runs.Run) -> list[dict[str, float]]:
+def timeless(done: Run) -> list[dict[str, float]]:
     return [
         {key: value for key, value in row.items() if key != "seconds"} for row in done.history()
     ]
 
 
-def same(one: runs.Run, other: runs.Run) -> bool:
+def same(one: Run, other: Run) -> bool:
     weights = [made.weights() for made in (one, other)]
     return (
         weights[0].keys() == weights[1].keys()
@@ -92,7 +100,7 @@ STOPPED_EARLY = [
 def test_no_epoch_is_trained_twice_once_training_is_over(
     photos: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    from regraft.train import tune
+    from regraft.training.trainer import TransferModule
 
     options = {**OPTIONS, "changes": STOPPED_EARLY}
     whole = api.fit(str(photos), "feature-extraction", "test_resnet", out="whole", **options)  # type: ignore[arg-type]
@@ -103,14 +111,14 @@ def test_no_epoch_is_trained_twice_once_training_is_over(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *((workflow.story._Work, "_keep", dies) if moment == "_keep" else (runs, "tidy", dies))
+            *((story._Work, "_keep", dies) if moment == "_keep" else (runs, "tidy", dies))
         )
         with pytest.raises(KeyboardInterrupt):
             api.fit(str(photos), "feature-extraction", "test_resnet", out="parts", **options)  # type: ignore[arg-type]
     steps: list[int] = []
-    original = tune.Tuning.training_step
+    original = TransferModule.training_step
     monkeypatch.setattr(
-        tune.Tuning, "training_step", lambda *given: steps.append(1) or original(*given)
+        TransferModule, "training_step", lambda *given: steps.append(1) or original(*given)
     )
     resumed = api.fit(
         str(photos), "feature-extraction", "test_resnet", out="parts", resume=True, **options
@@ -131,8 +139,8 @@ def test_checkpoints_stay_until_the_scores_are_written(
             raise KeyboardInterrupt
         write(path, values)
 
-    write = runs.write_json
-    monkeypatch.setattr("regraft.run.write_json", dies)
+    write = write_json
+    monkeypatch.setattr("regraft.runs.folder.write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         api.fit(
             str(photos),
@@ -165,7 +173,7 @@ def test_what_a_killed_process_left_in_the_cache_is_removed_by_the_next_and_noth
     for folder in (mine, others, alive, old):
         folder.mkdir(parents=True)
     os.utime(old, (1, 1))
-    cache.pixels(toy(9), 32, "bicubic", home)
+    cached_pixels(toy(9), 32, "bicubic", home)
     assert {path for path in (mine, others, alive, old) if path.exists()} == {others, alive}
 
 
@@ -221,7 +229,7 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
     if verb == "predict":
         api.fit(str(photos), "linear-probe", "test_resnet", out="done", **OPTIONS)  # type: ignore[arg-type]
     code = (
-        "import sys, time; from regraft.train.tune import Tuning; from regraft.predict import Results; from regraft.workflow.matrix import _Work\n"
+        "import sys, time; from regraft.training.trainer import TransferModule; from regraft.inference.writers import ResultWriter; from regraft.workflow.matrix import _Work\n"
         f"for owner, name in ((Tuning, 'training_step'), (Results, 'add'), (_Work, '_judge')):\n"
         f"    if {stage!r} in name:\n"
         "        def outer(*given, inner=getattr(owner, name)):\n"
@@ -269,7 +277,7 @@ FULL = {
     ),
     "weights": ("safetensors.torch.save_file", lambda tensors, path: half(path)),
     "predictions": ("numpy.savez_compressed", half),
-    "scores": ("regraft.evaluate.scores", full),  # any place: the log, a table
+    "scores": ("regraft.evaluation.scores.compute_scores", full),  # any place: the log, a table
 }
 
 
@@ -282,7 +290,7 @@ def test_a_run_whose_disk_is_full_stops_in_a_sentence_and_goes_on_when_there_is_
     full_disk = pytest.MonkeyPatch()  # one of its own: undoing the test's would undo its cache too
     full_disk.setattr(*FULL[where])  # type: ignore[arg-type]
     with pytest.raises(
-        errors.NoRoom, match="out cannot be written further: no space left on its disk. .* --resume"
+        DiskFull, match="out cannot be written further: no space left on its disk. .* --resume"
     ):
         api.fit(str(photos), "probe-then-fine-tune", "test_resnet", out="out", **options)  # type: ignore[arg-type]
     full_disk.undo()
@@ -306,16 +314,16 @@ def test_torch_and_safetensors_say_that_a_disk_is_full_in_words_of_their_own() -
     ):
         with pytest.raises((OSError, RuntimeError)) as caught:
             write()
-        assert files.is_full(caught.value), caught.value
-    assert not files.is_full(OSError(errno.EACCES, "Permission denied"))
-    assert not files.is_full(None)
+        assert is_full(caught.value), caught.value
+    assert not is_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_full(None)
 
 
 def test_a_comparison_on_a_full_disk_stops_instead_of_failing_row_after_row(photos: Path) -> None:
     ways = ["linear-probe", "multi-layer-probe"]
     full_disk = pytest.MonkeyPatch()
     full_disk.setattr(*FULL["predictions"])  # type: ignore[arg-type]
-    with pytest.raises(errors.NoRoom):
+    with pytest.raises(DiskFull):
         api.compare(str(photos), ways, ["test_resnet"], out="out", **OPTIONS)  # type: ignore[arg-type]
     full_disk.undo()
     assert not Path("out/leaderboard.json").exists()
@@ -330,15 +338,15 @@ def test_predictions_on_a_full_disk_keep_what_was_written(
     api.fit(str(photos), "linear-probe", "test_resnet", out="done", **OPTIONS)  # type: ignore[arg-type]
     words = ("predict", "done", photos, "--batch-size", 16, "-q")
     assert regraft(*words, "--out", f"whole.{kind}").code == 0
-    write, calls = runs.write_json, list[Path]()
+    write, calls = write_json, list[Path]()
 
     def soon_full(path: Path, values: object) -> None:
         calls.append(path)
         full() if len(calls) > 4 else write(path, values)
 
-    monkeypatch.setattr("regraft.predict.results._PART", 20)
+    monkeypatch.setattr("regraft.inference.writers._PART", 20)
     with monkeypatch.context() as patch:
-        patch.setattr("regraft.run.write_json", soon_full)
+        patch.setattr("regraft.runs.folder.write_json", soon_full)
         stopped = regraft(*words, "--out", f"out.{kind}")
     assert (
         stopped.code,
@@ -353,7 +361,7 @@ def test_predictions_on_a_full_disk_keep_what_was_written(
 
 
 def test_an_image_that_vanishes_is_named(photos: Path, tmp_path: Path) -> None:
-    data = sources.load(photos, tmp_path / "home")
+    data = load_dataset(photos, tmp_path / "home")
     lost = Path(data.images.names[data.split().train[3]])  # type: ignore[attr-defined]
     lost.unlink()
     with pytest.raises(
@@ -379,11 +387,11 @@ def test_what_cannot_be_written_is_said_before_any_work(
         raise AssertionError("work began")
 
     for place in (
-        "regraft.sources.load",
-        "regraft.backbone.load",
-        "regraft.predict.restored",
-        "regraft.report.evidence.gathered",
-        "regraft.predict.Classifier",
+        "regraft.data.load.load_dataset",
+        "regraft.models.backbone.load_backbone",
+        "regraft.inference.network.restore_network",
+        "regraft.reporting.evidence.gather_evidence",
+        "regraft.inference.classifier.Classifier",
     ):
         monkeypatch.setattr(place, works)
     cases = [
@@ -553,12 +561,12 @@ def test_overwrite_removes_nothing_while_another_process_writes_to_something_in_
 
 def test_a_lock_of_who_came_later_is_left_to_him(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with files.held(folder):
+    with lock_path(folder):
         shutil.rmtree(folder)  # by hand
-        later = files.held(folder)
+        later = lock_path(folder)
         later.__enter__()
     assert (folder / ".lock").is_file()
-    with pytest.raises(errors.UserError, match="is being written by process"), files.held(folder):
+    with pytest.raises(UserError, match="is being written by process"), lock_path(folder):
         pass
     later.__exit__(None, None, None)
     assert not folder.exists()
@@ -572,7 +580,7 @@ def test_where_the_file_system_knows_no_locks_everything_goes_on_without(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with files.held(tmp_path / "out"):
+    with lock_path(tmp_path / "out"):
         (tmp_path / "out" / "row").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["row"]
     assert not recwarn.list
@@ -584,13 +592,13 @@ def test_a_file_name_with_hardly_room_for_a_lock_is_written_or_refused_in_a_sent
     folder = tmp_path / "out"
     folder.mkdir()
     for length in (200, 239, 240, 244, 245, 249):
-        with files.held(folder, "a" * length):
+        with lock_path(folder, "a" * length):
             pass
         assert list(folder.iterdir()) == [], length
     for length in (250, 255):
         with (
-            pytest.raises(errors.UserError, match="name too long"),
-            files.held(folder, "a" * length),
+            pytest.raises(UserError, match="name too long"),
+            lock_path(folder, "a" * length),
         ):
             pass
         assert list(folder.iterdir()) == [], length
@@ -599,7 +607,7 @@ def test_a_file_name_with_hardly_room_for_a_lock_is_written_or_refused_in_a_sent
 def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evict = cache.store.evict
+    evict = evict_entries
 
     def greedy(
         folder: Path, keep: object, *more: object
@@ -607,11 +615,11 @@ def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_
         shutil.rmtree(folder / next(iter(keep)))  # type: ignore[call-overload]
         return evict(folder, keep, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("regraft.cache.store.evict", greedy)
+    monkeypatch.setattr("regraft.features.store.evict", greedy)
     data = toy(30)
-    made = cache.pixels(data, 32, "bicubic", tmp_path / "home")
+    made = cached_pixels(data, 32, "bicubic", tmp_path / "home")
     assert (made.arrays[0] == np.stack(data.images.read(np.arange(30)))).all()
-    assert cache.listing(tmp_path / "home") == []
+    assert list_entries(tmp_path / "home") == []
 
 
 def test_two_processes_on_one_cache_that_is_too_small_get_right_entries() -> None:
@@ -646,7 +654,7 @@ while True:
             break
     else:
         pytest.fail("no killed process left anything; this test sees nothing")
-    files.sweep(tmp_path / "here")
+    remove_partials(tmp_path / "here")
     assert {path.name for path in (tmp_path / "here").iterdir()} <= {"weights.safetensors"}
 
 
@@ -660,7 +668,7 @@ def test_what_a_killed_process_left_of_a_file_goes_when_it_is_written_again_and_
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "pace1.json")], check=False)
     left = [one.name for one in tmp_path.glob(".pace*")]
     assert len(left) == 2, left  # the second of the first file removed what the first had left
-    with files.whole(path) as mine:
+    with atomic_write(path) as mine:
         mine.touch()
         assert [one.name for one in tmp_path.glob(".pace*") if one.name in left] == [
             one for one in left if one.startswith(".pace1.")
@@ -686,16 +694,16 @@ def test_one_archive_unpacked_by_two_is_unpacked_once(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
-    other, unpack = tmp_path / "other", sources.files._unpack
+    other, unpack = tmp_path / "other", folders._unpack
 
     def slower(path: Path, target: Path) -> None:
         unpack(path, target)
         if not other.exists():  # another process is done first
             other.mkdir()
-            assert len(sources.load(packed, tmp_path / "home")) == 120
+            assert len(load_dataset(packed, tmp_path / "home")) == 120
 
-    monkeypatch.setattr("regraft.sources.files._unpack", slower)
-    assert len(sources.load(packed, tmp_path / "home")) == 120
+    monkeypatch.setattr("regraft.data.folders._unpack", slower)
+    assert len(load_dataset(packed, tmp_path / "home")) == 120
     assert len(list((tmp_path / "home" / "archives").iterdir())) == 1
 
 
@@ -732,7 +740,7 @@ def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_numb
         "back": ("back", "other", 4),
         "one": ("forth", "third", 1),
     }
-    code = "import sys; from regraft.sources import decode; decode._WORKERS = int(sys.argv.pop(1)); sys.argv[0] = 'regraft'; from regraft.cli import main; main()"
+    code = "import sys; from regraft.data import decode; decode._WORKERS = int(sys.argv.pop(1)); sys.argv[0] = 'regraft'; from regraft.cli import main; main()"
     for out, (table, home, workers) in cases.items():
         given = ["fit", str(tables[table]), *words, "--cache", home, "--out", out]
         done = subprocess.run(
@@ -742,7 +750,7 @@ def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_numb
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    made = {name: runs.load(Path(name)) for name in cases}
+    made = {name: load_run(Path(name)) for name in cases}
     assert made["warm"].scores["cache"]["hit"]
     assert not made["back"].scores["cache"]["hit"]
     assert [name for name in cases if not same(made["first"], made[name])] == []
@@ -774,6 +782,6 @@ def test_looking_changes_no_later_run(regraft, photos: Path) -> None:  # type: i
         result = regraft(*look, *(() if look[0] == "predict" else ("--cache", "looked-into")))
         assert result.code == 0, (look, result.err)
     assert regraft("fit", photos, *words, "--out", "after", "--cache", "looked-into").code == 0
-    after = runs.load(Path("after"))
+    after = load_run(Path("after"))
     assert after.scores["cache"]["hit"]  # so that it stands on what was kept while looking
-    assert same(runs.load(Path("before")), after)
+    assert same(load_run(Path("before")), after)

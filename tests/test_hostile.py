@@ -16,11 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import toy, write_folder
-from regraft import plan as plans
-from regraft import run, sources, views
-from regraft.errors import UserError, plain
-from regraft.probing import halving
-from regraft.sources import decode, streams
+from regraft.data import decode
+from regraft.data.decode import decode_image, image_size
+from regraft.data.load import load_dataset
+from regraft.data.stream import iterate_images
+from regraft.errors import UserError, escape_control
+from regraft.models import transforms
+from regraft.models.transforms import decode_pixels, resize_center_crop
+from regraft.plans.schema import override_plan, parse_head, read_plan
+from regraft.probing.halving import parse_duration
+from regraft.runs.folder import write_table
 
 SLOW = {
     "a_million_rows",
@@ -148,22 +153,22 @@ def test_a_part_that_cannot_be_decoded_is_odd_and_the_others_are_checked(
 
 
 def test_what_is_printed_does_nothing_to_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    from regraft.cli import show
+    from regraft.cli.show import out, pairs, progress
 
     evil = "\x1b]0;pwned\x07 \u202ecat \x9b31m [red]x[/red]"
-    show.out.print(evil, markup=False)
-    show.pairs({evil: evil})
-    with show.progress(False) as watcher:
+    out.print(evil, markup=False)
+    pairs({evil: evil})
+    with progress(False) as watcher:
         watcher.say(evil)
     said = "".join(capfd.readouterr())
     assert said.count("\\x1b]0;pwned") >= 3  # rich drops the bell itself
     assert not set(said) & dirty.UNSEEN
-    assert plain("déjà vu 🙂\n") == "déjà vu 🙂\n"
+    assert escape_control("déjà vu 🙂\n") == "déjà vu 🙂\n"
 
 
 def test_names_in_tables_are_no_formulas_and_come_back(tmp_path: Path) -> None:
     rows = [{"name": name, "value": -1.5} for name in ("=1+1", "@x", "+a", "-b", "\tc", "plain")]
-    run.write_table(tmp_path / "t.csv", rows)
+    write_table(tmp_path / "t.csv", rows)
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert lines[1:5] == ["'=1+1,-1.5", "'@x,-1.5", "'+a,-1.5", "'-b,-1.5"]
     assert lines[6] == "plain,-1.5"
@@ -172,16 +177,16 @@ def test_names_in_tables_are_no_formulas_and_come_back(tmp_path: Path) -> None:
 def test_a_line_of_pixels_is_cut_and_not_stretched_and_ordinary_images_stay_as_they_were() -> None:
     long = np.zeros((1, 30_000, 3), np.uint8)
     long[:, 14_000:16_000] = 200
-    assert views.fitted(long, (64, 64), "bicubic").min() == 200
+    assert resize_center_crop(long, (64, 64), "bicubic").min() == 200
     assert (
-        views.fitted(np.ascontiguousarray(long.transpose(1, 0, 2)), (64, 64), "bicubic").min()
+        resize_center_crop(np.ascontiguousarray(long.transpose(1, 0, 2)), (64, 64), "bicubic").min()
         == 200
     )
 
 
 def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "_AREA", 16 * 16 * 10)
-    chunks = list(views.pixels(toy(95), (16, 16), "bicubic"))
+    monkeypatch.setattr(transforms, "_AREA", 16 * 16 * 10)
+    chunks = list(decode_pixels(toy(95), (16, 16), "bicubic"))
     assert [len(chunk) for chunk in chunks] == [10] * 9 + [5]
     assert (np.concatenate(chunks) == toy(95).images.read(np.arange(95))).all()
 
@@ -200,10 +205,10 @@ def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch)
         ("PNG", "1"),
     ):
         content = dirty.saved(dirty.picture(37, 23).convert(mode), form)
-        whole = decode.decoded(content)
+        whole = decode_image(content)
         with monkeypatch.context() as patch:
             patch.setattr(decode, "_STRIP", 50)
-            assert (decode.decoded(content) == whole).all(), mode
+            assert (decode_image(content) == whole).all(), mode
         seen += 1
     assert seen == 9
 
@@ -215,7 +220,7 @@ def test_whatever_bytes_are_decoded_or_refused(
 ) -> None:
     whole = dirty.saved(dirty.picture(8, 8), form[0])
     content = whole[:at] + noise + whole[at + len(noise) :]
-    for work in (decode.decoded, decode.size):
+    for work in (decode_image, image_size):
         with contextlib.suppress(OSError, ValueError, SyntaxError, EOFError):
             work(content)
 
@@ -237,8 +242,8 @@ def test_whatever_is_in_a_container_is_read_or_refused(
     }
     path = dirty.file(tmp_path, f"x{suffix}", starts.get(suffix, b"") + noise)
     with pytest.raises(UserError):
-        sources.load(path, tmp_path / "home")
-    for one in streams.found([path]):
+        load_dataset(path, tmp_path / "home")
+    for one in iterate_images([path]):
         assert one.name
 
 
@@ -248,14 +253,14 @@ def test_whatever_words_are_read_or_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.toml"
     path.write_bytes((dirty.HEAD + text).encode("utf-8", "surrogatepass"))
     for work in (
-        lambda: plans.read(path),
-        lambda: plans.changed({}, [text]),
-        lambda: halving.seconds(text),
+        lambda: read_plan(path),
+        lambda: override_plan({}, [text]),
+        lambda: parse_duration(text),
     ):
         with contextlib.suppress(UserError):
             work()
     with contextlib.suppress(ValueError):
-        assert len(plans.head_layers(text)) <= 1000
+        assert len(parse_head(text)) <= 1000
 
 
 def test_a_class_that_links_back_is_refused_and_one_that_leads_elsewhere_is_read(
@@ -266,10 +271,10 @@ def test_a_class_that_links_back_is_refused_and_one_that_leads_elsewhere_is_read
     for number in range(3):
         Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / f"{number}.png")
     (top / "c").symlink_to(tmp_path / "elsewhere")
-    assert sources.load(top, tmp_path).classes == ("a", "b", "c")
+    assert load_dataset(top, tmp_path).classes == ("a", "b", "c")
     (top / "d").symlink_to(top)
     with pytest.raises(UserError, match="is a link to .*around or within"):
-        sources.load(top, tmp_path)
+        load_dataset(top, tmp_path)
 
 
 def test_what_an_archive_holds_besides_images_stays_packed(tmp_path: Path) -> None:
@@ -278,5 +283,5 @@ def test_what_an_archive_holds_besides_images_stays_packed(tmp_path: Path) -> No
         "x.zip",
         dirty.zipped(dirty.photos({"a/inner.zip": b"PK", "run.py": b"import os"})),
     )
-    assert len(sources.load(path, tmp_path / "home")) == 8
+    assert len(load_dataset(path, tmp_path / "home")) == 8
     assert {one.suffix for one in (tmp_path / "home").rglob("*") if one.is_file()} == {".png"}

@@ -125,7 +125,7 @@ def test_what_needs_no_network_loads_no_torch(words: str) -> None:
 
 
 def test_the_nouns_and_the_package_itself_load_no_torch() -> None:
-    code = "import sys, regraft, regraft.errors, regraft.data, regraft.plan, regraft.techniques, regraft.evaluate, regraft.transferability, regraft.watch; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    code = "import sys, regraft, regraft.errors, regraft.data, regraft.plans.schema, regraft.plans.techniques, regraft.evaluation.scores, regraft.evaluation.transferability, regraft.system.progress; print('torch' in sys.modules, 'sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
 
@@ -165,7 +165,7 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
             assert (ROOT / link).exists(), link
     import typer
 
-    from regraft.cli import app
+    from regraft.cli.main import app
 
     verbs = set(typer.main.get_command(app).commands)
     used = set(re.findall(r"^regraft (\w+)", "\n".join(blocks), flags=re.M))
@@ -207,11 +207,11 @@ def test_the_allocator_is_told_to_keep_memory_unless_switched_off(
 ) -> None:
     import platform
 
-    from regraft import machine
+    from regraft.system.hardware import tune_allocator
 
     monkeypatch.setenv("REGRAFT_MALLOC", "off")
-    assert machine.keep_memory() is False
+    assert tune_allocator() is False
     monkeypatch.delenv("REGRAFT_MALLOC")
-    assert machine.keep_memory() is (platform.libc_ver()[0] == "glibc")
+    assert tune_allocator() is (platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr("platform.libc_ver", lambda: ("musl", "1"))
-    assert machine.keep_memory() is False
+    assert tune_allocator() is False

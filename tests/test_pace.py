@@ -14,19 +14,45 @@ from torch import nn
 
 import regraft as api
 from conftest import TINY, toy
-from regraft import backbone, cache, machine, views
-from regraft.cache import features
+from regraft import backbone
 from regraft.errors import UserError
-from regraft.plan import Phase, Plan, parse
-from regraft.train import Batches, head, pace
-from regraft.train.tune import Tuning, tune
-from regraft.watch import Watcher
-from regraft.workflow import Settings, keeping
+from regraft.features import extract
+from regraft.features.batches import Batches
+from regraft.features.extract import (
+    ModelInputs,
+    cached_pixels,
+    entry_bytes,
+    extract_features,
+    extract_one,
+    pixel_batch,
+    resident_pixels,
+    run_prefix,
+)
+from regraft.features.store import clear_cache, list_entries
+from regraft.models import transforms
+from regraft.models.backbone import Backbone, load_backbone, model_info
+from regraft.models.compile import compile_prefix, count_multiply_adds, has_compiler
+from regraft.models.cut import Prefix
+from regraft.models.head import make_head
+from regraft.models.joint import merge_prefixes
+from regraft.models.layers import cut_backbone, distance_to_head
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.transforms import NO_AUGMENTATION, sample_ids, transform
+from regraft.plans.schema import Phase, Plan, parse_plan
+from regraft.system import hardware
+from regraft.system.hardware import extraction_batch_size, is_out_of_memory
+from regraft.system.progress import ProgressReporter
+from regraft.training import autotune
+from regraft.training.autotune import choose_execution
+from regraft.training.trainer import TransferModule, fit_phase
+from regraft.workflow import keeping
+from regraft.workflow.keeping import Decision, costs, decide, pace
+from regraft.workflow.settings import Settings
 
 DATA = toy(60)
 
 
-class Heard(Watcher):
+class Heard(ProgressReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -34,11 +60,11 @@ class Heard(Watcher):
         self.said.append(text)
 
 
-def look(source: backbone.Backbone, home: Path, precision: str = "float32") -> cache.Look:
-    images = cache.pixels(DATA, source.resolution, source.rules.interpolation, home)
-    return cache.Look(
+def look(source: Backbone, home: Path, precision: str = "float32") -> ModelInputs:
+    images = cached_pixels(DATA, source.resolution, source.rules.interpolation, home)
+    return ModelInputs(
         images,
-        views.identities(DATA),
+        sample_ids(DATA),
         DATA.hashes,
         source.rules,
         source.resolution,
@@ -46,13 +72,13 @@ def look(source: backbone.Backbone, home: Path, precision: str = "float32") -> c
     )
 
 
-def cuts(source: backbone.Backbone) -> list[backbone.Prefix]:
+def cuts(source: Backbone) -> list[Prefix]:
     """Every stage as a border, its pooled features, and all of them side by side."""
     stages = list(source.stages)
-    found = [backbone.cut(source, stage)[0] for stage in stages[1:]]
-    found += [backbone.cut(source, "head", (stage,))[0] for stage in stages] + [
-        backbone.cut(source, "head", stages)[0],
-        backbone.cut(source, "head")[0],
+    found = [cut_backbone(source, stage)[0] for stage in stages[1:]]
+    found += [cut_backbone(source, "head", (stage,))[0] for stage in stages] + [
+        cut_backbone(source, "head", stages)[0],
+        cut_backbone(source, "head")[0],
     ]
     return found
 
@@ -62,72 +88,70 @@ def cuts(source: backbone.Backbone) -> list[backbone.Prefix]:
 )
 def test_many_frozen_parts_in_one_pass_say_what_each_says_alone(name: str) -> None:
     torch.manual_seed(0)
-    source = backbone.load(name, "random", None if name == "test_vit" else 32)
+    source = load_backbone(name, "random", None if name == "test_vit" else 32)
     images = torch.randn(3, 3, source.resolution, source.resolution)
     prefixes = cuts(source)
-    together = backbone.joined(prefixes)
+    together = merge_prefixes(prefixes)
     apart = [out for prefix in prefixes for out in prefix(images)]
     assert len(prefixes) >= 5
     assert len(together.shapes) == len(apart)
     for one, other, shape in zip(together(images), apart, together.shapes, strict=True):
         assert torch.equal(one, other)
         assert one.shape[1:] == shape
-    alone = sum(backbone.multiply_adds(prefix, images) for prefix in prefixes)
-    dearest = max(backbone.multiply_adds(prefix, images) for prefix in prefixes)
-    assert backbone.multiply_adds(together, images) <= dearest * 1.001 < alone
+    alone = sum(count_multiply_adds(prefix, images) for prefix in prefixes)
+    dearest = max(count_multiply_adds(prefix, images) for prefix in prefixes)
+    assert count_multiply_adds(together, images) <= dearest * 1.001 < alone
 
 
 def test_one_pass_fills_all_entries_that_are_missing_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = backbone.load(TINY, "random", 32)
+    source = load_backbone(TINY, "random", 32)
     seen, prefixes = look(source, tmp_path), cuts(source)
     named = [(prefix, prefix.digest()) for prefix in prefixes]
-    alone = [
-        cache.activations(prefix, digest, seen, tmp_path / "alone") for prefix, digest in named
-    ]
+    alone = [extract_one(prefix, digest, seen, tmp_path / "alone") for prefix, digest in named]
     passes: list[int] = []
-    original = features.run
+    original = run_prefix
     monkeypatch.setattr(
-        features, "run", lambda *given: passes.append(len(given[3])) or original(*given)
+        extract, "run", lambda *given: passes.append(len(given[3])) or original(*given)
     )
-    cache.activations(*named[0], seen, tmp_path / "many")
+    extract_one(*named[0], seen, tmp_path / "many")
     assert passes == [60]
-    many = cache.together(named, seen, tmp_path / "many")
+    many = extract_features(named, seen, tmp_path / "many")
     assert passes == [60, 60]
     assert [entry.hit for entry in many] == [True] + [False] * (len(named) - 1)
     assert [entry.name for entry in many] == [entry.name for entry in alone]
     for one, other in zip(many, alone, strict=True):
         assert all((a == b).all() for a, b in zip(one.arrays, other.arrays, strict=True))
-    assert all(entry.hit for entry in cache.together(named, seen, tmp_path / "many"))
+    assert all(entry.hit for entry in extract_features(named, seen, tmp_path / "many"))
     assert passes == [60, 60]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "tf_efficientnet_lite0"])
 def test_weights_cast_once_say_what_weights_cast_every_time_say(name: str) -> None:
-    source = backbone.load(name, "random", None if name == "test_vit" else 32)
+    source = load_backbone(name, "random", None if name == "test_vit" else 32)
     images = torch.randn(2, 3, source.resolution, source.resolution)
-    prefix, _ = backbone.cut(source, "head")
+    prefix, _ = cut_backbone(source, "head")
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(
-            backbone.folded(prefix)(images)[0], backbone.halved(backbone.folded(prefix))(images)[0]
+            fuse_conv_bn(prefix)(images)[0], cast_bfloat16(fuse_conv_bn(prefix))(images)[0]
         )
     assert all(parameter.dtype == torch.float32 for parameter in prefix.parameters())
 
 
 def test_one_entry_that_overflows_is_kept_wide_and_the_others_are_not(tmp_path: Path) -> None:
-    source = backbone.load(TINY, "random", 32)
+    source = load_backbone(TINY, "random", 32)
     with torch.no_grad():
         source.model.get_submodule("layer4")[-1].bn2.bias.fill_(1e6)
     named = [
         (prefix, prefix.digest())
         for prefix in (
-            backbone.cut(source, "head")[0],
-            backbone.cut(source, "head", ("layer2",))[0],
+            cut_backbone(source, "head")[0],
+            cut_backbone(source, "head", ("layer2",))[0],
         )
     ]
     for hit in (False, True):
-        found = cache.together(named, look(source, tmp_path), tmp_path)
+        found = extract_features(named, look(source, tmp_path), tmp_path)
         assert [entry.arrays[0].dtype for entry in found] == [np.float32, np.float16]
         assert [entry.hit for entry in found] == [hit, hit]
 
@@ -135,11 +159,11 @@ def test_one_entry_that_overflows_is_kept_wide_and_the_others_are_not(tmp_path: 
 def test_batches_are_halved_until_they_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, heard = backbone.load(TINY, "random", 32), Heard()
-    prefix, _ = backbone.cut(source, "head")
+    source, heard = load_backbone(TINY, "random", 32), Heard()
+    prefix, _ = cut_backbone(source, "head")
     seen = look(source, tmp_path)
-    whole = cache.activations(prefix, prefix.digest(), seen, tmp_path / "whole")
-    original, sizes = features.run, []
+    whole = extract_one(prefix, prefix.digest(), seen, tmp_path / "whole")
+    original, sizes = run_prefix, []
 
     def small(run, device, seen, rows):  # type: ignore[no-untyped-def]
         if len(rows) > 15:
@@ -149,8 +173,8 @@ def test_batches_are_halved_until_they_fit_into_memory(
         sizes.append(len(rows))
         return original(run, device, seen, rows)
 
-    monkeypatch.setattr(features, "run", small)
-    halved = cache.activations(prefix, prefix.digest(), seen, tmp_path / "halved", heard)
+    monkeypatch.setattr(extract, "run", small)
+    halved = extract_one(prefix, prefix.digest(), seen, tmp_path / "halved", heard)
     assert sizes == [12] * 5
     assert heard.said == [
         f"Memory is short; going on with batches of {size}." for size in (50, 25, 12)
@@ -161,17 +185,17 @@ def test_batches_are_halved_until_they_fit_into_memory(
         def broken(*_: object, fault: Exception = fault) -> None:
             raise fault
 
-        monkeypatch.setattr(features, "run", broken)
+        monkeypatch.setattr(extract, "run", broken)
         with pytest.raises(type(fault), match=str(fault)):
-            cache.activations(prefix, prefix.digest(), seen, tmp_path / "broken")
+            extract_one(prefix, prefix.digest(), seen, tmp_path / "broken")
 
 
 def test_compiling_is_tried_where_it_is_asked_for_or_repays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = backbone.load("tf_efficientnet_lite0", "random", 32)
-    prefix, _ = backbone.cut(source, "head")
-    monkeypatch.setattr(machine, "batch_size", lambda *_: 20)
+    source = load_backbone("tf_efficientnet_lite0", "random", 32)
+    prefix, _ = cut_backbone(source, "head")
+    monkeypatch.setattr(hardware, "batch_size", lambda *_: 20)
     tried: list[int] = []
     monkeypatch.setattr(
         backbone, "compiled", lambda prefix, images, watcher: tried.append(len(images))
@@ -188,17 +212,17 @@ def test_compiling_is_tried_where_it_is_asked_for_or_repays(
         monkeypatch.setattr(backbone, "PAYS_FROM", pays)
         tried.clear()
         seen = look(source, tmp_path, ("float32", "bfloat16")[number % 2])
-        cache.activations(prefix, prefix.digest(), seen, tmp_path / str(number), compiling=wanted)
+        extract_one(prefix, prefix.digest(), seen, tmp_path / str(number), compiling=wanted)
         assert tried == [20] * times, (wanted, pays)
 
 
 def test_a_compiled_frozen_part_says_the_same(tmp_path: Path) -> None:
-    if not backbone.has_compiler():
+    if not has_compiler():
         pytest.skip("there is no C++ compiler here")
-    source, heard = backbone.load(TINY, "random", 32), Heard()
-    quick = backbone.folded(backbone.cut(source, "head")[0])
+    source, heard = load_backbone(TINY, "random", 32), Heard()
+    quick = fuse_conv_bn(cut_backbone(source, "head")[0])
     images = torch.randn(4, 3, 32, 32)
-    made = backbone.compiled(quick, images, heard)
+    made = compile_prefix(quick, images, heard)
     if made is None:
         assert "it runs uncompiled" in heard.said[0]
         assert "of the time" in heard.said[0]  # only for being slower, never for failing
@@ -211,7 +235,7 @@ def test_without_a_compiler_or_where_it_fails_the_frozen_part_runs_uncompiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick, images = (
-        backbone.cut(backbone.load(TINY, "random", 32), "head")[0],
+        cut_backbone(load_backbone(TINY, "random", 32), "head")[0],
         torch.randn(2, 3, 32, 32),
     )
 
@@ -223,7 +247,7 @@ def test_without_a_compiler_or_where_it_fails_the_frozen_part_runs_uncompiled(
 
     heard = Heard()
     monkeypatch.setattr(torch, "compile", fails)
-    assert backbone.compiled(quick, images, heard) is None
+    assert compile_prefix(quick, images, heard) is None
     assert (
         heard.said[-1]
         == "Compiling the frozen part failed (InvalidCxxCompiler: broken); it runs uncompiled."
@@ -231,11 +255,11 @@ def test_without_a_compiler_or_where_it_fails_the_frozen_part_runs_uncompiled(
     monkeypatch.setattr(
         torch, "compile", lambda body, **_: lambda images: tuple(out * 2 for out in body(images))
     )
-    assert backbone.compiled(quick, images, heard) is None
+    assert compile_prefix(quick, images, heard) is None
     assert "differ by 1.0e+00; it runs uncompiled" in heard.said[-1]
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", "")
-    assert backbone.compiled(quick, images, heard) is None
+    assert compile_prefix(quick, images, heard) is None
     assert (
         heard.said[-1]
         == "There is no C++ compiler, so the frozen part runs uncompiled. Install g++ to have large extractions compiled."
@@ -243,26 +267,26 @@ def test_without_a_compiler_or_where_it_fails_the_frozen_part_runs_uncompiled(
 
 
 def test_pixels_held_on_the_device_are_those_on_the_disk(tmp_path: Path) -> None:
-    features._RESIDENT.clear()
+    extract._RESIDENT.clear()
     for seed in range(5):
-        images = cache.pixels(toy(20, seed=seed), 32, "bicubic", tmp_path)
+        images = cached_pixels(toy(20, seed=seed), 32, "bicubic", tmp_path)
         rows = np.array([3, 1, 7])
-        held = features.resident(images, torch.device("cpu"))
-        assert held is features.resident(images, torch.device("cpu"))
-        assert torch.equal(held[rows], features.batch(images, rows, torch.device("cpu")))
-    assert len(features._RESIDENT) == 3
+        held = resident_pixels(images, torch.device("cpu"))
+        assert held is resident_pixels(images, torch.device("cpu"))
+        assert torch.equal(held[rows], pixel_batch(images, rows, torch.device("cpu")))
+    assert len(extract._RESIDENT) == 3
 
 
 def test_batches_grow_smaller_with_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [machine.batch_size("cpu", side) for side in (32, 96, 128, 160, 224, 448)]
+    sizes = [extraction_batch_size("cpu", side) for side in (32, 96, 128, 160, 224, 448)]
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[1], sizes[-1]) == (100, 16)
     for free, most in ((140e9, 1024), (8e9, 1024), (1e6, 16)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (int(free), int(free)))
-        assert 16 <= machine.batch_size("cuda", 224) <= most
-    assert machine.is_out_of_memory(MemoryError())
-    assert machine.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not machine.is_out_of_memory(RuntimeError("shapes do not match"))
+        assert 16 <= extraction_batch_size("cuda", 224) <= most
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def decision(
@@ -273,14 +297,14 @@ def decision(
     keep: str = "auto",
     free: float = 1e15,
     **phase: object,
-) -> keeping.Decision:
-    source = backbone.load(TINY, "random", 32)
+) -> Decision:
+    source = load_backbone(TINY, "random", 32)
     plan = Plan(backbone=TINY, resolution=32, phases=(Phase(train="layer4", **phase),))  # type: ignore[arg-type]
-    prefix, _ = backbone.cut(source, "layer4")
+    prefix, _ = cut_backbone(source, "layer4")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     monkeypatch.setattr(keeping, "pace", lambda *_: (disk, disk))
     monkeypatch.setattr(keeping, "seconds", lambda *_: 1e-3)
-    return keeping.decide(
+    return decide(
         source,
         prefix,
         plan,
@@ -321,16 +345,16 @@ def test_what_is_kept_follows_from_what_both_ways_cost(
 
 
 def test_costs_count_every_time_an_image_is_needed() -> None:
-    source = backbone.load(TINY, "random", 32)
-    prefix, _ = backbone.cut(source, "layer4")
-    bytes_each, seen = cache.size_of(prefix, 1), 0
+    source = load_backbone(TINY, "random", 32)
+    prefix, _ = cut_backbone(source, "layer4")
+    bytes_each, seen = entry_bytes(prefix, 1), 0
     for phase, needed, first in (
         (Phase(train="layer4", epochs=3), 4 * 110, 110),
         (Phase(optimizer="lbfgs"), 2 * 110, 110),
         (Phase(train="layer4", epochs=3, augment="flip", views=2), 3 * 110, 2 * 100 + 10),
     ):
         plan = Plan(backbone=TINY, resolution=32, phases=(phase,))
-        once, again = keeping.costs(prefix, plan, phase, (100, 10), 0.5, (1e3, 1e4))
+        once, again = costs(prefix, plan, phase, (100, 10), 0.5, (1e3, 1e4))
         assert again == pytest.approx(needed * 0.5)
         assert once == pytest.approx(first * (0.5 + bytes_each / 1e3) + needed * bytes_each / 1e4)
         seen += 1
@@ -339,7 +363,7 @@ def test_costs_count_every_time_an_image_is_needed() -> None:
 
 def test_the_pace_of_the_disk_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     for needed in (1, 10**15):
-        writing, reading = keeping.pace(tmp_path / "new", needed)
+        writing, reading = pace(tmp_path / "new", needed)
         assert 1e6 < writing < 1e12
         assert 1e6 < reading < 1e12
     assert list((tmp_path / "new").iterdir()) == []
@@ -370,18 +394,18 @@ def test_kept_or_not_the_run_says_the_same(photos: Path) -> None:
         assert "it is computed again every epoch" in (made[1].path / "log.txt").read_text()
         assert all(
             len(one["shapes"][0]) == 4 and one["shapes"][0][-1] == 3
-            for one in cache.listing(Path("never"))
+            for one in list_entries(Path("never"))
         )  # pixels only
-        assert len(cache.listing(Path("always"))) > len(cache.listing(Path("never")))
+        assert len(list_entries(Path("always"))) > len(list_entries(Path("never")))
 
 
 def test_a_comparison_computes_its_frozen_parts_in_one_pass(
     regraft, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     passes: list[int] = []
-    original = features.run
+    original = run_prefix
     monkeypatch.setattr(
-        features, "run", lambda *given: passes.append(len(given[3])) or original(*given)
+        extract, "run", lambda *given: passes.append(len(given[3])) or original(*given)
     )
     ways = "linear-probe,multi-layer-probe,feature-extraction,fine-tune-top"
     words = [
@@ -431,15 +455,17 @@ def test_a_comparison_computes_its_frozen_parts_in_one_pass(
 def test_plans_that_train_the_head_only_share_one_network_and_the_others_do_not(
     photos: Path,
 ) -> None:
-    from regraft import techniques
-    from regraft.data import DataFacts
-    from regraft.workflow import sharing
+    from regraft.data.dataset import DatasetInfo
+    from regraft.plans.techniques import TECHNIQUES, make_technique_plan
+    from regraft.workflow.sharing import Shelf
 
-    shelf = sharing.Shelf(Settings())
-    facts, data = backbone.facts(TINY), DataFacts("toy", 120, ("a", "b"), (16, 16))
+    shelf = Shelf(Settings())
+    facts, data = model_info(TINY), DatasetInfo("toy", 120, ("a", "b"), (16, 16))
     given = {
-        way: shelf.of(techniques.make(way, facts, data).model_copy(update={"weights": "random"}))
-        for way in techniques.TECHNIQUES
+        way: shelf.of(
+            make_technique_plan(way, facts, data).model_copy(update={"weights": "random"})
+        )
+        for way in TECHNIQUES
     }
     shared = {way for way, network in given.items() if network is not None}
     assert shared == {"linear-probe", "multi-layer-probe", "feature-extraction"}
@@ -476,21 +502,21 @@ def test_the_fastest_way_is_taken_where_training_is_long_enough(
     batch = ((torch.zeros(4, 2),), torch.zeros(4, dtype=torch.int64))
     for steps, precision, compiling, seconds, wanted in cases:
         module = untouchable()
-        chosen = pace.choose(module, batch, steps, precision, compiling, dict(seconds))
+        chosen = choose_execution(module, batch, steps, precision, compiling, dict(seconds))
         assert (chosen.precision, chosen.compiled) == wanted, (steps, precision, compiling)
         assert module.used == [4] * wanted[1]
         assert "ms a step" in chosen.why
 
 
-def tiny_module(batch_norm: str = "adapt") -> Tuning:
-    source = backbone.load(TINY, "random", 32)
-    _, suffix = backbone.cut(source, "all")
-    return Tuning(
+def tiny_module(batch_norm: str = "adapt") -> TransferModule:
+    source = load_backbone(TINY, "random", 32)
+    _, suffix = cut_backbone(source, "all")
+    return TransferModule(
         suffix,
-        head.make("", 96, 3, 0),
+        make_head("", 96, 3, 0),
         Phase(train="all", batch_norm=batch_norm),
         0,
-        backbone.depth(source),
+        distance_to_head(source),
     )  # type: ignore[arg-type]
 
 
@@ -500,7 +526,7 @@ def test_measuring_leaves_weights_buffers_gradients_and_chance_alone() -> None:
     torch.manual_seed(0)
     chance = torch.random.get_rng_state()
     measured: dict[str, float] = {}
-    pace.choose(
+    choose_execution(
         module,
         (
             (torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)),),
@@ -523,7 +549,7 @@ def test_compiling_that_fails_is_said_and_training_goes_on(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
     module = tiny_module().ready()
-    chosen = pace.choose(
+    chosen = choose_execution(
         module, ((torch.randn(4, 3, 32, 32),), torch.tensor([0, 1, 2, 0])), 10, "float32", "on", {}
     )
     assert (chosen.precision, chosen.compiled) == ("float32", False)
@@ -532,18 +558,18 @@ def test_compiling_that_fails_is_said_and_training_goes_on(monkeypatch: pytest.M
 
 def test_whole_batches_run_compiled_and_the_last_one_does_not(tmp_path: Path) -> None:
     sizes: list[int] = []
-    made = Tuning(
-        nn.Identity(), head.make("", 8, 3, 0), Phase(epochs=2, batch_size=16), 0, lambda _: 1
+    made = TransferModule(
+        nn.Identity(), make_head("", 8, 3, 0), Phase(epochs=2, batch_size=16), 0, lambda _: 1
     )
     values, labels = torch.randn(40, 8), np.arange(40) % 3
     batches = [Batches(lambda rows, epoch: (values[rows],), labels, 16, seed) for seed in (0, None)]
 
     def quick(*given: torch.Tensor) -> torch.Tensor:
         sizes.append(len(given[0]))
-        return Tuning.forward(made, *given)
+        return TransferModule.forward(made, *given)
 
     made.use(quick, 16)
-    tune(made, *batches, tmp_path, 0)
+    fit_phase(made, *batches, tmp_path, 0)
     assert sizes == [16] * 4
 
 
@@ -554,9 +580,9 @@ def test_half_batches_whose_gradients_add_up_train_the_same(tmp_path: Path) -> N
         np.arange(64) % 3,
     )
     for share in (1, 2, 4):
-        made = Tuning(
+        made = TransferModule(
             nn.Identity(),
-            head.make("dense 6 relu", 8, 3, 0),
+            make_head("dense 6 relu", 8, 3, 0),
             Phase(epochs=3, lr=0.1, optimizer="sgd"),
             0,
             lambda _: 1,
@@ -565,7 +591,7 @@ def test_half_batches_whose_gradients_add_up_train_the_same(tmp_path: Path) -> N
             Batches(lambda rows, epoch: (values[rows],), labels, 16 // share, seed)
             for seed in (0, None)
         ]
-        left = tune(made, *batches, tmp_path / str(share), 0, accumulate=share)
+        left = fit_phase(made, *batches, tmp_path / str(share), 0, accumulate=share)
         found.append((made.head[0].weight.detach(), left.history[-1]["val_loss"]))
     assert all(torch.allclose(found[0][0], weight, atol=1e-5) for weight, _ in found)
     assert all(loss == pytest.approx(found[0][1], rel=1e-4) for _, loss in found)
@@ -574,9 +600,10 @@ def test_half_batches_whose_gradients_add_up_train_the_same(tmp_path: Path) -> N
 def test_training_that_runs_out_of_memory_starts_again_with_half_batches(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.train import tune as room
+    from regraft.training import trainer as room
+    from regraft.training.trainer import fit_phase
 
-    original, tried = room.tune, []
+    original, tried = fit_phase, []
 
     def short(module, train, *rest, **more):  # type: ignore[no-untyped-def]
         tried.append(train.size)
@@ -606,8 +633,8 @@ def test_training_that_runs_out_of_memory_starts_again_with_half_batches(
 def test_what_was_measured_is_remembered_so_that_the_same_run_takes_the_same_way(
     photos: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "MEASURE_FROM", 0.0)
-    monkeypatch.setattr(machine, "has_bfloat16", lambda *_: True)
+    monkeypatch.setattr(autotune, "MEASURE_FROM", 0.0)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda *_: True)
     changes = ["phases.0.epochs=1", "train_precision=auto"]
     first = api.fit(
         str(photos), "fine-tune", TINY, weights="random", resolution=32, out="one", changes=changes
@@ -642,7 +669,7 @@ def test_what_was_measured_is_remembered_so_that_the_same_run_takes_the_same_way
         out="three",
         changes=changes,
     )
-    cache.clear(own_cache)
+    clear_cache(own_cache)
     assert not (own_cache / "paces").exists()
 
 
@@ -666,13 +693,13 @@ def test_a_phase_may_see_smaller_images_than_the_plan(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides: list[int] = []
-    original = views.see
+    original = transform
 
-    def spy(images, ids, rules, resolution, view=views.PLAIN):  # type: ignore[no-untyped-def]
+    def spy(images, ids, rules, resolution, view=NO_AUGMENTATION):  # type: ignore[no-untyped-def]
         sides.append(resolution)
         return original(images, ids, rules, resolution, view)
 
-    monkeypatch.setattr(views, "see", spy)
+    monkeypatch.setattr(transforms, "see", spy)
     changes = ["phases.1.resolution=24", "phases.1.epochs=1", "phases.1.batch_size=8"]
     done = api.fit(
         str(photos),
@@ -689,9 +716,9 @@ def test_a_phase_may_see_smaller_images_than_the_plan(
 
 
 def test_a_resolution_that_cannot_be_is_refused() -> None:
-    facts = backbone.facts("test_vit")
+    facts = model_info("test_vit")
     phase = {"train": "all", "resolution": 64}
-    plan = parse({"backbone": "test_vit", "resolution": facts.resolution, "phases": [phase]})
+    plan = parse_plan({"backbone": "test_vit", "resolution": facts.resolution, "phases": [phase]})
     fixed = replace(facts, fixed_resolution=True)
     with pytest.raises(
         UserError, match=r"phases.0.resolution: test_vit takes one resolution only; use 0"
@@ -700,11 +727,11 @@ def test_a_resolution_that_cannot_be_is_refused() -> None:
     with pytest.raises(
         UserError, match="resolution 5 is too small to see anything; use 8 or more, or 0"
     ):
-        parse({"backbone": TINY, "resolution": 32, "phases": [{**phase, "resolution": 5}]})
+        parse_plan({"backbone": TINY, "resolution": 32, "phases": [{**phase, "resolution": 5}]})
     with pytest.raises(UserError, match="a head with 'flatten' takes one resolution only"):
-        parse({"backbone": TINY, "resolution": 32, "head": "flatten", "phases": [phase]}).check(
-            backbone.facts(TINY), ("a", "b")
-        )
+        parse_plan(
+            {"backbone": TINY, "resolution": 32, "head": "flatten", "phases": [phase]}
+        ).check(model_info(TINY), ("a", "b"))
 
 
 def test_precision_keep_and_compile_are_flags_and_their_mistakes_one_sentence(
@@ -733,19 +760,20 @@ def test_precision_keep_and_compile_are_flags_and_their_mistakes_one_sentence(
 def test_sizes_and_hashes_of_files_are_read_once(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft import sources
-    from regraft.sources import decode
+    from regraft.data import dataset, decode
+    from regraft.data.decode import image_size
+    from regraft.data.load import load_dataset
 
-    data = sources.load(photos, Path("home"))
+    data = load_dataset(photos, Path("home"))
     read: list[int] = []
-    original = decode.size
+    original = image_size
     monkeypatch.setattr(decode, "size", lambda content: read.append(1) or original(content))
     first = data.images.sizes(np.arange(10))
     part = data.take(np.arange(5, 15))
     assert (part.images.sizes(np.arange(10))[:5] == first[5:]).all()
     assert len(read) == 15
     hashed: list[int] = []
-    content_hash = decode.content_hash
+    content_hash = dataset.content_hash
     monkeypatch.setattr(
         decode, "content_hash", lambda content: hashed.append(1) or content_hash(content)
     )
@@ -803,7 +831,7 @@ def test_where_the_processor_lacks_bfloat16_everything_is_float32(
     words = ["--backbone", TINY, "--weights", "random", "--resolution", 32, "--json"]
     said = {}
     for native in (True, False):
-        monkeypatch.setattr(machine, "has_bfloat16", lambda *_, native=native: native)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda *_, native=native: native)
         said[native] = json.loads(regraft("plan", photos, *words).out)["plan"]["precision"]
     assert said == {True: "bfloat16", False: "float32"}
     done = regraft(

@@ -6,11 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regraft import plan as plans
 from regraft.errors import UserError
-from regraft.plan import ModelFacts, Phase, Plan
+from regraft.plans.schema import (
+    AUGMENTATIONS,
+    ModelInfo,
+    Phase,
+    Plan,
+    override_plan,
+    parse_head,
+    parse_plan,
+    read_plan,
+    write_plan,
+)
 
-FACTS = ModelFacts(
+FACTS = ModelInfo(
     "net",
     ("stem", "layer1", "layer2"),
     ("stem", "layer1.0", "layer2"),
@@ -30,7 +39,7 @@ def made(**fields: object) -> Plan:
     lr=st.floats(1e-8, 10),
     epochs=st.integers(1, 500),
     seed=st.integers(0, 2**31 - 1),
-    augment=st.sampled_from(plans.AUGMENTATIONS),
+    augment=st.sampled_from(AUGMENTATIONS),
     until=st.sampled_from(["", "layer1", ("layer1", "layer2")]),
     weights=st.sampled_from(["none", "auto", {"a": 0.5}]),
 )
@@ -50,13 +59,13 @@ def test_a_plan_survives_its_file(
         phases=[{"lr": lr, "epochs": epochs, "augment": augment}],
     )
     path = tmp_path_factory.mktemp("plan") / "plan.toml"
-    plans.write(plan, path)
-    assert plans.read(path) == plan
-    assert plans.read(path).digest == plan.digest
+    write_plan(plan, path)
+    assert read_plan(path) == plan
+    assert read_plan(path).digest == plan.digest
 
 
 def test_changes_are_applied_by_key() -> None:
-    plan = plans.changed(
+    plan = override_plan(
         made().model_dump(),
         ["phases.0.lr=3e-4", "head=bn, dense 32 relu", "phases.0.augment=flip", "seed=7"],
     )
@@ -71,7 +80,7 @@ def test_changes_are_applied_by_key() -> None:
 
 def test_every_fault_is_reported_at_once_with_near_names() -> None:
     with pytest.raises(UserError) as caught:
-        plans.parse(
+        parse_plan(
             {
                 "backbone": "net",
                 "resolutoin": 64,
@@ -114,14 +123,14 @@ def test_a_plan_that_does_not_fit_the_model_names_the_nearest_stage() -> None:
 )
 def test_impossible_heads_are_refused(head: str, says: str) -> None:
     with pytest.raises(UserError, match=".") as caught:
-        plans.parse({"backbone": "net", "resolution": 64, "head": head, "phases": [{}]})
+        parse_plan({"backbone": "net", "resolution": 64, "head": head, "phases": [{}]})
     assert says in str(caught.value)
 
 
 def test_heads_are_read_in_order() -> None:
     kinds = [
         (layer.kind, layer.value)
-        for layer in plans.head_layers("flatten, bn, dense 256 relu, dropout 0.5")
+        for layer in parse_head("flatten, bn, dense 256 relu, dropout 0.5")
     ]
     assert kinds == [
         ("flatten", None),
@@ -153,7 +162,7 @@ def test_heads_are_read_in_order() -> None:
 )
 def test_contradictions_are_refused(fields: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=".") as caught:
-        plans.parse({"backbone": "net", "resolution": 64, "phases": [{}], **fields})
+        parse_plan({"backbone": "net", "resolution": 64, "phases": [{}], **fields})
     assert says in str(caught.value)
 
 
@@ -164,13 +173,13 @@ def test_unreadable_plans_and_changes_are_refused(tmp_path: Path) -> None:
         (tmp_path / "none.toml", "There is no plan at"),
     ):
         with pytest.raises(UserError, match=says):
-            plans.read(path)
+            read_plan(path)
     for change, says in (
         ("lr", "is no change. Expected KEY=VALUE"),
         ("phases.9.lr=1", "points nowhere"),
     ):
         with pytest.raises(UserError, match=says):
-            plans.changed(made().model_dump(), [change])
+            override_plan(made().model_dump(), [change])
 
 
 def test_every_field_is_described() -> None:
@@ -192,4 +201,4 @@ def test_every_field_is_described() -> None:
 )
 def test_what_would_do_nothing_is_refused(phase: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        plans.parse({"backbone": "net", "resolution": 64, "phases": [phase]})
+        parse_plan({"backbone": "net", "resolution": 64, "phases": [phase]})

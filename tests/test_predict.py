@@ -24,11 +24,17 @@ from PIL import Image
 
 import regraft as api
 from conftest import TINY, toy, unsealed, write_folder
-from regraft import evaluate, predict, workflow
-from regraft import run as runs
+from regraft.data.stream import StreamItem
 from regraft.errors import UserError
-from regraft.predict import ahead
-from regraft.sources import streams
+from regraft.evaluation.calibration import fit_temperature
+from regraft.evaluation.scores import log_softmax
+from regraft.inference import prefetch, writers
+from regraft.inference.classifier import Classifier
+from regraft.inference.prefetch import DecodedImage, decode_one
+from regraft.inference.writers import ResultWriter
+from regraft.runs.folder import load_run, write_predictions
+from regraft.system.hardware import has_bfloat16
+from regraft.workflow.using import predict_to
 
 
 @pytest.fixture(scope="module")
@@ -229,20 +235,20 @@ def test_links_that_lead_out_of_the_folder_are_not_followed(
     ]  # named by the user himself
 
 
-def many(count: int) -> Iterator[streams.Found]:
+def many(count: int) -> Iterator[StreamItem]:
     images = [png(image) for image in toy(12).images.read(np.arange(12))]
     for number in range(count):
-        yield streams.Found(
+        yield StreamItem(
             f"{number}", lambda number=number: b"" if number % 7 == 3 else images[number % 12]
         )  # type: ignore[misc]
 
 
 def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: Path) -> None:
-    classifier = predict.Classifier(runs.load(finished), batch_size=8)
+    classifier = Classifier(load_run(finished), batch_size=8)
     alone = [said.label for said in classifier.stream(many(12))]
     asked, said = 0, []
 
-    def counted() -> Iterator[streams.Found]:
+    def counted() -> Iterator[StreamItem]:
         nonlocal asked
         for one in many(1000):
             asked += 1
@@ -267,7 +273,7 @@ def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: P
 
 def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) -> None:
     rng = np.random.default_rng(0)
-    classifier = predict.Classifier(runs.load(finished), precision="float32", batch_size=16)
+    classifier = Classifier(load_run(finished), precision="float32", batch_size=16)
     shapes = [(16, 16), (48, 48), (200, 90), (33, 50), (20, 20)]
     images = [
         rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)
@@ -283,20 +289,18 @@ def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) 
 def test_short_memory_halves_the_batch_and_loses_nothing(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier = predict.Classifier(runs.load(finished), batch_size=32)
+    classifier = Classifier(load_run(finished), batch_size=32)
     wanted = classifier.logits(toy(40).images.read(np.arange(40)))
-    original, sizes = predict.Classifier._once, list[int]()
+    original, sizes = Classifier._once, list[int]()
 
-    def short(self: predict.Classifier, ready: list[np.ndarray]) -> np.ndarray:
+    def short(self: Classifier, ready: list[np.ndarray]) -> np.ndarray:
         sizes.append(len(ready))
         if len(ready) > 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return original(self, ready)
 
-    monkeypatch.setattr(predict.Classifier, "_once", short)
-    found = predict.Classifier(runs.load(finished), batch_size=32).logits(
-        toy(40).images.read(np.arange(40))
-    )
+    monkeypatch.setattr(Classifier, "_once", short)
+    found = Classifier(load_run(finished), batch_size=32).logits(toy(40).images.read(np.arange(40)))
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
     assert (found.argmax(1) == wanted.argmax(1)).all()
@@ -320,9 +324,9 @@ def test_answers_are_those_that_the_run_was_scored_by(
     place = {key: row for row, key in enumerate(data.keys)}
     images = data.images.read(np.array([place[key] for key in kept["keys"]]))
     classifier = api.load("out")
-    here = predict.network.machine.has_bfloat16("cpu")
+    here = has_bfloat16("cpu")
     said = classifier.predict_proba(np.stack(images))
-    wanted = np.exp(evaluate.log_softmax(kept["logits"]))
+    wanted = np.exp(log_softmax(kept["logits"]))
     assert len(said) > 5
     assert np.abs(said - wanted).max() < (2e-3 if precision == "float32" or here else 5e-2)
     assert classifier.network[1].precision == (precision if here else "float32")
@@ -332,22 +336,22 @@ class Breaking:
     """Stops a job after some batches, once, and notes every image that is read."""
 
     def __init__(self, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        one, add, self.read = ahead.one, predict.Results.add, list[str]()
+        one, add, self.read = decode_one, ResultWriter.add, list[str]()
 
-        def noted(found: streams.Found, *rest: object) -> ahead.Ready:
+        def noted(found: StreamItem, *rest: object) -> DecodedImage:
             self.read.append(found.name)
             return one(found, *rest)  # type: ignore[arg-type]
 
-        def breaks(results: predict.Results, rows: list[dict[str, object]]) -> None:
+        def breaks(results: ResultWriter, rows: list[dict[str, object]]) -> None:
             nonlocal after
             add(results, rows)
             after -= 1
             if not after:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(ahead, "one", noted)
-        monkeypatch.setattr(predict.Results, "add", breaks)
-        monkeypatch.setattr(predict.results, "_PART", 10)
+        monkeypatch.setattr(prefetch, "one", noted)
+        monkeypatch.setattr(ResultWriter, "add", breaks)
+        monkeypatch.setattr(writers, "_PART", 10)
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
@@ -415,7 +419,7 @@ def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Pa
         subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
     )
     assert not Path("p.parquet").exists()
-    told = workflow.predict_to(finished, [photos], Path("p.parquet"), resume=True)
+    told = predict_to(finished, [photos], Path("p.parquet"), resume=True)
     assert (told["rows"], told["new"]) == (60, 44)  # a part of 16 was whole
     assert pq.read_metadata("p.parquet").num_rows == 60
 
@@ -425,13 +429,13 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
 ) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(40, seed=9))
     run = shutil.copytree(finished, tmp_path / "run")
-    kept = runs.load(run).predictions()
+    kept = load_run(run).predictions()
     unsealed(run)
     rng = np.random.default_rng(0)
     wrong = kept["logits"].copy()
     wrong[::3] = rng.normal(size=wrong[::3].shape) * 20  # sure of itself, and often wrong
-    runs.write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], wrong)
-    heat = evaluate.temperature(wrong, kept["targets"])
+    write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], wrong)
+    heat = fit_temperature(wrong, kept["targets"])
     assert heat > 1.5
     plain = rows_of(regraft, run, photos, "--top", 3)
     calm = sorted(
@@ -443,7 +447,7 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
     abstained = 0
     for path, row in plain.items():
         logits = np.log([chance for _, chance in row["ranked"]])  # type: ignore[attr-defined]
-        wanted = np.exp(evaluate.log_softmax(logits[None] / heat))[0]
+        wanted = np.exp(log_softmax(logits[None] / heat))[0]
         other = sure[path]
         assert [chance for _, chance in other["ranked"]] == pytest.approx(list(wanted), abs=2e-3)  # type: ignore[attr-defined]
         assert row["label"] == row["ranked"][0][0] == other["ranked"][0][0]  # type: ignore[index]
@@ -454,9 +458,9 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
     assert f"40 images; {abstained} abstained" in told.out
     assert f"logits divided by {heat:.3f}" in told.err
     assert "not sure: class" in regraft("predict", run, photos, "--min-confidence", least, "-q").out
-    every_right = predict.Classifier(runs.load(run))
+    every_right = Classifier(load_run(run))
     right = np.eye(3)[kept["targets"]] * 5
-    runs.write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], right)
+    write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], right)
     assert every_right.temperature == 1.0
     (run / "predictions.npz").write_bytes(b"")
     lost = regraft("predict", run, photos, "--min-confidence", least, "-q")

@@ -16,18 +16,38 @@ from PIL import Image
 
 import regraft as api
 from conftest import reading, toy, write_folder
-from regraft import cache, probing, workflow
-from regraft import run as runs
-from regraft.plan import Phase
-from regraft.probing import cells, curve, greedy, halving
-from regraft.watch import Watcher
-from regraft.workflow import matrix
+from regraft.data.load import load_dataset
+from regraft.features import extract
+from regraft.plans.schema import Phase
+from regraft.probing import halving
+from regraft.probing.candidates import (
+    Candidate,
+    LayerFeatures,
+    ProbeRow,
+    neighbour_count,
+    score_concatenated,
+    score_layers,
+)
+from regraft.probing.greedy_selection import select_greedily
+from regraft.probing.halving import (
+    affordable_candidates,
+    better_half,
+    count_rounds,
+    images_per_round,
+    parse_duration,
+)
+from regraft.probing.learning_curve import forecast, learning_curve
+from regraft.probing.rank_correlation import hit_rate
+from regraft.probing.recommend import probe_front, recommend
+from regraft.runs.folder import list_runs
+from regraft.system.progress import ProgressReporter
+from regraft.workflow import keeping, matrix
 
 SOLVED = Phase(train="head", optimizer="lbfgs", l2=(0.01, 0.1, 1.0))
 TINY = ("--backbones", "test_resnet", "--weights", "random", "-q")
 
 
-class Heard(Watcher):
+class Heard(ProgressReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -35,8 +55,8 @@ class Heard(Watcher):
         self.said.append(text)
 
 
-def taken(place: str, x: np.ndarray, x_val: np.ndarray, work: int) -> cells.Taken:
-    return cells.Taken(
+def taken(place: str, x: np.ndarray, x_val: np.ndarray, work: int) -> LayerFeatures:
+    return LayerFeatures(
         place, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes
     )
 
@@ -47,7 +67,7 @@ def cell(
     classes: int = 4,
     widths: tuple[int, ...] = (3, 5, 8),
     source: bool = False,
-) -> cells.Cell:
+) -> Candidate:
     rng = np.random.default_rng(seed)
     y, y_val = np.arange(n) % classes, np.arange(n // 2) % classes
     made = []
@@ -66,7 +86,7 @@ def cell(
         if source
         else None
     )
-    return cells.Cell("net", 32, tuple(made), (y, y_val), classes, head)
+    return Candidate("net", 32, tuple(made), (y, y_val), classes, head)
 
 
 def row(
@@ -77,10 +97,10 @@ def row(
     resolution: int = 32,
     kind: str = "single",
     **more: object,
-) -> cells.Row:
+) -> ProbeRow:
     right = np.arange(n) < round(accuracy * n)
     given = {"knn": accuracy, "logme": accuracy, "h_score": accuracy, "leep": None} | more
-    return cells.Row(
+    return ProbeRow(
         "net",
         resolution,
         (name,),
@@ -105,7 +125,7 @@ def row(
 def test_each_place_gets_every_score_and_deeper_ones_here_do_better() -> None:
     seen = 0
     for seed in range(5):
-        found = probing.singles(cell(seed, source=True), SOLVED)
+        found = score_layers(cell(seed, source=True), SOLVED)
         assert [one.places for one in found] == [("b0",), ("b1",), ("b2",)]
         assert found[0].accuracy < found[2].accuracy
         assert found[0].logme < found[2].logme  # type: ignore[operator]
@@ -122,8 +142,8 @@ def test_each_place_gets_every_score_and_deeper_ones_here_do_better() -> None:
 
 
 def test_as_many_neighbours_vote_as_the_smallest_class_has_images() -> None:
-    assert probing.neighbours_for(np.repeat(np.arange(3), 50)) == 20
-    assert probing.neighbours_for(np.array([0] * 50 + [1] * 3)) == 3
+    assert neighbour_count(np.repeat(np.arange(3), 50)) == 20
+    assert neighbour_count(np.array([0] * 50 + [1] * 3)) == 3
 
 
 def test_fewer_neighbours_than_usual_are_said(photos: Path) -> None:
@@ -151,7 +171,7 @@ def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None
         first = torch.from_numpy(bits[:, :1] * 3.0 + rng.standard_normal((400, 1))).float()
         second = torch.from_numpy(bits[:, 1:] * 3.0 + rng.standard_normal((400, 1))).float()
         noise = torch.from_numpy(rng.standard_normal((400, 1))).float()
-        found = greedy.chosen(
+        found = select_greedily(
             [noise, first, first.clone(), second], torch.from_numpy(bits[:, 0] * 2 + bits[:, 1]), 4
         )
         assert len(set(found) & {1, 2}) >= 1
@@ -163,20 +183,20 @@ def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None
 
 
 def test_side_by_side_beats_each_place_alone_where_they_complete_each_other() -> None:
-    joined = probing.side_by_side(cell(3, widths=(6, 6, 6)), SOLVED, 8192)
+    joined = score_concatenated(cell(3, widths=(6, 6, 6)), SOLVED, 8192)
     assert {one.kind for one in joined} <= {"greedy", "all"}
     assert joined[-1].multiply_adds == 30
     assert (
         max(one.accuracy for one in joined)
-        >= max(one.accuracy for one in probing.singles(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
+        >= max(one.accuracy for one in score_layers(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
     )
-    assert probing.side_by_side(cell(0, widths=(4,)), SOLVED, 8192) == []
+    assert score_concatenated(cell(0, widths=(4,)), SOLVED, 8192) == []
 
 
 def test_more_features_than_fit_are_thinned_evenly_from_the_end_and_that_is_said() -> None:
     many = cell(0, widths=(4,) * 9)
     heard = Heard()
-    joined = probing.side_by_side(many, SOLVED, 12, heard)
+    joined = score_concatenated(many, SOLVED, 12, heard)
     assert [one.places for one in joined if one.kind == "all"] in ([], [("b2", "b5", "b8")])
     assert all(set(one.places) <= {"b2", "b5", "b8"} for one in joined)
     assert heard.said == [
@@ -194,7 +214,7 @@ def test_nothing_on_the_front_is_beaten_and_everything_else_is(
     pairs: list[tuple[int, int]],
 ) -> None:
     rows = [row(f"p{number}", accuracy / 40, work) for number, (accuracy, work) in enumerate(pairs)]
-    front = probing.front(rows)
+    front = probe_front(rows)
     for one in rows:
         beaten = any(
             other.accuracy > one.accuracy and other.multiply_adds <= one.multiply_adds
@@ -213,7 +233,7 @@ def test_nothing_on_the_front_is_beaten_and_everything_else_is(
 @given(accuracies)
 def test_the_recommendations_keep_what_they_say(pairs: list[tuple[int, int]]) -> None:
     rows = [row(f"p{number}", accuracy / 40, work) for number, (accuracy, work) in enumerate(pairs)]
-    fastest, balanced, best = probing.recommended(rows, 0.1)
+    fastest, balanced, best = recommend(rows, 0.1)
     assert [one.budget for one in (fastest, balanced, best)] == ["fastest", "balanced", "best"]
     assert best.row.accuracy == max(one.accuracy for one in rows)
     bar = min(best.row.accuracy, 0.1 + 0.9 * (best.row.accuracy - 0.1))
@@ -228,12 +248,12 @@ def test_balanced_is_the_cheapest_that_chance_may_explain() -> None:
         row("alike", 0.79, 5),
         row("best", 0.80, 9),
     ]  # of 400 images: 80 fewer right, and 4 fewer
-    assert [one.row.places[0] for one in probing.recommended(rows, 0.1)] == [
+    assert [one.row.places[0] for one in recommend(rows, 0.1)] == [
         "alike",
         "alike",
         "best",
     ]
-    assert "1.8 times less work" in probing.recommended(rows, 0.1)[1].why
+    assert "1.8 times less work" in recommend(rows, 0.1)[1].why
 
 
 # ── budgets
@@ -244,7 +264,7 @@ def test_balanced_is_the_cheapest_that_chance_may_explain() -> None:
     [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1.5h", 5400), (" 2m ", 120)],
 )
 def test_budgets_are_times(written: str, meant: float) -> None:
-    assert halving.seconds(written) == meant
+    assert parse_duration(written) == meant
 
 
 @pytest.mark.parametrize("written", ["", "fast", "-5s", "0", "5x", "s"])
@@ -252,7 +272,7 @@ def test_what_is_no_time_is_refused_in_a_sentence(written: str) -> None:
     with pytest.raises(
         api.UserError, match=r"is no time. Expected seconds, or a number with s, m or h"
     ):
-        halving.seconds(written)
+        parse_duration(written)
 
 
 @given(
@@ -265,28 +285,28 @@ def test_halving_stays_within_its_budget_where_costs_are_as_they_were_said(
 ) -> None:
     named = dict(enumerate(costs))
     least = 20
-    going = halving.affordable(named, budget, least)
+    going = affordable_candidates(named, budget, least)
     spent, rounds = 0.0, 0
     while going:
-        count = halving.images([named[one] for one in going], budget - spent, len(going), most)
+        count = images_per_round([named[one] for one in going], budget - spent, len(going), most)
         assert count >= least or rounds
         spent += count * sum(named[one] for one in going)
         rounds += 1
         if len(going) == 1 or count == most:
             break
-        better = halving.kept({one: -one for one in going})
+        better = better_half({one: -one for one in going})
         assert len(better) == math.ceil(len(going) / 2)
         assert better[0] == min(going)
         going = better
     assert spent <= budget + 1e-6
-    assert rounds <= halving.rounds(len(costs))
+    assert rounds <= count_rounds(len(costs))
 
 
 def test_what_the_budget_cannot_afford_is_the_dearest() -> None:
     costs = {"a": 0.001, "b": 0.01, "c": 1.0}
-    assert halving.affordable(costs, 10, 100) == ["a", "b"]
-    assert halving.affordable(costs, 0.05, 100) == []
-    assert halving.affordable(costs, 1000, 100) == ["a", "b", "c"]
+    assert affordable_candidates(costs, 10, 100) == ["a", "b"]
+    assert affordable_candidates(costs, 0.05, 100) == []
+    assert affordable_candidates(costs, 1000, 100) == ["a", "b", "c"]
 
 
 # ── learning curve and hit rate
@@ -303,11 +323,11 @@ def test_a_power_law_is_continued_to_the_digit() -> None:
             }
             for n in (200, 400, 800, 1600)
         ]
-        told = curve.forecast(points, 3200, 10**9)
+        told = forecast(points, 3200, 10**9)
         assert told is not None
         assert told["accuracy"] == pytest.approx(1 - 0.9 * 3200**-exponent, abs=1e-6)
         assert told["gain"] == pytest.approx(told["accuracy"] - points[-1]["accuracy"])
-    assert curve.forecast(points[:1], 400, 100) is None
+    assert forecast(points[:1], 400, 100) is None
 
 
 def test_a_noisier_curve_has_a_wider_forecast() -> None:
@@ -317,7 +337,7 @@ def test_a_noisier_curve_has_a_wider_forecast() -> None:
             {"images": n, "accuracy": 1 - 2 * n**-0.3, "spread": spread, "repeats": 3}
             for n in (200, 400, 800, 1600)
         ]
-        low, high = curve.forecast(points, 3200, 1000)["ci95"]  # type: ignore[index]
+        low, high = forecast(points, 3200, 1000)["ci95"]  # type: ignore[index]
         widths.append(high - low)
     assert widths == sorted(widths)
     assert widths[0] < widths[-1] / 5
@@ -327,7 +347,7 @@ def test_the_curve_grows_and_ends_at_all_images() -> None:
     data, one = toy(240), cell(0, 240, widths=(6,))
     x, x_val = one.features(["b0"])
     y, y_val = (torch.from_numpy(labels) for labels in one.labels)
-    told = probing.learning_curve(
+    told = learning_curve(
         (x, y),
         (x_val, y_val),
         4,
@@ -367,7 +387,7 @@ def test_the_hit_rate_is_the_order_in_which_fine_tuning_came_out() -> None:
         finished(side, accuracy)
         for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
     ]
-    told = {one["score"]: one for one in probing.hit_rate(rows, same)}  # type: ignore[arg-type]
+    told = {one["score"]: one for one in hit_rate(rows, same)}  # type: ignore[arg-type]
     assert set(told) == {"accuracy", "knn", "logme", "h_score"}  # no head, no LEEP
     assert told["accuracy"]["kendall"] == told["accuracy"]["spearman"] == pytest.approx(1.0)
     assert told["accuracy"]["runs"] == 4
@@ -375,7 +395,7 @@ def test_the_hit_rate_is_the_order_in_which_fine_tuning_came_out() -> None:
         finished(side, 1 - accuracy)
         for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
     ]
-    assert probing.hit_rate(rows, against)[0]["kendall"] == pytest.approx(-1.0)  # type: ignore[arg-type]
+    assert hit_rate(rows, against)[0]["kendall"] == pytest.approx(-1.0)  # type: ignore[arg-type]
 
 
 def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
@@ -383,19 +403,14 @@ def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
         row("end", accuracy, 1, resolution=side)
         for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7))
     ]
-    assert probing.hit_rate(rows, [finished(32, 0.7), finished(64, 0.8)]) == []  # type: ignore[list-item]
+    assert hit_rate(rows, [finished(32, 0.7), finished(64, 0.8)]) == []  # type: ignore[list-item]
     assert (
-        probing.hit_rate(
-            rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)]
-        )
+        hit_rate(rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)])
         == []
     )  # type: ignore[misc]
-    assert (
-        probing.hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)])
-        == []
-    )  # type: ignore[misc]
+    assert hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)]) == []  # type: ignore[misc]
     seeds = [finished(side, side / 200 + shift) for side in (32, 64, 96) for shift in (0.0, 0.3)]
-    assert probing.hit_rate(rows, seeds)[0]["runs"] == 3  # type: ignore[arg-type]
+    assert hit_rate(rows, seeds)[0]["runs"] == 3  # type: ignore[arg-type]
 
 
 # ── the verb
@@ -461,17 +476,17 @@ def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promis
 def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft import sources
+    from regraft.data.load import load_dataset
 
-    dataset = sources.load(photos, Path("home"))
+    dataset = load_dataset(photos, Path("home"))
     names, read = reading(dataset, monkeypatch)
-    passes, together = list[int](), cache.features._chunks
+    passes, together = list[int](), extract._chunks
 
     def counted(*given):  # type: ignore[no-untyped-def]
         passes.append(len(given[0]))
         return together(*given)
 
-    monkeypatch.setattr(cache.features, "_chunks", counted)
+    monkeypatch.setattr(extract, "_chunks", counted)
     first = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="p")
     assert read
     assert not set(read) & {names[row] for row in dataset.split().test}
@@ -524,10 +539,10 @@ def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path)
         ).code
         == 0
     )
-    (runs.listing(Path("runs"))[0] / "predictions.npz").rename("kept.npz")
+    (list_runs(Path("runs"))[0] / "predictions.npz").rename("kept.npz")
     told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
     assert told["runs"] == 2  # neither the one on other images, nor one without its predictions
-    Path("kept.npz").rename(runs.listing(Path("runs"))[0] / "predictions.npz")
+    Path("kept.npz").rename(list_runs(Path("runs"))[0] / "predictions.npz")
     told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
     assert told["runs"] == 3
     for path, accuracy in zip(
@@ -570,7 +585,7 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
 ) -> None:
     monkeypatch.setattr(matrix, "_FEWEST", 12)
     monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
-    dataset = workflow.named.sources.load(photos, Path("home"))
+    dataset = load_dataset(photos, Path("home"))
     seen: list[tuple[tuple[str, int], int]] = []
     judge = matrix._Work._judge
 
@@ -583,7 +598,7 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
         halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most)
     )
     monkeypatch.setattr(
-        matrix.keeping, "seconds", lambda model, *_: model.resolution * 1e-6
+        keeping, "seconds", lambda model, *_: model.resolution * 1e-6
     )  # else noise may make another cell the cheapest
     done = api.probe(
         dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p"
@@ -678,8 +693,9 @@ def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from regraft import backbone
+    from regraft.models.backbone import load_backbone
 
-    real = backbone.load
+    real = load_backbone
 
     def load(name: str, *given: object) -> object:
         if name == "test_vit":

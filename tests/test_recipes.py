@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 import regraft as api
-from regraft import backbone, recipes
-from regraft.plan import Plan
-from regraft.workflow import Wish, cooking
+from regraft.models.backbone import load_backbone, model_info
+from regraft.models.layers import matching_stage
+from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.plans import recipes
+from regraft.plans.recipes import all_recipes, find_recipe
+from regraft.plans.schema import Plan
+from regraft.workflow.cooking import recipe_plan, show_recipe
+from regraft.workflow.planning import Wish
 
 NAMED = {
     "vgg16-frozen",
@@ -46,13 +51,13 @@ TINY = (
 
 
 def test_every_experiment_is_a_recipe_with_a_source_and_a_plan_that_fits_its_network() -> None:
-    assert set(recipes.every()) == NAMED
+    assert set(all_recipes()) == NAMED
     assert {path.stem for path in (Path(recipes.__file__).parent / "plans").glob("*.toml")} == NAMED
     digests = set()
-    for name, recipe in recipes.every().items():
+    for name, recipe in all_recipes().items():
         assert isinstance(recipe.plan, Plan)
         assert recipe.plan.technique == name
-        recipe.plan.check(backbone.facts(recipe.plan.backbone), [])
+        recipe.plan.check(model_info(recipe.plan.backbone), [])
         assert recipe.source
         assert recipe.about.endswith(".")
         digests.add(recipe.plan.digest)
@@ -76,7 +81,7 @@ def test_every_experiment_is_a_recipe_with_a_source_and_a_plan_that_fits_its_net
 def test_parameters_are_those_that_were_reported_to_the_digit(
     name: str, counts: dict[str, int]
 ) -> None:
-    told = cooking.show_recipe(name)
+    told = show_recipe(name)
     assert (
         {what: told["parameters"][what] for what in counts}
         == counts
@@ -92,7 +97,7 @@ def test_parameters_are_those_that_were_reported_to_the_digit(
 def test_the_head_and_the_totals_of_the_resnet_are_those_of_the_write_up_but_for_the_biases_that_pytorch_lacks() -> (
     None
 ):
-    told = cooking.show_recipe("resnet50-last-stage")
+    told = show_recipe("resnet50-last-stage")
     head = [
         row["parameters"] + row["statistics"]
         for row in told["layers"]
@@ -185,9 +190,9 @@ def test_a_recipe_runs_on_anybodys_images_and_shows_reported_beside_measured(
         ).out
     )
     assert never["measured"]["frozen_seconds"] is None
-    from regraft import machine
+    from regraft.system.hardware import has_bfloat16
 
-    assert (told["scores"]["paces"][0]["precision"] == "bfloat16") <= machine.has_bfloat16()
+    assert (told["scores"]["paces"][0]["precision"] == "bfloat16") <= has_bfloat16()
     assert not Path("r/test.json").exists()
     shown = regraft("recipes", "run", "densenet121-transfer", photos, *TINY)
     for word in ("reported", "measured", "0.9272", "the frozen part took"):
@@ -271,7 +276,7 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
     for name in ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage"):
         for other in ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit"):
             with pytest.raises(api.UserError, match="has no such stage; its stages are") as caught:
-                cooking.recipe_plan(recipes.find(name), Wish(backbone=other))
+                recipe_plan(find_recipe(name), Wish(backbone=other))
             offered = (
                 str(caught.value)
                 .partition("cut with ")[2]
@@ -279,16 +284,16 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
                 .removeprefix("--set ")
                 .split(" --set ")
             )
-            plan = cooking.recipe_plan(recipes.find(name), Wish(backbone=other, changes=offered))
-            plan.check(backbone.facts(other), [])
+            plan = recipe_plan(find_recipe(name), Wish(backbone=other, changes=offered))
+            plan.check(model_info(other), [])
             seen += 1
     assert seen == 12
-    source = backbone.load("vgg16", "random", 96)
-    lite = backbone.load(backbone.EMBEDDED, "random", 96)
-    assert backbone.alike(source, "features.16", lite, False) == "blocks.2"  # an eighth of the side
-    assert backbone.alike(source, "features.30", lite, False) == "end"
+    source = load_backbone("vgg16", "random", 96)
+    lite = load_backbone(DEFAULT_BACKBONE, "random", 96)
+    assert matching_stage(source, "features.16", lite, False) == "blocks.2"  # an eighth of the side
+    assert matching_stage(source, "features.30", lite, False) == "end"
     assert (
-        backbone.alike(backbone.load("resnet50", "random", 96), "layer4", lite, True) == "blocks.5"
+        matching_stage(load_backbone("resnet50", "random", 96), "layer4", lite, True) == "blocks.5"
     )
 
 
@@ -296,19 +301,19 @@ def test_places_that_a_user_names_are_his_and_a_comparison_moves_the_recipes_own
     regraft, photos: Path
 ) -> None:  # type: ignore[no-untyped-def]
     lite = Wish(backbone="tf_efficientnet_lite0")
-    asked = cooking.recipe_plan(
-        recipes.find("vgg16-frozen"),
+    asked = recipe_plan(
+        find_recipe("vgg16-frozen"),
         Wish(backbone="tf_efficientnet_lite0", changes=['until=["blocks.2", "blocks.4"]']),
     )
     assert asked.until == ("blocks.2", "blocks.4")
-    typo = cooking.recipe_plan(
-        recipes.find("resnet50-last-stage"),
+    typo = recipe_plan(
+        find_recipe("resnet50-last-stage"),
         Wish(backbone="tf_efficientnet_lite0", changes=["phases.0.train=blocks.9"]),
     )
     with pytest.raises(api.UserError, match="tf_efficientnet_lite0 has no stage 'blocks.9'"):
-        typo.check(backbone.facts("tf_efficientnet_lite0"), [])
+        typo.check(model_info("tf_efficientnet_lite0"), [])
     with pytest.raises(api.UserError, match=r"--set until=blocks.2"):
-        cooking.recipe_plan(recipes.find("vgg16-three-blocks"), lite)
+        recipe_plan(find_recipe("vgg16-three-blocks"), lite)
     told = json.loads(
         regraft(
             "recipes",

@@ -13,10 +13,18 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, toy, write_folder
-from regraft import run, sources, workflow
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.report import board, evidence, page
-from regraft.workflow import Settings, Wish
+from regraft.reporting import evidence
+from regraft.reporting.evidence import gather_evidence
+from regraft.reporting.html import Gallery, PageExtras, Thumbnail, render_html
+from regraft.reporting.leaderboard import build_leaderboard_json
+from regraft.runs.folder import Run, load_run
+from regraft.workflow.comparison import compare
+from regraft.workflow.named import fit_named
+from regraft.workflow.pages import report_named
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
 
 QUICK = ["--weights", "random", "--resolution", "32", "-q"]
 
@@ -27,15 +35,15 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compared")
     photos = write_folder(root / "photos", toy(180))
     settings = Settings(home=root / "cache", origin=str(photos))
-    from regraft import sources
+    from regraft.data.load import load_dataset
 
-    data = sources.load(str(photos), root / "cache")
+    data = load_dataset(str(photos), root / "cache")
     ways = ("linear-probe", "fine-tune", "feature-extraction")
     wish = Wish(weights="random", resolution=32, changes=["phases.0.l2=[0.1]"])
-    workflow.compare(data, root / "compare", [TINY], ways[:1], 1, wish, settings)
+    compare(data, root / "compare", [TINY], ways[:1], 1, wish, settings)
     (root / "two").mkdir()
     wish = Wish(weights="random", resolution=32, changes=["phases.0.epochs=2"])
-    workflow.compare(data, root / "two" / "tuned", [TINY], ways[1:], 1, wish, settings)
+    compare(data, root / "two" / "tuned", [TINY], ways[1:], 1, wish, settings)
     return root
 
 
@@ -92,7 +100,7 @@ def test_a_report_of_one_run_works_and_markdown_says_the_same(
     told = json.loads(regraft("report", one, "--format", "md", "--json", "-q").out)
     assert told["verdict"] in text
     assert told["runs"]["linear-probe"]["measures"]["n"] == len(
-        run.load(one).predictions("test")["keys"]
+        load_run(one).predictions("test")["keys"]
     )
     for line in text.splitlines():
         if line.startswith("|"):
@@ -119,11 +127,11 @@ def test_the_report_is_judged_on_val_while_a_test_part_is_shut(
 
 
 def test_a_page_shows_names_as_they_are_and_runs_none_of_them(compared: Path) -> None:
-    runs = [run.load(compared / "compare" / "linear-probe")]
-    told = evidence.gathered(runs)
+    runs = [load_run(compared / "compare" / "linear-probe")]
+    told = gather_evidence(runs)
     evil = "<script>alert(1)</script>$x_$"
     told = json.loads(json.dumps(told).replace("class0", evil).replace('"toy"', json.dumps(evil)))
-    text = page.html(told, page.Extra(), "0")
+    text = render_html(told, PageExtras(), "0")
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert text.count("<script>") == 1
@@ -191,7 +199,7 @@ def test_runs_on_other_splits_classes_or_images_are_refused(
     done = regraft("report", tmp_path / "other", compared / "compare")
     digests = {
         one.scores["split_digest"]
-        for one in (run.load(tmp_path / "other"), run.load(compared / "compare" / "linear-probe"))
+        for one in (load_run(tmp_path / "other"), load_run(compared / "compare" / "linear-probe"))
     }
     assert done.code == 2
     assert len(digests) == 2
@@ -199,10 +207,10 @@ def test_runs_on_other_splits_classes_or_images_are_refused(
     done = regraft("report", compared / "compare", "--data", "digits", "--out", tmp_path / "x.html")
     assert done.code == 2
     assert "holds other images" in done.err
-    one = run.load(compared / "compare" / "linear-probe")
-    two = run.Run(one.path, one.plan, ("a", "b", "c"), one.scores)
+    one = load_run(compared / "compare" / "linear-probe")
+    two = Run(one.path, one.plan, ("a", "b", "c"), one.scores)
     with pytest.raises(UserError, match="Expected the same"):
-        evidence.gathered([one, two])
+        gather_evidence([one, two])
 
 
 def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(
@@ -245,9 +253,11 @@ def test_images_that_are_gone_leave_galleries_out_and_say_so(
 def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regraft
 ) -> None:
+    from regraft.training import linear
+    from regraft.training.linear import fit_linear_probe
     from regraft.workflow import story
 
-    solve = story.solve.solve
+    solve = fit_linear_probe
 
     def loose(*args, **kwargs):  # type: ignore[no-untyped-def]
         held[0].model.get_submodule("bn1").running_mean.add_(0.1)
@@ -264,13 +274,13 @@ def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
     photos = write_folder(tmp_path / "photos", toy())
     assert regraft("fit", photos, "--backbone", TINY, "--out", "good", *QUICK).code == 0
     held.clear()
-    monkeypatch.setattr(story.solve, "solve", loose)
+    monkeypatch.setattr(linear, "solve", loose)
     assert regraft("fit", photos, "--backbone", TINY, "--out", "loose", *QUICK).code == 0
     contract = json.loads(Path("loose/freeze.json").read_text())[0]
     assert contract["kept"] is False
     assert contract["changed"] == ["body.bn1.running_mean"]
     assert json.loads(Path("good/freeze.json").read_text())[0]["kept"] is True
-    assert run.load(Path("loose")).scores["contract"] == "broken"
+    assert load_run(Path("loose")).scores["contract"] == "broken"
     assert "BROKEN" in Path("loose/log.txt").read_text()
     done = regraft("report", "loose", "good", "--out", "report.html", "-q")
     assert done.code == 0
@@ -295,7 +305,7 @@ def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Pat
             test[number],
         )
     assert regraft("fit", photos, "--backbone", TINY, "--out", "leaky", *QUICK).code == 0
-    assert run.load(Path("leaky")).scores["leaks"] == 5
+    assert load_run(Path("leaky")).scores["leaks"] == 5
     for words in (["evaluate", "leaky"], ["report", "leaky", "-q"]):
         assert regraft(*words).out.startswith(
             "5 images of val and test are byte for byte in an earlier part too"
@@ -305,7 +315,7 @@ def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Pat
 def test_evaluate_says_what_scikit_learn_says(compared: Path, regraft) -> None:
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
-    one = run.load(compared / "two" / "tuned" / "fine-tune")
+    one = load_run(compared / "two" / "tuned" / "fine-tune")
     told = json.loads(
         regraft("evaluate", one.path, "--split", "val", "--json", "--cache", compared / "cache").out
     )
@@ -332,7 +342,7 @@ def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Pat
         done = regraft("evaluate", one, "--split", "test", "--cache", compared / "cache", "-q")
         assert done.code == 0, done.err
         assert f"opened {count} times" in done.out
-    assert len(run.load(one).test["opened"]) == 3
+    assert len(load_run(one).test["opened"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["csv", "tensorboard"])
@@ -354,7 +364,7 @@ def test_a_run_can_be_tracked(kind: str, tmp_path: Path, regraft) -> None:
         *QUICK,
     ]
     assert regraft(*words).code == 0
-    one = run.load(Path("mine"))
+    one = load_run(Path("mine"))
     if kind == "csv":
         import csv
 
@@ -416,13 +426,13 @@ def test_maps_light_up_where_the_class_is(
         changes=changes,
     )
     assert done.scores["val"]["accuracy"] > 0.9
-    from regraft import attention
+    from regraft.inference.cam import activation_maps
 
     classifier = regraft.load(done.path)
     images, labels = data.images.read(np.arange(60)), data.labels[:60]
     inside = []
     for image, label, heat in zip(
-        images, labels, attention.maps(classifier, images, labels.tolist()), strict=True
+        images, labels, activation_maps(classifier, images, labels.tolist()), strict=True
     ):
         assert heat.shape == image.shape[:2]
         assert 0 <= heat.min() <= heat.max() <= 1
@@ -431,7 +441,7 @@ def test_maps_light_up_where_the_class_is(
     assert len(inside) == 60
     assert np.mean(inside) > 2
     wide = np.zeros((20, 50, 3), np.uint8)
-    heat = attention.maps(classifier, [wide], [0])[0]
+    heat = activation_maps(classifier, [wide], [0])[0]
     assert heat.shape == (20, 50)
     assert heat[:, :15].max() == heat[:, 35:].max() == 0
 
@@ -525,10 +535,8 @@ def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None
             Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
             rows.writerow([f"{name}{number}.png", classes[label]])
     wish = Wish(backbone=TINY, weights="random", resolution=32, technique="linear-probe")
-    workflow.fit_named(tmp_path / "list.csv", wish, tmp_path / name, home=tmp_path / "cache")
-    out = workflow.report_named(
-        [tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache"
-    )[0]
+    fit_named(tmp_path / "list.csv", wish, tmp_path / name, home=tmp_path / "cache")
+    out = report_named([tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache")[0]
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         view = browser.new_page()
@@ -547,17 +555,17 @@ def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None
 
 
 def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
-    runs = [run.load(compared / "two" / "tuned" / "fine-tune")]
-    told = evidence.gathered(runs)
+    runs = [load_run(compared / "two" / "tuned" / "fine-tune")]
+    told = gather_evidence(runs)
     one = told["runs"]["fine-tune"]
     told["runs"] = {f"run{number}": one for number in range(8)}
     told["board"]["selected"] = "run0"
     rng = np.random.default_rng(0)
     shots = [
-        page.Shot(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b"))
+        Thumbnail(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b"))
         for _ in range(60)
     ]
-    text = page.html(told, page.Extra([page.Gallery("Worst mistakes", "", shots)]), "0")
+    text = render_html(told, PageExtras([Gallery("Worst mistakes", "", shots)]), "0")
     assert len(text) < 8e6
 
 
@@ -576,9 +584,9 @@ def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, pho
     )
     for folder, seed in (("all/one", 0), ("all/again", 0), ("all/other", 1)):
         assert regraft("fit", photos, *words, "--seed", seed, "--out", folder).code == 0
-    runs = {name: run.load(Path("all", name)) for name in ("one", "again", "other")}
-    assert board.leaderboard([runs["one"], runs["again"]])["seeds"] == []
-    assert board.leaderboard(list(runs.values()))["seeds"][0]["seeds"] == 2
+    runs = {name: load_run(Path("all", name)) for name in ("one", "again", "other")}
+    assert build_leaderboard_json([runs["one"], runs["again"]])["seeds"] == []
+    assert build_leaderboard_json(list(runs.values()))["seeds"][0]["seeds"] == 2
     done = regraft("evaluate", "all")
     assert (done.code, "all holds 3 runs and is none itself: again, one, other" in done.err) == (
         2,
@@ -618,7 +626,7 @@ def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photo
         "-q",
         "--json",
     )
-    data = sources.load(photos, Path("home"))
+    data = load_dataset(photos, Path("home"))
     shut = data.keys[data.split().test]
     (photos / shut[0]).write_bytes(b"")
     assert regraft("fit", photos, *words, "--out", "two words").code == 0

@@ -30,8 +30,11 @@ from PIL import Image
 
 import regraft as api
 from conftest import toy, write_folder
-from regraft import UserError, workflow
-from regraft.serve.batching import Batcher, Full
+from regraft.errors import UserError
+from regraft.serving.batching import Batcher, Full
+from regraft.workflow.named import fit_named
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
 
 EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class
 SMALL = {
@@ -49,8 +52,9 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from regraft import attention, predict
-from regraft.serve import Limits, serve
-from regraft.watch import Watcher
+from regraft.serving.limits import Limits
+from regraft.serving.server import serve
+from regraft.system.progress import ProgressReporter
 
 given = json.loads(sys.argv[1])
 original, gate = predict.Classifier.logits, given["gate"]
@@ -156,9 +160,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A run, its images and a cache."""
     top = tmp_path_factory.mktemp("serve")
     photos = write_folder(top / "photos", replace(toy(), classes=(EVIL, "class1", "class2")))
-    wish = workflow.Wish(backbone="test_resnet", weights="random", resolution=32)
+    wish = Wish(backbone="test_resnet", weights="random", resolution=32)
     return (
-        workflow.fit_named(photos, wish, top / "run", home=top / "cache").path,
+        fit_named(photos, wish, top / "run", home=top / "cache").path,
         photos,
         top / "cache",
     )
@@ -575,12 +579,12 @@ def test_serving_help_loads_neither_torch_nor_gradio() -> None:
 def test_similar_images_are_the_run_s_training_images_or_a_sentence(
     fitted: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    from regraft.serve import gallery
+    from regraft.serving.similar import find_similar_images, stoppable
 
     run, photos, home = fitted
     loaded = api.load(run)
-    settings = workflow.Settings(home=home)
-    found = gallery.find(loaded, None, settings)
+    settings = Settings(home=home)
+    found = find_similar_images(loaded, None, settings)
     assert (found.state, len(found.examples)) == ("preparing", 3)
     assert "still being looked up" in found.note
     found.prepare(settings)
@@ -610,19 +614,22 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(
     ):
         scores["origin"]["data"] = origin
         (moved / "scores.json").write_text(json.dumps(scores))
-        left_out = gallery.find(api.load(moved), None, settings)
+        left_out = find_similar_images(api.load(moved), None, settings)
         assert (left_out.state, left_out.examples, text in left_out.note) == ("none", [], True)
         assert left_out.near(np.zeros((9, 9, 3), np.uint8)) == []
-    assert gallery.find(api.load(moved), photos, settings).state == "preparing"
+    assert find_similar_images(api.load(moved), photos, settings).state == "preparing"
     scores["origin"]["data"] = "digits"
     (moved / "scores.json").write_text(json.dumps(scores))
-    assert "holds none of the training images" in gallery.find(api.load(moved), None, settings).note
+    assert (
+        "holds none of the training images"
+        in find_similar_images(api.load(moved), None, settings).note
+    )
     with pytest.raises(UserError, match="holds none of the training images"):
-        gallery.find(loaded, "digits", settings)
+        find_similar_images(loaded, "digits", settings)
     ended = threading.Event()
     ended.set()
-    new = gallery.find(loaded, None, workflow.Settings(home=tmp_path / "cache"))
-    new.prepare(gallery.quietly(workflow.Settings(home=tmp_path / "cache"), ended))
+    new = find_similar_images(loaded, None, Settings(home=tmp_path / "cache"))
+    new.prepare(stoppable(Settings(home=tmp_path / "cache"), ended))
     assert (new.state, new.note) == ("none", "No similar training images: the server is ending")
 
 

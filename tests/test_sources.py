@@ -17,14 +17,17 @@ import pytest
 from PIL import Image
 
 from conftest import toy, write_folder
-from regraft import sources
-from regraft.data import Unreadable
+from regraft.data import hub
+from regraft.data.dataset import Unreadable
+from regraft.data.decode import decode_image, image_size
+from regraft.data.hub import TORCHVISION, unpickled
+from regraft.data.load import load_dataset
+from regraft.data.stream import count_images, iterate_images
 from regraft.errors import UserError
-from regraft.sources import decode, named, streams
 
 
 def load(given: object, tmp_path: Path):  # type: ignore[no-untyped-def]
-    return sources.load(given, tmp_path / "home")  # type: ignore[arg-type]
+    return load_dataset(given, tmp_path / "home")  # type: ignore[arg-type]
 
 
 def png(array: np.ndarray) -> bytes:
@@ -187,11 +190,11 @@ def test_decoding_honours_modes_rotation_and_transparency() -> None:
         "float": (encoded(Image.new("F", (6, 4), 0.5), "TIFF"), (128, 128, 128)),
     }
     for name, (content, colour) in cases.items():
-        image = decode.decoded(content)
+        image = decode_image(content)
         assert image.shape == (4, 6, 3), name
         assert image.dtype == np.uint8
         assert np.abs(image.astype(int) - colour).max() <= 2, name
-        assert decode.size(content) == (4, 6), name
+        assert image_size(content) == (4, 6), name
     assert len(cases) == 15
 
 
@@ -215,8 +218,8 @@ def test_all_eight_exif_orientations_come_out_upright() -> None:
         if orientation in (6, 8):  # stored turned the other way round than the array above
             pixels = np.rot90(upright, 1 if orientation == 6 else -1)
             content = encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG", exif=exif)
-        assert (decode.decoded(content) == upright).all(), orientation
-        assert decode.size(content) == (4, 6)
+        assert (decode_image(content) == upright).all(), orientation
+        assert image_size(content) == (4, 6)
     assert len(stored) == 8
 
 
@@ -238,7 +241,7 @@ def test_every_undecodable_file_is_named_with_its_reason(photos: Path, tmp_path:
 
 def test_a_decompression_bomb_is_refused() -> None:
     with pytest.raises(ValueError, match="more pixels than the 178,956,970 allowed"):
-        decode.decoded(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+        decode_image(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
 
 
 def test_npz_of_keras_and_medmnist_have_parts(tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def test_a_pickle_with_code_in_it_is_refused() -> None:
             return os.system, ("touch /tmp/pwned",)
 
     with pytest.raises(UserError, match="A CIFAR file holds more than arrays"):
-        named.unpickled(pickle.dumps(Evil()))
+        unpickled(pickle.dumps(Evil()))
 
 
 def test_a_damaged_pickle_takes_no_memory_for_what_it_only_promises() -> None:
@@ -374,7 +377,7 @@ def test_a_damaged_pickle_takes_no_memory_for_what_it_only_promises() -> None:
     for name, content in promises.items():
         tracemalloc.start()
         with suppress(UserError):
-            named.unpickled(content)
+            unpickled(content)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 10_000_000, name
@@ -532,8 +535,8 @@ def test_the_folder_one_stands_in_has_a_name_and_what_regraft_wrote_there_is_no_
     )
     monkeypatch.chdir(folder / original.classes[0])
     assert load("..", tmp_path).name == "photos"
-    seen = [one.name for one in streams.found([folder])]
-    assert (len(seen), streams.count([folder])) == (60, 60)
+    seen = [one.name for one in iterate_images([folder])]
+    assert (len(seen), count_images([folder])) == (60, 60)
     assert not [name for name in seen if "curves" in name]
 
 
@@ -549,11 +552,11 @@ def test_trainval_counts_only_where_there_is_no_train(tmp_path: Path) -> None:
 
     found = {
         part: made.split
-        for part, made in named._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()
+        for part, made in hub._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()
     }
     assert found == {"train": "train", "val": "val", "test": "test"}
     found = {
-        part: made.split for part, made in named._made(kind({"trainval", "test"}), tmp_path).items()
+        part: made.split for part, made in hub._made(kind({"trainval", "test"}), tmp_path).items()
     }
     assert found == {"train": "trainval", "test": "test"}
 
@@ -563,10 +566,10 @@ def test_every_torchvision_name_exists_and_can_be_asked_to_download() -> None:
 
     from torchvision import datasets
 
-    for name, kind in named.TORCHVISION.items():
+    for name, kind in TORCHVISION.items():
         accepted = inspect.signature(getattr(datasets, kind).__init__).parameters
         assert "download" in accepted or "kwargs" in accepted, name
-    assert len(named.TORCHVISION) >= 20
+    assert len(TORCHVISION) >= 20
 
 
 def test_text_in_another_encoding_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -19,8 +19,12 @@ from PIL import Image
 
 import regraft as api
 from conftest import reading, toy, write_folder
-from regraft import run as runs
-from regraft import sources, workflow
+from regraft.data.load import load_dataset
+from regraft.models.backbone import load_backbone
+from regraft.runs.folder import load_run, write_json, write_weights
+from regraft.system.progress import ProgressReporter
+from regraft.workflow.opening import open_test, score
+from regraft.workflow.story import final_cut
 
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
 EPOCHS = ("--set", "phases.0.epochs=2", "--set", "phases.0.batch_size=16")
@@ -61,7 +65,7 @@ def test_fit_leaves_a_whole_run_folder(regraft, photos: Path) -> None:  # type: 
     )
     assert {"load", "extract", "train", "evaluate", "total"} == set(scores["seconds"])
     assert scores["peak_memory_mb"] > 0
-    history = runs.load(path).history()
+    history = load_run(path).history()
     assert [row["epoch"] for row in history] == [0, 1]
     assert {"train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"} <= set(history[0])
     contract = json.loads((path / "freeze.json").read_text())
@@ -94,14 +98,10 @@ def test_every_technique_runs_and_freezes_what_it_says(
     )
     assert result.code == 0, result.err
     scores = json.loads(result.out)
-    finished = runs.load(Path("out"))
+    finished = load_run(Path("out"))
     original = api.load("out").network[0].model.state_dict()
-    random = workflow.story.backbone.load(
-        "test_resnet", "random", 32, finished.plan.seed
-    ).model.state_dict()
-    frozen = workflow.story.final_cut(
-        workflow.story.backbone.load("test_resnet", "random", 32), finished.plan
-    )[0]
+    random = load_backbone("test_resnet", "random", 32, finished.plan.seed).model.state_dict()
+    frozen = final_cut(load_backbone("test_resnet", "random", 32), finished.plan)[0]
     names = {
         name.removeprefix("body.")
         for name, _ in (*frozen.named_parameters(), *frozen.named_buffers())
@@ -137,7 +137,7 @@ def test_learning_happens_and_the_kept_weights_are_the_best_ones(regraft, photos
         "--json",
     )
     scores = json.loads(result.out)
-    history = runs.load(Path("out")).history()
+    history = load_run(Path("out")).history()
     assert scores["val"]["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in history))
     assert scores["val"]["accuracy"] > 0.8
 
@@ -244,10 +244,10 @@ def test_rows_that_are_given_one_network_in_turn_score_as_each_would_alone(photo
         out="board",
     )
     assert len(done.runs) == len(ways)
-    dataset = sources.load(photos, Path("home"))
+    dataset = load_dataset(photos, Path("home"))
     for one in done.runs:
         together = one.predictions("test")
-        alone = workflow.opening.open_test(one, dataset).predictions("test")
+        alone = open_test(one, dataset).predictions("test")
         assert np.array_equal(together["logits"], alone["logits"]), one.name
         assert together["keys"].tolist() == alone["keys"].tolist()
 
@@ -299,7 +299,7 @@ def test_seeds_give_mean_and_spread_on_one_split(regraft, photos: Path) -> None:
 
 
 def test_fit_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = sources.load(photos, Path("home"))
+    dataset = load_dataset(photos, Path("home"))
     names, read = reading(dataset, monkeypatch)
     shut = {names[row] for row in dataset.split().test}
     done = api.fit(
@@ -313,7 +313,7 @@ def test_fit_never_reads_a_test_image(photos: Path, monkeypatch: pytest.MonkeyPa
     )
     assert len(read) == len(dataset.split().train) + len(dataset.split().val)
     assert not set(read) & shut
-    workflow.open_test(done, dataset)
+    open_test(done, dataset)
     assert set(read) >= shut
 
 
@@ -355,7 +355,7 @@ def test_predictions_of_a_folder_equal_those_of_the_run(regraft, photos: Path) -
         "--out",
         "out",
     )
-    finished = runs.load(Path("out"))
+    finished = load_run(Path("out"))
     kept = finished.predictions()
     classifier = api.load("out")
     chances = classifier.predict_proba([photos / key for key in kept["keys"]])
@@ -378,7 +378,7 @@ def test_predictions_of_a_folder_equal_those_of_the_run(regraft, photos: Path) -
 
 
 def stop_after(watched: str, epochs: int):  # type: ignore[no-untyped-def]
-    class Stop(workflow.story.Watcher):
+    class Stop(ProgressReporter):
         def step(self, what: str, done: int, total: int) -> None:
             if what == watched and done >= epochs:
                 raise KeyboardInterrupt
@@ -397,7 +397,7 @@ def stop_after(watched: str, epochs: int):  # type: ignore[no-untyped-def]
 def test_a_resumed_run_equals_one_that_was_never_stopped(
     photos: Path, technique: str, phase: str, steps: int
 ) -> None:
-    data = sources.load(photos, Path("home"))
+    data = load_dataset(photos, Path("home"))
     changes = (
         ["phases.0.batch_size=16"]
         if technique != "gradual-unfreezing"
@@ -668,7 +668,7 @@ def test_a_disk_without_room_computes_the_frozen_part_again_and_says_so(
         out="kept",
         changes=["precision=float32"],
     )
-    monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
+    monkeypatch.setattr("regraft.features.store.has_room", lambda needed, folder: False)
     live = api.fit(
         str(photos),
         "fine-tune-top",
@@ -684,7 +684,7 @@ def test_a_disk_without_room_computes_the_frozen_part_again_and_says_so(
 
 
 def test_runs_on_different_splits_are_not_compared(photos: Path) -> None:
-    from regraft import report
+    from regraft.reporting.leaderboard import build_leaderboard_json
 
     made = [
         api.fit(
@@ -699,10 +699,10 @@ def test_runs_on_different_splits_are_not_compared(photos: Path) -> None:
         for n in (0, 1)
     ]
     with pytest.raises(api.UserError, match="was fitted on split .*, out1 on"):
-        report.leaderboard(made)
+        build_leaderboard_json(made)
     digests = [one.scores["split_digest"] for one in made]
     with pytest.raises(api.UserError, match=digests[0]):
-        report.leaderboard(made)
+        build_leaderboard_json(made)
 
 
 def test_altered_weights_are_refused(photos: Path) -> None:
@@ -710,7 +710,7 @@ def test_altered_weights_are_refused(photos: Path) -> None:
         str(photos), "linear-probe", "test_resnet", weights="random", resolution=32, out="out"
     )
     tensors = done.weights()
-    runs.write_weights(
+    write_weights(
         done.path / "model.safetensors",
         {"backbone.other": tensors["head.0.weight"].clone(), **tensors},
     )
@@ -721,7 +721,7 @@ def test_altered_weights_are_refused(photos: Path) -> None:
     scores = {
         name: value for name, value in done.scores.items() if name != "files"
     }  # a run of before files had digests
-    runs.write_json(done.path / "scores.json", scores)
+    write_json(done.path / "scores.json", scores)
     with pytest.raises(api.UserError, match="do not belong to its plan"):
         api.load("out").predict([])
 
@@ -811,7 +811,7 @@ def test_what_is_kept_already_is_used_on_a_full_disk(
     first = api.fit(
         str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="first"
     )
-    monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
+    monkeypatch.setattr("regraft.features.store._RESERVE", 10**15)
     second = api.fit(
         str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="second"
     )
@@ -832,7 +832,7 @@ def test_a_linear_probe_without_room_for_its_features_is_still_solved(
         out="kept",
         changes=["precision=float32"],
     )
-    monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
+    monkeypatch.setattr("regraft.features.store.has_room", lambda needed, folder: False)
     monkeypatch.setattr("regraft.workflow.story._SOLVED_AT_ONCE", 7)
     live = api.fit(
         str(photos),
@@ -876,9 +876,9 @@ def test_photographs_of_many_sizes_are_resized_without_a_warning(regraft, tmp_pa
 
 
 def test_statistics_move_in_a_real_run_only_where_the_plan_lets_them(photos: Path) -> None:
-    from regraft import backbone
+    from regraft.models.backbone import load_backbone
 
-    before = backbone.load("test_resnet", "random", 32).model.state_dict()
+    before = load_backbone("test_resnet", "random", 32).model.state_dict()
     for policy in ("keep", "adapt"):
         changes = ["phases.0.epochs=1", f"phases.0.batch_norm={policy}"]
         done = api.fit(
@@ -998,8 +998,8 @@ def test_a_run_scored_on_other_images_says_what_it_said_of_its_own(photos: Path)
         out="out",
         changes=["phases.0.epochs=1"],
     )
-    dataset = sources.load(photos, Path("home"))
-    said, _ = workflow.opening.score(done, dataset)
+    dataset = load_dataset(photos, Path("home"))
+    said, _ = score(done, dataset)
     mine = done.predictions()
     rows = [dataset.keys.tolist().index(key) for key in mine["keys"].tolist()]
     assert len(rows) >= 9

@@ -10,10 +10,19 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from regraft import backbone
-from regraft.plan import Phase
-from regraft.train import Batches, head, solve
-from regraft.train.tune import Tuned, Tuning, _Means, _mixed, groups, rate
+from regraft.features.batches import Batches
+from regraft.models.backbone import load_backbone
+from regraft.models.head import class_weights, make_head
+from regraft.models.layers import cut_backbone, distance_to_head
+from regraft.plans.schema import Phase
+from regraft.training import trainer
+from regraft.training.linear import fit_linear_probe
+from regraft.training.trainer import (
+    FitResult,
+    TransferModule,
+    learning_rate_factor,
+    parameter_groups,
+)
 
 
 def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +39,7 @@ def test_the_solved_head_agrees_with_scikit_learn() -> None:
     worst = 0.0
     for seed, l2 in ((0, 1e-3), (1, 1e-2), (2, 1e-1)):
         train, val = blobs(600, 40, 5, seed), blobs(400, 40, 5, seed + 50)
-        found = solve.solve(train, val, 5, (l2,))
+        found = fit_linear_probe(train, val, 5, (l2,))
         mean, std = train[0].mean(0), train[0].std(0)
         reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(
             ((train[0] - mean) / std).numpy(), train[1].numpy()
@@ -43,7 +52,7 @@ def test_the_solved_head_agrees_with_scikit_learn() -> None:
 
 def test_the_best_l2_is_chosen_on_validation_and_the_whole_path_is_kept() -> None:
     train, val = blobs(80, 200, 4, 0), blobs(500, 200, 4, 1)
-    found = solve.solve(train, val, 4, (1e-4, 1e-2, 1.0))
+    found = fit_linear_probe(train, val, 4, (1e-4, 1e-2, 1.0))
     assert [row["l2"] for row in found.history] == [1.0, 1e-2, 1e-4]
     best = max(found.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert found.l2 == best["l2"]
@@ -53,18 +62,18 @@ def test_the_best_l2_is_chosen_on_validation_and_the_whole_path_is_kept() -> Non
 
 def test_class_weights_balance_or_follow_the_names() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
-    assert head.class_weights("none", labels, ("a", "b")) is None
-    balanced = head.class_weights("auto", labels, ("a", "b"))
+    assert class_weights("none", labels, ("a", "b")) is None
+    balanced = class_weights("auto", labels, ("a", "b"))
     assert balanced is not None
     assert float(balanced[1] / balanced[0]) == pytest.approx(9)
-    named = head.class_weights({"b": 3.0}, labels, ("a", "b"))
+    named = class_weights({"b": 3.0}, labels, ("a", "b"))
     assert named is not None
     assert float(named[1] / named[0]) == pytest.approx(3)
     assert float(named[labels].mean()) == pytest.approx(1)
 
 
 def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
-    made = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    made = make_head("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     kinds = [type(layer).__name__ for layer in made]
     assert kinds == [
         "BatchNorm1d",
@@ -77,7 +86,7 @@ def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
         "Linear",
     ]
     assert torch.equal(made.eval()(torch.randn(4, 32)), torch.zeros(4, 3))
-    again = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    again = make_head("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     assert torch.equal(made[1].weight, again[1].weight)
 
 
@@ -105,15 +114,15 @@ def test_batches_see_every_image_once_an_epoch_in_an_order_that_the_seed_decides
     ]  # a lone image cannot be normalised
 
 
-def module(train: str, **fields: object) -> Tuning:
-    source = backbone.load("test_resnet", "random", 32)
-    _, suffix = backbone.cut(source, train)
-    return Tuning(
+def module(train: str, **fields: object) -> TransferModule:
+    source = load_backbone("test_resnet", "random", 32)
+    _, suffix = cut_backbone(source, train)
+    return TransferModule(
         suffix,
-        head.make("bn, dense 8 relu", 96, 3, 0),
+        make_head("bn, dense 8 relu", 96, 3, 0),
         Phase(train=train, **fields),
         0,
-        backbone.depth(source),
+        distance_to_head(source),
     )  # type: ignore[arg-type]
 
 
@@ -121,7 +130,7 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_dec
     seen = 0
     for train in ("head", "layer4", "layer2", "all"):
         made = module(train, weight_decay=0.1, layer_decay=0.5, lr=1.0)
-        found = groups(made, made.phase)
+        found = parameter_groups(made, made.phase)
         counts = Counter(id(parameter) for group in found for parameter in group["params"])
         assert counts == Counter(id(parameter) for parameter in made.parameters()), train
         for group in found:
@@ -137,7 +146,7 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_dec
 def test_the_rate_warms_up_and_falls_as_the_schedule_says() -> None:
     for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("one-cycle", 0.0)):
         phase = Phase(schedule=schedule, warmup=0.1)
-        course = [rate(step, 100, phase) for step in range(101)]
+        course = [learning_rate_factor(step, 100, phase) for step in range(101)]
         assert course[0] < 0.2
         assert max(course) == pytest.approx(1.0, abs=0.01)
         assert course[-1] == pytest.approx(end, abs=0.01)
@@ -149,12 +158,12 @@ def test_mixing_keeps_shapes_and_the_share_says_how_much_is_whose() -> None:
     images = (torch.zeros(8, 3, 16, 16) + torch.arange(8.0).view(8, 1, 1, 1),)
     for fields in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}):
         for _ in range(10):
-            mixed, other, share = _mixed(images, Phase(train="all", **fields))  # type: ignore[arg-type]
+            mixed, other, share = trainer._mixed(images, Phase(train="all", **fields))  # type: ignore[arg-type]
             wanted = (
                 share * images[0].mean((1, 2, 3)) + (1 - share) * images[0].mean((1, 2, 3))[other]
             )
             assert torch.allclose(mixed[0].mean((1, 2, 3)), wanted, atol=1e-4)
-    assert _mixed(images, Phase())[2] == 1.0
+    assert trainer._mixed(images, Phase())[2] == 1.0
 
 
 def test_kept_statistics_stay_and_adapted_ones_move() -> None:
@@ -164,9 +173,9 @@ def test_kept_statistics_stay_and_adapted_ones_move() -> None:
         before = [m.running_mean.clone() for m in statistics if m.running_mean is not None]
         made.train()
         made._trainer = None  # type: ignore[assignment]
-        made.__class__ = type("Detached", (Tuning,), {"current_epoch": 0})
+        made.__class__ = type("Detached", (TransferModule,), {"current_epoch": 0})
         made.on_train_epoch_start()
-        prefix, _ = backbone.cut(backbone.load("test_resnet", "random", 32), "layer4")
+        prefix, _ = cut_backbone(load_backbone("test_resnet", "random", 32), "layer4")
         made(*(value.clone() for value in prefix(torch.randn(8, 3, 32, 32))))
         moved = [
             not torch.equal(m.running_mean, old)
@@ -179,15 +188,15 @@ def test_kept_statistics_stay_and_adapted_ones_move() -> None:
 
 def short(
     tmp_path: Path, precision: str = "float32", **fields: object
-) -> tuple[Tuning, Tuned, float]:
+) -> tuple[TransferModule, FitResult, float]:
     """Train a few epochs on random features; returns the module, what was left, and the validation loss of its weights."""
     from torch.nn import functional
 
-    from regraft.train.tune import tune
+    from regraft.training.trainer import fit_phase
 
-    made = Tuning(
+    made = TransferModule(
         nn.Identity(),
-        head.make("dense 16 relu", 8, 3, 0),
+        make_head("dense 16 relu", 8, 3, 0),
         Phase(epochs=4, lr=0.05, batch_size=16, **fields),
         0,
         lambda _: 1,
@@ -197,7 +206,7 @@ def short(
         Batches(lambda rows, epoch: (features[rows],), labels.numpy(), 16, seed)
         for seed in (0, None)
     ]
-    left = tune(made, *batches, tmp_path, 0, precision)
+    left = fit_phase(made, *batches, tmp_path, 0, precision)
     with torch.no_grad():
         loss = float(functional.cross_entropy(made(features), labels))
     return made, left, loss
@@ -231,7 +240,7 @@ def test_means_over_an_epoch_are_those_of_all_its_images_at_once() -> None:
             torch.randn(sum(sizes), 4, generator=rng),
             torch.randint(0, 4, (sum(sizes),), generator=rng),
         )
-        means = _Means()
+        means = trainer._Means()
         assert means.of("val") == {}
         for some, wanted in zip(logits.split(sizes), targets.split(sizes), strict=True):
             means.add(torch.nn.functional.cross_entropy(some, wanted), some, wanted)
@@ -256,7 +265,7 @@ def test_averaged_weights_differ_from_the_last_ones(tmp_path: Path) -> None:
 def test_every_optimizer_trains_with_clipped_gradients_in_both_precisions(
     tmp_path: Path, optimizer: str, precision: str
 ) -> None:
-    before = head.make("dense 16 relu", 8, 3, 0)
+    before = make_head("dense 16 relu", 8, 3, 0)
     made, left, _ = short(tmp_path, precision, optimizer=optimizer, gradient_clip=0.5)
     assert not torch.equal(made.head[0].weight, before[0].weight)
     assert left.without_gradient == []
@@ -268,7 +277,7 @@ def test_the_network_stays_on_its_device_when_training_ends(
     def moved(self: object) -> None:
         raise AssertionError("moved to the CPU")
 
-    monkeypatch.setattr(Tuning, "cpu", moved)
+    monkeypatch.setattr(TransferModule, "cpu", moved)
     short(tmp_path)
 
 
@@ -285,10 +294,10 @@ def test_where_single_precision_does_not_converge_double_does_and_the_solution_i
 
     for n, d in ((90, 20), (40, 60)):  # more images than features, and fewer
         x, y = torch.randn(n, d, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 3
-        usual = solve.solve((x, y), (x, y), 3, (0.1,)).layer
+        usual = fit_linear_probe((x, y), (x, y), 3, (0.1,)).layer
         with monkeypatch.context() as patch:
             patch.setattr(torch.linalg, "eigh", stubborn)
-            found = solve.solve((x, y), (x, y), 3, (0.1,)).layer
+            found = fit_linear_probe((x, y), (x, y), 3, (0.1,)).layer
         assert torch.allclose(usual.weight, found.weight, atol=2e-3)
     assert asked == [torch.float32, torch.float64] * 2
 
@@ -299,7 +308,7 @@ def test_fewer_images_than_features_are_solved_within_what_they_span() -> None:
         rng = np.random.default_rng(n)
         y = np.arange(n) % 3
         x = (rng.standard_normal((n, d)) + 0.5 * rng.standard_normal((3, d))[y]).astype(np.float32)
-        layer = solve.solve(
+        layer = fit_linear_probe(
             (torch.from_numpy(x), torch.from_numpy(y)),
             (torch.from_numpy(x), torch.from_numpy(y)),
             3,

@@ -8,14 +8,23 @@ import torch
 from PIL import Image
 
 from conftest import toy
-from regraft import data, plan, views
-from regraft.plan import InputRules
-from regraft.views import PLAIN, View
+from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.models import transforms
+from regraft.models.transforms import (
+    NO_AUGMENTATION,
+    PRESETS,
+    AugmentedView,
+    dataset_storage_size,
+    resize_center_crop,
+    sample_ids,
+    transform,
+)
+from regraft.plans.schema import AUGMENTATIONS, InputRules
 
 RULES = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 DATA = toy()
 IMAGES = torch.from_numpy(DATA.images.array)
-IDS = torch.from_numpy(views.identities(DATA))
+IDS = torch.from_numpy(sample_ids(DATA))
 
 
 def test_the_plain_view_is_resized_and_normalised_as_the_weights_want() -> None:
@@ -25,7 +34,7 @@ def test_the_plain_view_is_resized_and_normalised_as_the_weights_want() -> None:
     ):
         for side in (10, 32, 75):
             rules = InputRules(RULES.mean, RULES.std, interpolation)
-            seen = views.see(IMAGES, IDS, rules, side)
+            seen = transform(IMAGES, IDS, rules, side)
             exact = torch.stack(
                 [
                     torch.from_numpy(np.array(Image.fromarray(image).resize((side, side), pillow)))
@@ -37,38 +46,38 @@ def test_the_plain_view_is_resized_and_normalised_as_the_weights_want() -> None:
             ) / torch.tensor(RULES.std).view(1, 3, 1, 1)
             assert (seen - wanted).abs().max() < 2.1 / 255 / 0.224
             assert seen.is_contiguous(memory_format=torch.channels_last)
-            on_gpu = views._two_passes(
+            on_gpu = transforms._two_passes(
                 IMAGES.permute(0, 3, 1, 2), side, interpolation
             )  # what a device without the uint8 path does
             assert (on_gpu - exact.permute(0, 3, 1, 2)).abs().max() <= 2
 
 
 def test_images_of_the_right_size_are_only_normalised() -> None:
-    seen = views.see(IMAGES, IDS, RULES, 16)
+    seen = transform(IMAGES, IDS, RULES, 16)
     back = seen * torch.tensor(RULES.std).view(1, 3, 1, 1) + torch.tensor(RULES.mean).view(
         1, 3, 1, 1
     )
     assert torch.allclose(back * 255, IMAGES.permute(0, 3, 1, 2).float(), atol=1e-3)
 
 
-@pytest.mark.parametrize("augment", [name for name in plan.AUGMENTATIONS if name != "none"])
+@pytest.mark.parametrize("augment", [name for name in AUGMENTATIONS if name != "none"])
 def test_an_augmented_view_is_a_pure_function_of_seed_view_and_image(augment: str) -> None:
-    view = View(augment, seed=3, number=5)
-    whole = views.see(IMAGES, IDS, RULES, 24, view)
-    assert torch.equal(whole, views.see(IMAGES, IDS, RULES, 24, view))
+    view = AugmentedView(augment, seed=3, number=5)
+    whole = transform(IMAGES, IDS, RULES, 24, view)
+    assert torch.equal(whole, transform(IMAGES, IDS, RULES, 24, view))
     rows = torch.tensor([7, 3, 100])
     assert torch.allclose(
-        whole[rows], views.see(IMAGES[rows], IDS[rows], RULES, 24, view), atol=1e-5
+        whole[rows], transform(IMAGES[rows], IDS[rows], RULES, 24, view), atol=1e-5
     )  # whatever else is in the batch
-    others = [View(augment, 4, 5), View(augment, 3, 6)]
-    assert all(not torch.equal(whole, views.see(IMAGES, IDS, RULES, 24, other)) for other in others)
+    others = [AugmentedView(augment, 4, 5), AugmentedView(augment, 3, 6)]
+    assert all(not torch.equal(whole, transform(IMAGES, IDS, RULES, 24, other)) for other in others)
 
 
 def test_every_preset_of_the_plan_exists_and_none_is_plain() -> None:
-    assert set(views.PRESETS) == set(plan.AUGMENTATIONS) - {"none"}
+    assert set(PRESETS) == set(AUGMENTATIONS) - {"none"}
     assert torch.equal(
-        views.see(IMAGES, IDS, RULES, 24, View("none", 9, 9)),
-        views.see(IMAGES, IDS, RULES, 24, PLAIN),
+        transform(IMAGES, IDS, RULES, 24, AugmentedView("none", 9, 9)),
+        transform(IMAGES, IDS, RULES, 24, NO_AUGMENTATION),
     )
 
 
@@ -79,7 +88,8 @@ def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(
 ) -> None:
     rules = replace(RULES, interpolation=interpolation)
     plain, flipped = (
-        views.see(IMAGES, IDS, rules, resolution, View(augment)) for augment in ("none", "flip")
+        transform(IMAGES, IDS, rules, resolution, AugmentedView(augment))
+        for augment in ("none", "flip")
     )
     same = [torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, flipped, strict=True)]
     mirrored = [
@@ -90,7 +100,7 @@ def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(
 
 
 def test_chance_is_uniform_and_independent_between_images_and_draws() -> None:
-    drawn = views._uniform(torch.arange(20_000), 0, 0, 4).numpy()
+    drawn = transforms._uniform(torch.arange(20_000), 0, 0, 4).numpy()
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert np.abs(drawn.mean(axis=0) - 0.5).max() < 0.01
@@ -99,14 +109,14 @@ def test_chance_is_uniform_and_independent_between_images_and_draws() -> None:
 
 
 def test_small_square_images_keep_their_size_and_others_are_cropped_to_the_resolution() -> None:
-    assert views.stored_size(DATA, 64) == (16, 16)
-    assert views.stored_size(DATA, 8) == (8, 8)
-    wide = data.table(
-        "wide", np.arange(9) % 3, list("abc"), data.ArrayImages(np.zeros((9, 10, 20, 3), np.uint8))
+    assert dataset_storage_size(DATA, 64) == (16, 16)
+    assert dataset_storage_size(DATA, 8) == (8, 8)
+    wide = make_dataset(
+        "wide", np.arange(9) % 3, list("abc"), ArrayImages(np.zeros((9, 10, 20, 3), np.uint8))
     )
-    assert views.stored_size(wide, 64) == (64, 64)
+    assert dataset_storage_size(wide, 64) == (64, 64)
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 30:50] = 255
-    fitted = views.fitted(image, (20, 20), "bilinear")
+    fitted = resize_center_crop(image, (20, 20), "bilinear")
     assert fitted.shape == (20, 20, 3)
     assert fitted[:, 6:14].min() > 240  # the centre, not the whole squeezed

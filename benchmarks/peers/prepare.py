@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import regraft.workflow  # noqa: F401  brings regraft's files into the system's memory, as `installing` does with the peers'
-from regraft import machine
+from regraft.system.hardware import describe_environment
 
 TEST_IMAGES = 100  # regraft asks for three parts; this one is never opened
 
@@ -99,7 +99,7 @@ def main() -> None:
     names = class_names(table)
     write_images(table, drawn(table["label"].to_numpy(), sizes, told.seed), names, told.images)
     write_weights(told.weights)
-    print(json.dumps({"classes": names, "environment": machine.environment()}))
+    print(json.dumps({"classes": names, "environment": describe_environment()}))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from regraft.data import Dataset
-    from regraft.estimator import TransferClassifier
-    from regraft.plan import Plan
-    from regraft.predict import Classifier
-    from regraft.run import Run
-    from regraft.workflow import Comparison, Probe
+    from regraft.data.dataset import Dataset
+    from regraft.inference.classifier import Classifier
+    from regraft.plans.schema import Plan
+    from regraft.runs.folder import Run
+    from regraft.sklearn import TransferClassifier
+    from regraft.workflow.comparison import Comparison
+    from regraft.workflow.matrix import Probe
 
 os.environ.setdefault(
     "HF_HUB_DISABLE_TELEMETRY", "1"
@@ -36,7 +37,7 @@ __all__ = ["TransferClassifier", "UserError", "compare", "embed", "fit", "load",
 
 def __getattr__(name: str) -> Any:
     if name == "TransferClassifier":  # loads scikit-learn
-        from regraft.estimator import TransferClassifier
+        from regraft.sklearn import TransferClassifier
 
         return TransferClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -72,11 +73,12 @@ def fit(
     Raises:
         UserError: For a mistake of the caller, in one sentence.
     """
-    from regraft import workflow
+    from regraft.workflow.named import fit_named
+    from regraft.workflow.planning import Wish
 
-    return workflow.fit_named(
+    return fit_named(
         data,
-        workflow.Wish(technique, plan, backbone, weights, resolution, seed, changes),
+        Wish(technique, plan, backbone, weights, resolution, seed, changes),
         out,
         **settings,
     )
@@ -96,12 +98,11 @@ def compare(
     **settings: Any,
 ) -> Comparison:
     """Return the comparison of several techniques and backbones on the same images, or of the plans in a probe's folder; arguments as for `fit`."""
-    from regraft import workflow
+    from regraft.workflow.named import compare_named
+    from regraft.workflow.planning import Wish
 
-    wish = workflow.Wish(weights=weights, resolution=resolution, changes=changes)
-    return workflow.compare_named(
-        data, techniques, backbones, seeds, wish, out, from_probe, **settings
-    )
+    wish = Wish(weights=weights, resolution=resolution, changes=changes)
+    return compare_named(data, techniques, backbones, seeds, wish, out, from_probe, **settings)
 
 
 def probe(
@@ -133,10 +134,11 @@ def probe(
     Raises:
         UserError: For a mistake of the caller, in one sentence.
     """
-    from regraft import workflow
+    from regraft.workflow.named import probe_named
+    from regraft.workflow.planning import Wish
 
-    return workflow.probe_named(
-        data, backbones, resolutions, budget, runs, workflow.Wish(weights=weights), out, **settings
+    return probe_named(
+        data, backbones, resolutions, budget, runs, Wish(weights=weights), out, **settings
     )
 
 
@@ -168,20 +170,22 @@ def embed(
     Raises:
         UserError: For a mistake of the caller, in one sentence.
     """
-    from regraft import workflow
+    from regraft.workflow import embedding
+    from regraft.workflow.embedding import embed_named
+    from regraft.workflow.planning import Wish
 
-    images, parts, features, plan = workflow.embed_named(
+    images, parts, features, plan = embed_named(
         data,
         until,
-        workflow.Wish(backbone=backbone, weights=weights, resolution=resolution),
+        Wish(backbone=backbone, weights=weights, resolution=resolution),
         out,
         **settings,
     )
-    return workflow.embedding.table(images, parts, features, plan) if table else features
+    return embedding.table(images, parts, features, plan) if table else features
 
 
 def load(path: str | Path, device: str = "auto") -> Classifier:
     """Return a finished run as a classifier with `predict` and `predict_proba`; raises `UserError` when there is none at `path`."""
-    from regraft import predict
+    from regraft.inference.classifier import load_classifier
 
-    return predict.load(path, device)
+    return load_classifier(path, device)

@@ -93,33 +93,34 @@ def image(
     folder: Path, given: tuple[str, bytes] | tuple[str, bytes, Callable[[np.ndarray], bool]]
 ) -> None:
     """An image among good ones: by a folder's table, by its size alone, and by the stream that `predict` reads."""
-    from regraft import sources, views
-    from regraft.data import Unreadable
-    from regraft.sources import streams
-    from regraft.sources.decode import decoded, size
+    from regraft.data.dataset import Unreadable
+    from regraft.data.decode import decode_image, image_size
+    from regraft.data.load import load_dataset
+    from regraft.data.stream import iterate_images
+    from regraft.models.transforms import resize_center_crop
 
     suffix, content, *checks = given
     top = good(folder / "photos")
     (top / "a" / f"bad{suffix}").write_bytes(content)
-    table = sources.load(top, folder / "home")
+    table = load_dataset(top, folder / "home")
     row = next(number for number, key in enumerate(table.keys) if "bad" in key)
     try:
         table.images.read(np.arange(len(table)))
     except Unreadable as error:
         if error.rows != [row] or "\n" in str(error):
             raise Wrong(f"names {error.rows} instead of {row}: {error}") from error
-        found = list(streams.found([top / "a" / f"bad{suffix}"]))
+        found = list(iterate_images([top / "a" / f"bad{suffix}"]))
         try:
-            decoded(found[0].read())
+            decode_image(found[0].read())
         except (OSError, ValueError, SyntaxError, EOFError):
             raise error from None
         raise Wrong("predict reads what fit does not") from error
-    pixels = decoded(content)
+    pixels = decode_image(content)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise Wrong(f"decoded to {pixels.shape} {pixels.dtype}")
-    if size(content) != pixels.shape[:2]:
-        raise Wrong(f"is said to be {size(content)} and is {pixels.shape[:2]}")
-    if views.fitted(pixels, (32, 32), "bicubic").shape != (32, 32, 3):
+    if image_size(content) != pixels.shape[:2]:
+        raise Wrong(f"is said to be {image_size(content)} and is {pixels.shape[:2]}")
+    if resize_center_crop(pixels, (32, 32), "bicubic").shape != (32, 32, 3):
         raise Wrong("does not come out at the size asked for")
     for check in checks:
         if not check(pixels):
@@ -128,11 +129,11 @@ def image(
 
 def place(folder: Path, path: Path) -> None:
     """Something that DATA names: read whole, hashed, split."""
-    from regraft import sources
+    from regraft.data.load import load_dataset
 
     before = set(outside(folder))
     try:
-        table = sources.load(path, folder / "home")
+        table = load_dataset(path, folder / "home")
         _ = table.fingerprint, table.facts, table.split()
         rows = np.arange(len(table))
         table.images.sizes(rows[:5000])
@@ -145,16 +146,16 @@ def place(folder: Path, path: Path) -> None:
 
 def streamed(folder: Path, path: Path) -> None:
     """What `predict` is given: some of it may be unreadable, each with its reason; nothing is raised."""
-    from regraft.sources import streams
-    from regraft.sources.decode import decoded, why
+    from regraft.data.decode import decode_image, explain_failure
+    from regraft.data.stream import iterate_images
 
     failed = []
-    for one in streams.found([path]):
+    for one in iterate_images([path]):
         one.name.encode()
         try:
-            decoded(one.read())
+            decode_image(one.read())
         except (OSError, ValueError, SyntaxError, EOFError) as error:
-            failed.append(f"{one.name}: {why(error)}")
+            failed.append(f"{one.name}: {explain_failure(error)}")
     if failed:
         raise ValueError(failed[0])
 
@@ -178,56 +179,58 @@ def both(folder: Path, path: Path) -> None:
 
 
 def plan(folder: Path, text: str | bytes) -> None:
-    from regraft import plan as plans
+    from regraft.plans.schema import read_plan, write_plan
 
     path = folder / "plan.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    made = plans.read(path)
-    plans.write(made, path)
-    if plans.read(path).digest != made.digest:
+    made = read_plan(path)
+    write_plan(made, path)
+    if read_plan(path).digest != made.digest:
         raise Wrong("a plan written and read is another plan")
 
 
 def change(folder: Path, text: str) -> None:
-    from regraft import plan as plans
+    from regraft.plans.schema import override_plan
 
-    plans.changed({"backbone": "test_resnet", "resolution": 32, "phases": [{}]}, [text])
+    override_plan({"backbone": "test_resnet", "resolution": 32, "phases": [{}]}, [text])
 
 
 def cifar(folder: Path, content: bytes) -> None:
-    from regraft.sources import named
+    from regraft.data.hub import unpickled
 
     try:
-        named.unpickled(content)
+        unpickled(content)
     finally:
         if (folder / "pwned").exists():
             raise Wrong("code in a pickle was run")
 
 
 def weights(folder: Path, given: tuple[str, bytes]) -> None:
-    from regraft import backbone
+    from regraft.models.backbone import load_backbone
 
     path = folder / f"w{given[0]}"
     path.write_bytes(given[1])
     try:
-        backbone.load("test_resnet", str(path))
+        load_backbone("test_resnet", str(path))
     finally:
         if (folder / "pwned").exists():
             raise Wrong("code in a weight file was run")
 
 
 def finished(folder: Path, path: Path) -> None:
-    from regraft import predict, run
+    from regraft.inference.classifier import load_classifier
+    from regraft.runs.folder import load_run
 
-    found = run.load(path)
+    found = load_run(path)
     _ = found.cautions, found.history(), found.predictions(), found.test
-    predict.load(path).predict([np.zeros((32, 32, 3), np.uint8)])
+    load_classifier(path).predict([np.zeros((32, 32, 3), np.uint8)])
 
 
 def names(folder: Path, classes: list[str]) -> None:
     """Class names through a folder of class folders, to every place that shows them."""
-    from regraft import predict, sources
-    from regraft.errors import plain
+    from regraft.data.load import load_dataset
+    from regraft.errors import escape_control
+    from regraft.inference.writers import row_cells
 
     top = folder / "photos"
     for number, name in enumerate(classes):
@@ -236,7 +239,7 @@ def names(folder: Path, classes: list[str]) -> None:
             (top / name / f"{place}.png").write_bytes(
                 png(np.full((4, 4, 3), number % 256, np.uint8))
             )
-    table = sources.load(top, folder / "home")
+    table = load_dataset(top, folder / "home")
     if len(table.classes) != len(classes):
         raise Wrong("classes were lost or joined")
     shown(folder, list(table.classes))
@@ -249,19 +252,19 @@ def names(folder: Path, classes: list[str]) -> None:
             "abstained": False,
             "error": None,
         }
-        cells = predict.cells(row, 1)
+        cells = row_cells(row, 1)
         if str(cells[1])[:1] in ("=", "+", "-", "@"):
             raise Wrong(f"a spreadsheet takes {cells[1]!r} for a formula")
-        if set(plain(name)) & UNSEEN:
+        if set(escape_control(name)) & UNSEEN:
             raise Wrong(f"a terminal would be told {name!r}")
 
 
 def shown(folder: Path, classes: list[str]) -> None:
     """Names in a table for spreadsheets, on the page of a check and in its terminal form: no row, element or control character more than there should be."""
-    from regraft import run
-    from regraft.report import page
+    from regraft.reporting.html import render_check_html
+    from regraft.runs.folder import write_table
 
-    run.write_table(folder / "t.csv", [{"name": name} for name in classes])
+    write_table(folder / "t.csv", [{"name": name} for name in classes])
     with (folder / "t.csv").open(newline="", encoding="utf-8") as file:
         if len(list(csv.reader(file))) != len(classes) + 1:
             raise Wrong("a name broke a row of the CSV")
@@ -305,7 +308,7 @@ def shown(folder: Path, classes: list[str]) -> None:
             "split_digest": "0",
         }
         tags = Tags()
-        tags.feed(page.check_html(told, [], "0"))
+        tags.feed(render_check_html(told, [], "0"))
         return tags
 
     if made(classes).seen != made([f"class{number}" for number in range(len(classes))]).seen:

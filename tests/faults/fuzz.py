@@ -31,14 +31,14 @@ def _file(suffix: str) -> Callable[[bytes], None]:
     """Return a parser of a file that DATA names, and that `predict` takes where it is no list."""
 
     def parse(content: bytes) -> None:
-        from regraft import sources
+        from regraft.data.load import load_dataset
+        from regraft.data.stream import iterate_images
         from regraft.errors import UserError
-        from regraft.sources import streams
 
         path = HERE / f"x{suffix}"
         path.write_bytes(content)
         try:
-            table = sources.load(path, HERE / "home")
+            table = load_dataset(path, HERE / "home")
             _ = table.fingerprint
             table.split()
         except UserError:
@@ -46,7 +46,7 @@ def _file(suffix: str) -> Callable[[bytes], None]:
         finally:
             shutil.rmtree(HERE / "home", ignore_errors=True)
         for one in (
-            streams.found([path]) if suffix in (".zip", ".tar", ".tar.gz", ".parquet") else ()
+            iterate_images([path]) if suffix in (".zip", ".tar", ".tar.gz", ".parquet") else ()
         ):
             one.name.encode()
             with contextlib.suppress(OSError, ValueError):
@@ -56,67 +56,67 @@ def _file(suffix: str) -> Callable[[bytes], None]:
 
 
 def _image(content: bytes) -> None:
-    from regraft.sources.decode import decoded, size
+    from regraft.data.decode import decode_image, image_size
 
     try:
-        shape = size(content)
+        shape = image_size(content)
         if shape[0] * shape[1] < 1_000_000:  # larger ones are slow, and tried by dirty.py
-            assert decoded(content).shape == (*shape, 3)
+            assert decode_image(content).shape == (*shape, 3)
     except (OSError, ValueError, SyntaxError, EOFError):
         pass
 
 
 def _plan(content: bytes) -> None:
-    from regraft import plan as plans
     from regraft.errors import UserError
+    from regraft.plans.schema import read_plan, write_plan
 
     (HERE / "plan.toml").write_bytes(content)
     try:
-        made = plans.read(HERE / "plan.toml")
-        plans.write(made, HERE / "plan.toml")
-        assert plans.read(HERE / "plan.toml").digest == made.digest
+        made = read_plan(HERE / "plan.toml")
+        write_plan(made, HERE / "plan.toml")
+        assert read_plan(HERE / "plan.toml").digest == made.digest
     except UserError:
         pass
 
 
 def _head(content: bytes) -> None:
-    from regraft.plan import head_layers
+    from regraft.plans.schema import parse_head
 
     with contextlib.suppress(ValueError):
-        head_layers(content.decode("utf-8", "replace"))
+        parse_head(content.decode("utf-8", "replace"))
 
 
 def _budget(content: bytes) -> None:
     from regraft.errors import UserError
-    from regraft.probing import halving
+    from regraft.probing.halving import parse_duration
 
     with contextlib.suppress(UserError):
-        assert halving.seconds(content.decode("utf-8", "replace")) > 0
+        assert parse_duration(content.decode("utf-8", "replace")) > 0
 
 
 def _change(content: bytes) -> None:
-    from regraft import plan as plans
     from regraft.errors import UserError
+    from regraft.plans.schema import override_plan
 
     with contextlib.suppress(UserError):
-        plans.changed(
+        override_plan(
             {"backbone": "test_resnet", "resolution": 32, "phases": [{}]},
             content.decode("utf-8", "replace").split("\0"),
         )
 
 
 def _cifar(content: bytes) -> None:
+    from regraft.data.hub import unpickled
     from regraft.errors import UserError
-    from regraft.sources import named
 
     with contextlib.suppress(UserError):
-        named.unpickled(content)
+        unpickled(content)
 
 
 def _run(content: bytes) -> None:
     """The first byte says which file of a run the rest is."""
-    from regraft import run
     from regraft.errors import UserError
+    from regraft.runs.folder import load_run
 
     names = (
         "scores.json",
@@ -134,7 +134,7 @@ def _run(content: bytes) -> None:
     name = names[content[0] % len(names)] if content else names[0]
     (top / name).write_bytes(content[1:])
     try:
-        found = run.load(top)
+        found = load_run(top)
         for read in (lambda: found.test, found.history, found.predictions):
             with contextlib.suppress(UserError):
                 read()
@@ -257,9 +257,7 @@ def main() -> None:
         with atheris.instrument_imports(
             include=["regraft", "zipfile", "tarfile", "csv", "tomllib", "PIL", "numpy.lib"]
         ):
-            import regraft.plan
-            import regraft.run
-            import regraft.sources  # noqa: F401
+            pass
         options = [
             f"-max_total_time={given.seconds}",
             "-timeout=30",

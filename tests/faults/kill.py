@@ -185,8 +185,9 @@ class Moments:
 
     def watch(self) -> None:
         """Take up the post in this process."""
-        from regraft import cache, predict, report
-        from regraft.train import tune
+        from regraft import cache, report
+        from regraft.inference.writers import ResultWriter
+        from regraft.training.trainer import TransferModule
         from regraft.workflow import comparison, story
 
         self.stage(cache, "together", lambda *_: "extract")
@@ -197,8 +198,8 @@ class Moments:
         self.stage(comparison, "open_test", lambda *_: "compare")
         self.stage(report, "write", lambda *_: "compare")
         for name in ("__init__", "add", "finish"):
-            self.stage(predict.Results, name, lambda *_: "predict")
-        step, begin = tune.Tuning.training_step, tune.Tuning.on_train_epoch_start
+            self.stage(ResultWriter, name, lambda *_: "predict")
+        step, begin = TransferModule.training_step, TransferModule.on_train_epoch_start
 
         def stepping(module: Any, *args: Any) -> Any:
             self.here("step")
@@ -213,7 +214,7 @@ class Moments:
             )
             begin(module)
 
-        tune.Tuning.training_step, tune.Tuning.on_train_epoch_start = stepping, beginning  # type: ignore[method-assign]
+        TransferModule.training_step, TransferModule.on_train_epoch_start = stepping, beginning  # type: ignore[method-assign]
         sys.addaudithook(self.audit)
 
 
@@ -222,7 +223,7 @@ def command(words: list[str], log: Path, kill_at: int, slack: float) -> int:
     os.environ["REGRAFT_CACHE"] = "cache"
     Moments(log, kill_at, slack).watch()
     sys.argv = ["regraft", *words]
-    from regraft.cli import main
+    from regraft.cli.main import main
 
     try:
         main()
@@ -275,13 +276,13 @@ def faults(place: Path) -> list[str]:
     import safetensors.torch
     import torch
 
-    from regraft import cache
-    from regraft import run as runs
-    from regraft.cache import store
-    from regraft.watch import SILENT
+    from regraft.features import store
+    from regraft.features.store import list_entries
+    from regraft.runs.folder import load_run, verify_run
+    from regraft.system.progress import SILENT
 
     found = []
-    for entry in cache.listing(place / "cache"):
+    for entry in list_entries(place / "cache"):
         if store._opened(place / "cache" / entry["name"], SILENT) is None:
             found.append(f"entry {entry['name']}")
     readers: dict[str, Callable[[Path], Any]] = {
@@ -301,7 +302,7 @@ def faults(place: Path) -> list[str]:
                 found.append(f"{path.relative_to(place)}: {error}")
     for path in place.rglob("scores.json"):
         try:
-            runs.verify(runs.load(path.parent))
+            verify_run(load_run(path.parent))
         except Exception as error:
             found.append(str(error))
     return found
@@ -490,7 +491,7 @@ def main() -> None:
     if options.child:
         words, log, kill_at, slack = json.loads(options.child)
         sys.exit(command(words, Path(log), kill_at, slack))
-    import regraft.train.tune
+    import regraft.training.trainer
     import regraft.workflow  # noqa: F401  what children shall not import again
 
     began, chance = time.monotonic(), random.Random(options.seed)

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import toy
-from regraft import cache
+from regraft.features.extract import cached_pixels
 
 SETS, TAKEN = 5, 12  # datasets there are, and entries that a process takes in a round
 
@@ -36,7 +36,7 @@ def take(home: Path, seed: int, wait: Path, told: Path) -> None:
         time.sleep(0.0005)
     for _ in range(TAKEN):
         number = chance.randrange(SETS)
-        entry = cache.pixels(sets[number], 32, "bicubic", home)
+        entry = cached_pixels(sets[number], 32, "bicubic", home)
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 0.003))
         wrong += not (entry.arrays[0] == right[number]).all()

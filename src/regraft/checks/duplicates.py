@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.data import PARTS, Dataset, Split
-from regraft.watch import SILENT, Watcher
+from regraft.data.dataset import PARTS, Dataset, Split
+from regraft.system.progress import SILENT, ProgressReporter
 
 SAME = 0.975  # cosine of thumbnails from which on two images are called near duplicates
 ALIKE = 0.9  # the same of centred features
@@ -21,7 +21,7 @@ _BLOCK = 2000  # images compared at once
 _SIEVE = 0.02  # by which bfloat16 may be off
 
 
-def exact(hashes: NDArray[np.str_]) -> list[list[int]]:
+def exact_duplicates(hashes: NDArray[np.str_]) -> list[list[int]]:
     """Return the groups of rows, two or more, whose images are the same byte for byte, in the order of their first rows."""
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     groups: dict[int, list[int]] = {}
@@ -30,7 +30,7 @@ def exact(hashes: NDArray[np.str_]) -> list[list[int]]:
     return sorted(groups.values())
 
 
-def leaks(data: Dataset, split: Split) -> int:
+def count_leaks(data: Dataset, split: Split) -> int:
     """Return how many images of val and test are, byte for byte, also in a part in front of theirs (train, val)."""
     known: set[str] = set()
     found = 0
@@ -41,11 +41,11 @@ def leaks(data: Dataset, split: Split) -> int:
     return found
 
 
-def near(
+def near_duplicates(
     pixels: Sequence[NDArray[np.uint8]],
     features: NDArray[np.floating[Any]],
     hashes: NDArray[np.str_],
-    watcher: Watcher = SILENT,
+    watcher: ProgressReporter = SILENT,
 ) -> list[dict[str, Any]]:
     """Return the pairs of images that are not the same but look the same, the most alike first.
 
@@ -104,7 +104,7 @@ def _vectors(small: Tensor) -> Tensor:
 
 
 def _pairs(
-    mine: Tensor, theirs: Tensor, alike: float, what: str, watcher: Watcher
+    mine: Tensor, theirs: Tensor, alike: float, what: str, watcher: ProgressReporter
 ) -> Iterator[tuple[int, int, float]]:
     """Yield pairs of rows, the smaller first, whose cosine is at least `alike`."""
     rough = (

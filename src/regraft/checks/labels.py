@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regraft.train.solve import solve
-from regraft.watch import SILENT, Watcher
+from regraft.system.progress import SILENT, ProgressReporter
+from regraft.training.linear import fit_linear_probe
 
 FOLDS = 5
 _L2 = (1.0, 0.3, 0.1, 0.03)
 
 
 @dataclass(frozen=True)
-class Suspects:
+class SuspectLabels:
     """Every image ranked by how little its label is believed, and how many of them stand out.
 
     Args:
@@ -33,13 +33,13 @@ class Suspects:
     chances: NDArray[np.float32]
 
 
-def suspects(
+def find_suspect_labels(
     features: NDArray[np.floating],
     labels: NDArray[np.int64],
     classes: int,
     seed: int = 0,
-    watcher: Watcher = SILENT,
-) -> Suspects:
+    watcher: ProgressReporter = SILENT,
+) -> SuspectLabels:
     """Return which labels are probably wrong.
 
     Each fifth of the images is judged by a linear probe solved on the other four. An image stands out where some other class is at least as sure of
@@ -59,7 +59,9 @@ def suspects(
     path: tuple[float, ...] = _L2
     for number in range(FOLDS):
         away = torch.from_numpy(folds == number)
-        solved = solve((x[~away], y[~away]), (x[away], y[away]), classes, path, "val_loss")
+        solved = fit_linear_probe(
+            (x[~away], y[~away]), (x[away], y[away]), classes, path, "val_loss"
+        )
         path = (solved.l2,)  # chosen on the first fold
         with torch.inference_mode():
             chances[away.numpy()] = solved.layer(x[away]).softmax(dim=1).numpy()
@@ -77,7 +79,7 @@ def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return folds
 
 
-def _ranked(chances: NDArray[np.float32], labels: NDArray[np.int64]) -> Suspects:
+def _ranked(chances: NDArray[np.float32], labels: NDArray[np.int64]) -> SuspectLabels:
     rows = np.arange(len(labels))
     own = chances[rows, labels]
     usual = np.array(
@@ -87,7 +89,7 @@ def _ranked(chances: NDArray[np.float32], labels: NDArray[np.int64]) -> Suspects
         ]
     )
     stands_out = ((chances >= usual) & (chances > own[:, None])).any(axis=1)
-    return Suspects(
+    return SuspectLabels(
         np.argsort(own / usual[labels], kind="stable"),
         int(stands_out.sum()),
         chances.argmax(axis=1),

@@ -58,12 +58,13 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write what a frozen network says of each image to a Parquet file; nothing is trained."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, embed_named
+    from regraft.cli.show import as_json, progress
+    from regraft.workflow.embedding import embed_named
+    from regraft.workflow.planning import Wish
 
     places = [place.strip() for place in until.split(",") if place.strip()] or ["end"]
     wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         images, _, features, plan = embed_named(
             data, places, wish, out, **settings(context), watcher=watcher
         )
@@ -76,7 +77,7 @@ def embed(
         "until": plan.until,
     }
     if json:
-        show.as_json(told)
+        as_json(told)
         return
     typer.echo(
         f"{features.shape[1]:,} features of {len(images):,} images from {plan.backbone} at {plan.resolution} px written to {out}"

@@ -50,13 +50,15 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Say what is wrong with the images: duplicates within and across parts, doubtful labels, imbalance, odd files."""
-    from regraft.cli import show, show_runs
-    from regraft.workflow import Wish, check_named
+    from regraft.cli import show_runs
+    from regraft.cli.show import as_json, progress
+    from regraft.workflow.checking import check_named
+    from regraft.workflow.planning import Wish
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
         found = check_named(data, wish, out, **settings(context), watcher=watcher)
-    show.as_json(found.told) if json else show_runs.check(found.told, out)
+    as_json(found.told) if json else show_runs.check(found.told, out)
 
 
 @app.command(epilog="Example:  regraft evaluate runs/digits-linear-probe --split test")
@@ -78,14 +80,15 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Show a run's scores by class, its calibration and what it confuses; open its test part, or score it on other images."""
-    from regraft.cli import show, show_runs
-    from regraft.workflow import evaluate_named
+    from regraft.cli.show import as_json, progress
+    from regraft.cli.show_runs import evaluation
+    from regraft.workflow.named import evaluate_named
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         scores = evaluate_named(
             run, data, split, home=cache, device=device, skip_bad=skip_bad, watcher=watcher
         )
-    show.as_json(scores) if json else show_runs.evaluation(scores, str(run))
+    as_json(scores) if json else evaluation(scores, str(run))
 
 
 @app.command(epilog="Example:  regraft report compare/photos --out report.html")
@@ -111,10 +114,11 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Put the evidence of finished runs on one page: which way won, whether that is real, what it cost, where it fails."""
-    from regraft.cli import show, show_runs
-    from regraft.workflow import report_named
+    from regraft.cli import show_runs
+    from regraft.cli.show import as_json, progress
+    from regraft.workflow.pages import report_named
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         path, told = report_named(
             paths,
             out,
@@ -125,4 +129,4 @@ def report(
             overwrite=overwrite,
             watcher=watcher,
         )
-    show.as_json({**told, "path": str(path)}) if json else show_runs.report(told, str(path))
+    as_json({**told, "path": str(path)}) if json else show_runs.report(told, str(path))

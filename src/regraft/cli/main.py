@@ -10,8 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from regraft.cli.embedding import app as embedding_app
-from regraft.cli.evidence import app as evidence_app
+from regraft.cli import embedding, evidence, recipes, serving, using
 from regraft.cli.options import (
     Backbone,
     Cache,
@@ -36,10 +35,7 @@ from regraft.cli.options import (
     Weights,
     settings,
 )
-from regraft.cli.recipes import app as recipes_app
-from regraft.cli.serving import app as serving_app
-from regraft.cli.using import app as using_app
-from regraft.errors import UserError, plain
+from regraft.errors import UserError, escape_control
 
 _MISTAKEN = (
     errno.EACCES,
@@ -67,13 +63,13 @@ backbones_app = typer.Typer(
 cache_app = typer.Typer(
     help="List, measure or clear what was computed once and kept.", no_args_is_help=True
 )
-app.add_typer(evidence_app)
-app.add_typer(embedding_app)
-app.add_typer(using_app)
-app.add_typer(serving_app)
+app.add_typer(evidence.app)
+app.add_typer(embedding.app)
+app.add_typer(using.app)
+app.add_typer(serving.app)
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes.app, name="recipes")
 
 
 @app.command(epilog="Example:  regraft fit photos/ --technique fine-tune --set phases.0.epochs=10")
@@ -106,10 +102,11 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit one technique or plan and leave a run folder; the test part stays shut."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, fit_named
+    from regraft.cli.show import as_json, progress, run
+    from regraft.workflow.named import fit_named
+    from regraft.workflow.planning import Wish
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         done = fit_named(
             data,
             Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision),
@@ -117,9 +114,9 @@ def fit(
             **settings(context),
             watcher=watcher,
         )
-    show.as_json(
-        {**done.scores, "path": str(done.path), "warnings": done.cautions}
-    ) if json else show.run(done.scores, str(done.path), done.cautions)
+    as_json({**done.scores, "path": str(done.path), "warnings": done.cautions}) if json else run(
+        done.scores, str(done.path), done.cautions
+    )
 
 
 @app.command(
@@ -161,19 +158,20 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Carry backbones over in several ways and say which way was best; the test part is opened once, at the end."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, compare_named
+    from regraft.cli.show import as_json, leaderboard, progress
+    from regraft.workflow.named import compare_named
+    from regraft.workflow.planning import Wish
 
     ways, names = (
         _listed(techniques, "--techniques") if techniques is not None else None,
         _listed(backbones, "--backbones"),
     )
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
         done = compare_named(
             data, ways, names, seeds, wish, out, from_probe, **settings(context), watcher=watcher
         )
-    show.as_json(done.board) if json else show.leaderboard(done.board, str(done.path))
+    as_json(done.board) if json else leaderboard(done.board, str(done.path))
 
 
 @app.command(epilog="Example:  regraft plan photos/ --technique fine-tune-top --save plan.toml")
@@ -200,8 +198,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say what would be frozen, computed once and trained, and for about how long; runs nothing."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, explain_named
+    from regraft.cli.show import as_json, explanation
+    from regraft.workflow.named import explain_named
+    from regraft.workflow.planning import Wish
 
     told = explain_named(
         data,
@@ -209,7 +208,7 @@ def plan(
         save,
         **settings(context),
     )
-    show.as_json(told) if json else show.explanation(told)
+    as_json(told) if json else explanation(told)
 
 
 @app.command(epilog="Example:  regraft probe photos/ --resolutions 64,96,128 --budget 5m")
@@ -253,10 +252,12 @@ def probe(
 ) -> None:
     """Say where to cut, at what resolution, which backbone: every place judged by its frozen features, before anything is trained."""
     from regraft.cli import show
-    from regraft.workflow import Wish, probe_named
+    from regraft.cli.show import as_json, progress
+    from regraft.workflow.named import probe_named
+    from regraft.workflow.planning import Wish
 
     sides = _sides(resolutions) if resolutions is not None else []
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         done = probe_named(
             data,
             _listed(backbones, "--backbones"),
@@ -268,7 +269,7 @@ def probe(
             **settings(context),
             watcher=watcher,
         )
-    show.as_json({**done.told, "path": str(done.path)}) if json else show.probe(
+    as_json({**done.told, "path": str(done.path)}) if json else show.probe(
         done.told, str(done.path)
     )
 
@@ -276,14 +277,14 @@ def probe(
 @app.command()
 def techniques(json: Json = False) -> None:
     """List the ways of carrying a network over."""
-    from regraft.cli import show
-    from regraft.techniques import DEFAULT, TECHNIQUES, summary
+    from regraft.cli.show import as_json, pairs
+    from regraft.plans.techniques import DEFAULT_TECHNIQUES, TECHNIQUES, technique_summary
 
-    rows = {name: summary(name) for name in TECHNIQUES}
+    rows = {name: technique_summary(name) for name in TECHNIQUES}
     if json:
-        show.as_json({"techniques": rows, "default": DEFAULT})
+        as_json({"techniques": rows, "default": DEFAULT_TECHNIQUES})
     else:
-        show.pairs(rows)
+        pairs(rows)
         typer.echo(
             "\nYour own: a function (ModelFacts, DataFacts) -> Plan, given as module:function."
         )
@@ -292,15 +293,15 @@ def techniques(json: Json = False) -> None:
 @app.command()
 def sources(json: Json = False) -> None:
     """List what DATA can be."""
-    from regraft.cli import show
-    from regraft.sources import FORMS, SOURCES
+    from regraft.cli.show import as_json, pairs
+    from regraft.data.load import FORMS, SOURCES
 
     names = {name: about for name, (_, about) in SOURCES.items()}
     if json:
-        show.as_json({"forms": FORMS, "names": names})
+        as_json({"forms": FORMS, "names": names})
     else:
-        show.pairs(FORMS, "DATA can be")
-        show.pairs(names, "\nor one of these names")
+        pairs(FORMS, "DATA can be")
+        pairs(names, "\nor one of these names")
 
 
 @backbones_app.callback()
@@ -316,15 +317,15 @@ def backbones_list(
     json: Json = False,
 ) -> None:
     """List the backbones that match a pattern."""
-    from regraft.backbone import names
-    from regraft.cli import show
+    from regraft.cli.show import as_json
+    from regraft.models.backbone import list_backbones
 
-    found = names(pattern)
+    found = list_backbones(pattern)
     if not found:
         raise UserError(
             f"No backbone matches {pattern!r}. Expected a timm name, with * for any letters. `regraft backbones` lists all."
         )
-    show.as_json({"backbones": found}) if json else typer.echo("\n".join(found))
+    as_json({"backbones": found}) if json else typer.echo("\n".join(found))
 
 
 @backbones_app.command("show")
@@ -339,18 +340,19 @@ def backbones_show(
     """Show the ladder of places at which a backbone can be cut, with what each costs."""
     from dataclasses import asdict
 
-    from regraft import backbone
-    from regraft.cli import show
+    from regraft.cli.show import as_json, ladder
+    from regraft.models.backbone import load_backbone
+    from regraft.models.layers import describe_layers
 
-    source = backbone.load(name, "random", resolution)
-    rungs = [asdict(place) for place in backbone.ladder(source, fine=all_places)]
+    source = load_backbone(name, "random", resolution)
+    rungs = [asdict(place) for place in describe_layers(source, fine=all_places)]
     told = {
         "backbone": name,
         "resolution": source.resolution,
         "input": asdict(source.rules),
         "places": rungs,
     }
-    show.as_json(told) if json else show.ladder(
+    as_json(told) if json else ladder(
         name,
         source.resolution,
         f"mean {source.rules.mean}, std {source.rules.std}, {source.rules.interpolation}",
@@ -361,36 +363,36 @@ def backbones_show(
 @cache_app.command("list")
 def cache_list(cache: Cache = None, json: Json = False) -> None:
     """List the entries, the one used last first."""
-    from regraft import cache as room
-    from regraft.cli import show
+    from regraft.cli.show import as_json
+    from regraft.features.store import default_cache_dir, list_entries
 
-    entries = room.listing(room.home(cache))
+    entries = list_entries(default_cache_dir(cache))
     if json:
-        show.as_json({"entries": entries, "folder": str(room.home(cache))})
+        as_json({"entries": entries, "folder": str(default_cache_dir(cache))})
         return
     for entry in entries:
         typer.echo(
             f"{entry['name']}  {entry['bytes'] / 1e6:10,.1f} MB  {entry['age'] / 3600:8,.1f} h ago  {entry['shapes']}"
         )
     typer.echo(
-        f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {room.home(cache)}"
+        f"{len(entries)} entries, {sum(entry['bytes'] for entry in entries) / 1e6:,.1f} MB in {default_cache_dir(cache)}"
     )
 
 
 @cache_app.command("size")
 def cache_size(cache: Cache = None, json: Json = False) -> None:
     """Say how large the cache is, and how large it may become (REGRAFT_CACHE_LIMIT, in GB)."""
-    from regraft import cache as room
-    from regraft.cli import show
+    from regraft.cli.show import as_json
+    from regraft.features.store import cache_limit, default_cache_dir, list_entries
 
-    folder = room.home(cache)
+    folder = default_cache_dir(cache)
     folder.mkdir(parents=True, exist_ok=True)
     told = {
         "folder": str(folder),
-        "bytes": sum(entry["bytes"] for entry in room.listing(folder)),
-        "bound": room.bound(folder),
+        "bytes": sum(entry["bytes"] for entry in list_entries(folder)),
+        "bound": cache_limit(folder),
     }
-    show.as_json(told) if json else typer.echo(
+    as_json(told) if json else typer.echo(
         f"{told['bytes'] / 1e6:,.1f} MB of {told['bound'] / 1e6:,.1f} MB allowed in {folder}"
     )
 
@@ -398,9 +400,11 @@ def cache_size(cache: Cache = None, json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(cache: Cache = None) -> None:
     """Remove every entry."""
-    from regraft import cache as room
+    from regraft.features.store import clear_cache, default_cache_dir
 
-    typer.echo(f"{room.clear(room.home(cache)) / 1e6:,.1f} MB freed in {room.home(cache)}")
+    typer.echo(
+        f"{clear_cache(default_cache_dir(cache)) / 1e6:,.1f} MB freed in {default_cache_dir(cache)}"
+    )
 
 
 def main() -> None:
@@ -409,7 +413,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        sys.stderr.write(f"regraft: {plain(str(error))}\n")
+        sys.stderr.write(f"regraft: {escape_control(str(error))}\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -421,7 +425,7 @@ def main() -> None:
         if error.errno not in _MISTAKEN or error.filename is None:
             raise
         sys.stderr.write(
-            f"regraft: {plain(str(error.filename))} cannot be used ({error.strerror}). Expected a path that can be. Check its name and permissions.\n"
+            f"regraft: {escape_control(str(error.filename))} cannot be used ({error.strerror}). Expected a path that can be. Check its name and permissions.\n"
         )
         code = 2
     except Exception as error:

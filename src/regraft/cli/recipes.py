@@ -51,8 +51,9 @@ def recipes(context: typer.Context) -> None:
 @app.command("list")
 def listed(json: Json = False) -> None:
     """List the recipes with source, technique, backbone and reported validation accuracy."""
-    from regraft import recipes
     from regraft.cli import show
+    from regraft.cli.show import as_json
+    from regraft.plans.recipes import all_recipes
 
     rows = [
         {
@@ -63,9 +64,9 @@ def listed(json: Json = False) -> None:
             "reported": one.reported,
             "about": one.about,
         }
-        for one in recipes.every().values()
+        for one in all_recipes().values()
     ]
-    show.as_json({"recipes": rows}) if json else show.recipes(rows)
+    as_json({"recipes": rows}) if json else show.recipes(rows)
 
 
 @app.command("show", epilog="Example:  regraft recipes show resnet50-last-stage")
@@ -78,13 +79,14 @@ def shown(
     json: Json = False,
 ) -> None:
     """Print a recipe's plan, its layers one by one, frozen or trained, and what was reported."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, show_recipe
+    from regraft.cli.show import as_json, recipe
+    from regraft.workflow.cooking import show_recipe
+    from regraft.workflow.planning import Wish
 
     told = show_recipe(
         name, classes, Wish(backbone=backbone, resolution=resolution, changes=set or ())
     )
-    show.as_json(told) if json else show.recipe(told)
+    as_json(told) if json else recipe(told)
 
 
 @app.command(
@@ -117,10 +119,11 @@ def ran(
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe on images, and print what was measured beside what was reported; the test part stays shut."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, run_recipe
+    from regraft.cli.show import as_json, beside, progress
+    from regraft.workflow.cooking import run_recipe
+    from regraft.workflow.planning import Wish
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         wish = Wish(
             backbone=backbone,
             weights=weights,
@@ -130,7 +133,7 @@ def ran(
             precision=precision,
         )
         done, told = run_recipe(name, data, wish, epochs, out, **settings(context), watcher=watcher)
-    show.as_json({**told, "scores": done.scores}) if json else show.beside([told])
+    as_json({**told, "scores": done.scores}) if json else beside([told])
 
 
 @app.command(
@@ -164,15 +167,16 @@ def compared(
     quiet: Quiet = False,
 ) -> None:
     """Run several recipes and print what was measured beside what was reported; curves on shared axes, the test part opened once at the end."""
-    from regraft.cli import show
-    from regraft.workflow import Wish, compare_recipes
+    from regraft.cli.show import as_json, beside, leaderboard, progress
+    from regraft.workflow.cooking import compare_recipes
+    from regraft.workflow.planning import Wish
 
     *names, data = words
     if not names:
         raise UserError(
             f"Only {data!r} was given. Expected one or more recipes, and the images last. Write for example: vgg16-frozen vgg16-three-blocks {data}."
         )
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         wish = Wish(
             backbone=backbone,
             weights=weights,
@@ -185,7 +189,7 @@ def compared(
             names, data, wish, epochs, out, **settings(context), watcher=watcher
         )
     if json:
-        show.as_json({**done.board, "recipes": told})
+        as_json({**done.board, "recipes": told})
         return
-    show.beside(told)
-    show.leaderboard(done.board, str(done.path))
+    beside(told)
+    leaderboard(done.board, str(done.path))

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from regraft.cli.options import Cache, Device
-from regraft.watch import Watcher
+from regraft.system.progress import ProgressReporter
 
 app = typer.Typer()
 
 
-class _Told(Watcher):
+class _Told(ProgressReporter):
     """Says on stderr what the server says."""
 
     def say(self, text: str) -> None:
@@ -45,8 +45,8 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a run as a web page, and over HTTP for programs; nothing leaves this machine."""
-    from regraft.serve import Limits
-    from regraft.serve import serve as run_server
+    from regraft.serving import server
+    from regraft.serving.limits import Limits
 
     limits = Limits(body=int(max_mb * 1e6), pixels=int(max_pixels * 1e6))
-    run_server(run, host, port, data, similar, limits, _Told(), home=cache, device=device)
+    server.serve(run, host, port, data, similar, limits, _Told(), home=cache, device=device)

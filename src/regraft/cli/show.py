@@ -22,8 +22,8 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.table import Table
 
-from regraft.errors import plain
-from regraft.watch import Watcher
+from regraft.errors import escape_control
+from regraft.system.progress import ProgressReporter
 
 
 class _Plain(RenderHook):
@@ -39,7 +39,9 @@ class _Spelled:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for segment in console.render(self.inner, options):
-            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+            yield (
+                segment if segment.control else Segment(escape_control(segment.text), segment.style)
+            )
 
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -48,7 +50,7 @@ for _console in (out, err):
     _console.push_render_hook(_Plain())
 
 
-class Shown(Watcher):
+class Shown(ProgressReporter):
     """Shows what a run says and how far it is, on stderr."""
 
     def __init__(self, bars: Progress) -> None:
@@ -67,10 +69,10 @@ class Shown(Watcher):
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Watcher]:
+def progress(quiet: bool) -> Iterator[ProgressReporter]:
     """Give a watcher that shows bars, or one that shows nothing."""
     if quiet:
-        yield Watcher()
+        yield ProgressReporter()
         return
     columns = (
         TextColumn("  {task.description}"),

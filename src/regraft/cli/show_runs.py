@@ -10,16 +10,15 @@ from typing import Any
 
 from rich.table import Table
 
-from regraft.cli import show
-from regraft.cli.show import interval, out
-from regraft.errors import plain
+from regraft.cli.show import interval, out, run, warned
+from regraft.errors import escape_control
 
 _MOST = 30  # classes and findings that fit a screen
 
 
 def evaluation(scores: dict[str, Any], path: str) -> None:
     """Print what a run reached, by class, and how far its probabilities are to be believed."""
-    show.run(scores, path, scores["warnings"], written=False)
+    run(scores, path, scores["warnings"], written=False)
     part, found = scores["part"], scores["measures"]
     out.print()
     table = Table(
@@ -57,7 +56,7 @@ def evaluation(scores: dict[str, Any], path: str) -> None:
 
 def report(told: dict[str, Any], path: str) -> None:
     """Print the verdict of a report and where it is."""
-    show.warned(told["warnings"])
+    warned(told["warnings"])
     out.print(told["verdict"], markup=False)
     for one in told["pairs"]:
         out.print(f"  {one['sentence']}", markup=False, style="dim")
@@ -84,11 +83,11 @@ def check(told: dict[str, Any], path: Path | None) -> None:
                 )
             )
             out.print(f"{kind}: {named}", markup=False)
-    from regraft.workflow import checking
+    from regraft.workflow.checking import doubt
 
     for one in told["suspects"][:10]:
         out.print(
-            f"label: {one['key']} ({one['part']}) says {one['label']}, {checking.doubt(one)}",
+            f"label: {one['key']} ({one['part']}) says {one['label']}, {doubt(one)}",
             markup=False,
         )
     for one in told["odd"][:10]:
@@ -107,14 +106,14 @@ def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
     """Print predictions as they come: a table for people, CSV, JSON lines, or one JSON object."""
     import csv
 
-    from regraft.predict import cells, columns
+    from regraft.inference.writers import row_cells, row_columns
 
     lines = csv.writer(sys.stdout, lineterminator="\n")
     for number, row in enumerate(rows):
         if kind == "csv":
             if not number:
-                lines.writerow(columns(top))
-            lines.writerow(cells(row, top))
+                lines.writerow(row_columns(top))
+            lines.writerow(row_cells(row, top))
         elif kind == "json":
             sys.stdout.write(json.dumps(row) + "\n")
         elif kind == "object":
@@ -128,7 +127,7 @@ def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
                 if row["abstained"]
                 else said
             )
-            sys.stdout.write(f"{plain(row['path'])}  {plain(said)}\n")
+            sys.stdout.write(f"{escape_control(row['path'])}  {escape_control(said)}\n")
     if kind == "object":
         sys.stdout.write("\n]}\n")
 

@@ -52,11 +52,12 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Say which class each image is; what cannot be read says why, and the rest goes on."""
-    from regraft.cli import show, show_runs
-    from regraft.predict import format_of
-    from regraft.workflow import predict_named, predict_to
+    from regraft.cli.show import as_json, progress
+    from regraft.cli.show_runs import predictions, written
+    from regraft.inference.writers import output_format
+    from regraft.workflow.using import predict_named, predict_to
 
-    kind = format_of(format, out)
+    kind = output_format(format, out)
     if json and out is None and format not in (None, "json"):
         raise UserError(
             f"--json and --format {format} were both given. Expected one of them: --json prints one object. Leave one out."
@@ -65,7 +66,7 @@ def predict(
         raise UserError(
             "--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out."
         )
-    with show.progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
+    with progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
         if out is not None:
             told = predict_to(
                 run,
@@ -80,10 +81,10 @@ def predict(
                 overwrite,
                 watcher,
             )
-            show.as_json(told) if json else show_runs.written(told)
+            as_json(told) if json else written(told)
         else:
             rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
-            show_runs.predictions(rows, "object" if json else kind, top)
+            predictions(rows, "object" if json else kind, top)
 
 
 @app.command(
@@ -116,9 +117,10 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run for other programs, after checking that it answers as the run does."""
-    from regraft.cli import show, show_runs
-    from regraft.workflow import export_named
+    from regraft.cli.show import as_json, progress
+    from regraft.cli.show_runs import exported
+    from regraft.workflow.using import export_named
 
-    with show.progress(quiet) as watcher:
+    with progress(quiet) as watcher:
         told = export_named(run, to, out, int8, data, overwrite, home=cache, watcher=watcher)
-    show.as_json(told) if json else show_runs.exported(told)
+    as_json(told) if json else exported(told)

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import backbone, checks, machine, run, sources
-from regraft.backbone import Backbone
-from regraft.data import PARTS, Dataset, Split, Unreadable
-from regraft.errors import UserError, listed
-from regraft.plan import Plan
-from regraft.workflow import planning
+from regraft.checks.duplicates import exact_duplicates, near_duplicates
+from regraft.checks.labels import SuspectLabels, find_suspect_labels
+from regraft.checks.outliers import UNEVEN_RATIO, class_balance, find_flat_images, find_odd_files
+from regraft.data.dataset import PARTS, Dataset, Split, Unreadable
+from regraft.data.load import load_dataset
+from regraft.errors import UserError, join_truncated
+from regraft.models.backbone import Backbone
+from regraft.models.layers import cut_backbone
+from regraft.plans.schema import Plan
+from regraft.runs.folder import write_json
+from regraft.system.hardware import free_memory
 from regraft.workflow.parts import Part
-from regraft.workflow.planning import Wish
+from regraft.workflow.planning import Wish, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import loaded
 
@@ -63,20 +68,18 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
     """
     settings, wish = settings or Settings(), wish or Wish()
     split = settings.split(data)
-    plan = planning.make(data, split, wish, settings.device)
+    plan = make(data, split, wish, settings.device)
     model = loaded(plan, settings)
     every = np.concatenate([split[part] for part in PARTS])
-    odd, every = checks.odd(data, every)
+    odd, every = find_odd_files(data, every)
     part_of = np.full(len(data), "", dtype="<U5")
     for part in PARTS:
         part_of[split[part]] = part
-    several = planning.make(
-        data, split, replace(wish, technique="multi-layer-probe"), settings.device
-    )
+    several = make(data, split, replace(wish, technique="multi-layer-probe"), settings.device)
     known = _features(data, split, set(every.tolist()), model, (plan, several), settings, odd)
     seen = known.rows
     hashes, labels = data.hashes[seen], data.labels[seen]
-    found = checks.suspects(
+    found = find_suspect_labels(
         known.several, labels, len(data.classes), settings.split_seed, settings.watcher
     )
 
@@ -90,9 +93,9 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
 
     exact = [
         named(group)
-        for group in ([int(seen[row]) for row in rows] for rows in checks.exact(hashes))
+        for group in ([int(seen[row]) for row in rows] for rows in exact_duplicates(hashes))
     ]
-    alike = checks.near(known.pixels, known.end, hashes, settings.watcher)
+    alike = near_duplicates(known.pixels, known.end, hashes, settings.watcher)
     near = [
         {**named([int(seen[row]) for row in one["rows"]]), "cosine": one["cosine"], "by": one["by"]}
         for one in alike
@@ -122,7 +125,7 @@ def check(data: Dataset, wish: Wish | None = None, settings: Settings | None = N
         "exact": sorted(exact, key=lambda one: not _crosses(one))[:LISTED],
         "near": sorted(near, key=lambda one: not _crosses(one))[:LISTED],
         "suspects": suspected,
-        "balance": checks.balance(data, split),
+        "balance": class_balance(data, split),
         "odd": [{"key": str(data.keys[one["row"]]), **one} for one in odd[:LISTED]],
     }
     told["verdict"] = verdict(told)
@@ -138,14 +141,15 @@ def check_named(
     Raises:
         UserError: When the page exists already, or the images cannot be had.
     """
-    from regraft.workflow import named, pages
+    from regraft.workflow.named import asked
+    from regraft.workflow.pages import vacant, write_check
 
-    where = named.asked(settings, data)
+    where = asked(settings, data)
     if out is not None:
-        pages.vacant(out, where.overwrite)
-    found = check(sources.load(data, where.home), wish, where)
+        vacant(out, where.overwrite)
+    found = check(load_dataset(data, where.home), wish, where)
     if out is not None:
-        pages.write_check(found, out)
+        write_check(found, out)
     return found
 
 
@@ -177,7 +181,7 @@ def verdict(told: dict[str, Any]) -> str:
     if counts["suspects"]:
         share = counts["suspects"] / max(1, sum(told["images"].values()))
         said.append(f"{counts['suspects']:,} labels ({share:.1%}) look wrong or doubtful")
-    if told["balance"]["ratio"] >= checks.UNEVEN:
+    if told["balance"]["ratio"] >= UNEVEN_RATIO:
         said.append(
             f"the largest class has {told['balance']['ratio']:.1f} times the images of the smallest"
         )
@@ -201,7 +205,7 @@ def _features(
     odd: list[dict[str, Any]],
 ) -> _Seen:
     """Return what is known of every image that can be decoded; what cannot is added to `odd`."""
-    cuts = [backbone.cut(model, "head", plan.stages_taken, plan.flattens)[0] for plan in plans]
+    cuts = [cut_backbone(model, "head", plan.stages_taken, plan.flattens)[0] for plan in plans]
     named = [(prefix, prefix.digest()) for prefix in cuts]
     found: list[
         tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.uint8], NDArray[np.int64]]
@@ -221,16 +225,16 @@ def _features(
             continue
         part = Part(name, data.take(rows), settings)
         stored = part.pixels(model).arrays[0]
-        odd += checks.flat(stored, rows)
+        odd += find_flat_images(stored, rows)
         ends, many = part.kept(model, named, plans[0])
         found.append((ends.arrays[0], many.arrays[0], stored, rows))
     if not found:
-        why = listed(one["why"] for one in odd)
+        why = join_truncated(one["why"] for one in odd)
         raise UserError(
             f"No image of {data.name} can be decoded ({why}). Expected some whole ones. Repair them, or give other data."
         )
     ends_of, many_of, pixels, rows_of = zip(*found, strict=True)
-    fits = _COPIES * 4 * sum(map(len, many_of)) * many_of[0].shape[1] < machine.free_memory()
+    fits = _COPIES * 4 * sum(map(len, many_of)) * many_of[0].shape[1] < free_memory()
     ends_of_all = np.concatenate(ends_of)
     return _Seen(
         np.concatenate(rows_of),
@@ -244,7 +248,7 @@ def _suspect(
     data: Dataset,
     part_of: NDArray[np.str_],
     seen: NDArray[np.int64],
-    found: checks.Suspects,
+    found: SuspectLabels,
     number: int,
 ) -> dict[str, Any]:
     row, said = int(seen[number]), int(found.said[number])
@@ -283,6 +287,6 @@ def _keep(told: dict[str, Any], data: Dataset, settings: Settings) -> None:
     path = _shelf(data, told["split_digest"], settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write_json(path, told)
+        write_json(path, told)
     except OSError as error:
         settings.watcher.say(f"The check is not remembered: {error.strerror}.")

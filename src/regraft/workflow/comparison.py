@@ -10,16 +10,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from regraft import backbone, files, report, run, techniques
-from regraft.data import Dataset, Split
-from regraft.errors import NoRoom, UserError
-from regraft.plan import Plan
-from regraft.run import Run
-from regraft.workflow import planning, sharing, tracking
+from regraft.data.dataset import Dataset, Split
+from regraft.errors import DiskFull, UserError
+from regraft.models.backbone import check_backbone_name
+from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.plans.schema import Plan
+from regraft.plans.techniques import DEFAULT_TECHNIQUES, find_technique
+from regraft.reporting.leaderboard import build_leaderboard_json, write_leaderboard
+from regraft.runs.folder import Run, lock_run_dir, prepare_dir, write_json
+from regraft.system.files import remove_partials
 from regraft.workflow.opening import open_test
-from regraft.workflow.planning import Wish
+from regraft.workflow.planning import Wish, make
 from regraft.workflow.settings import Settings
+from regraft.workflow.sharing import Shelf, compute_shared
 from regraft.workflow.story import fit, loaded, readable
+from regraft.workflow.tracking import check
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class Comparison:
 def compare(
     data: Dataset,
     out: Path,
-    backbones: Sequence[str] = (backbone.EMBEDDED,),
-    ways: Sequence[str] = techniques.DEFAULT,
+    backbones: Sequence[str] = (DEFAULT_BACKBONE,),
+    ways: Sequence[str] = DEFAULT_TECHNIQUES,
     seeds: int = 1,
     wish: Wish | None = None,
     settings: Settings | None = None,
@@ -71,18 +76,18 @@ def compare(
         raise UserError(
             f"--seeds {seeds} and --set seed=… were given, which would make {seeds} equal rows. Expected one of the two. Leave one out."
         )
-    tracking.check(settings.track)
+    check(settings.track)
     for way in ways:
-        techniques.find(way)
+        find_technique(way)
     for name in backbones:
-        backbone.check_name(name)
+        check_backbone_name(name)
     split = settings.split(data)
     asked = _asked(list(dict.fromkeys(backbones)), list(dict.fromkeys(ways)), plans, wish)
     rows = _rows(data, split, asked, seeds, settings)
     made = [plan for _, plan in rows if isinstance(plan, Plan)]
     if not made:
         raise next(fault for _, fault in rows if isinstance(fault, UserError))
-    with run.held(out, "comparison", settings.resume, settings.overwrite):
+    with lock_run_dir(out, "comparison", settings.resume, settings.overwrite):
         return _side_by_side(data, out, rows, made, settings)
 
 
@@ -101,8 +106,8 @@ def _side_by_side(
         ("train", "val", "test"),
         settings,
     )
-    sharing.compute_shared(data, made, ("train", "val"), settings)
-    shelf = sharing.Shelf(settings)
+    compute_shared(data, made, ("train", "val"), settings)
+    shelf = Shelf(settings)
     done: list[Run] = []
     failed: list[dict[str, Any]] = []
     for number, (row, plan) in enumerate(rows, 1):
@@ -120,7 +125,7 @@ def _side_by_side(
                 )
             )
     settings.watcher.say("Opening the test part for all rows at once.")
-    sharing.compute_shared(data, [one.plan for one in done if not one.test], ("test",), settings)
+    compute_shared(data, [one.plan for one in done if not one.test], ("test",), settings)
     opened: list[Run] = []
     for one in done:
         row = {
@@ -133,8 +138,8 @@ def _side_by_side(
             opened.append(one if one.test else open_test(one, data, settings, shelf.like(one.plan)))
     if not opened:
         raise UserError(f"No row finished. {failed[0]['name']}: {failed[0]['error']}")
-    board = report.leaderboard(opened, failed)
-    report.write(board, opened, out)
+    board = build_leaderboard_json(opened, failed)
+    write_leaderboard(board, opened, out)
     return Comparison(out, board, tuple(opened))
 
 
@@ -145,7 +150,7 @@ def _failing(
     """Keep what goes wrong in a row as its reason, so that the other rows go on."""
     try:
         yield
-    except NoRoom:
+    except DiskFull:
         raise
     except UserError as error:
         failed.append({**row, "error": str(error)})
@@ -157,9 +162,9 @@ def _failing(
 
 
 def _prepare(out: Path, settings: Settings) -> None:
-    run.vacate(out, "comparison", settings.resume, settings.overwrite)
-    files.sweep(out)
-    run.write_json(out / "comparison.json", {"finished": False})
+    prepare_dir(out, "comparison", settings.resume, settings.overwrite)
+    remove_partials(out)
+    write_json(out / "comparison.json", {"finished": False})
 
 
 def _asked(
@@ -199,9 +204,7 @@ def _rows(
             }
             own = wish.plan is not None and seeds == 1  # a plan keeps its seed
             try:
-                plan = planning.make(
-                    data, split, wish if own else replace(wish, seed=seed), settings.device
-                )
+                plan = make(data, split, wish if own else replace(wish, seed=seed), settings.device)
                 found.append(({**row, "backbone": plan.backbone, "seed": plan.seed}, plan))
             except UserError as error:
                 found.append((row, error))

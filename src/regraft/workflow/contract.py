@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from regraft.backbone import Prefix, Suffix
-from regraft.plan import Phase
+from regraft.models.cut import Prefix, Suffix
+from regraft.plans.schema import Phase
 
 
 @dataclass(frozen=True)

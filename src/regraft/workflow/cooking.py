@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regraft import backbone, recipes, sources
-from regraft import plan as plans
-from regraft.backbone import Backbone
-from regraft.data import Dataset
+from regraft.data.dataset import Dataset
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.plan import Plan
-from regraft.recipes import Recipe
-from regraft.run import Run
-from regraft.watch import Watcher
-from regraft.workflow import planning
+from regraft.models.backbone import Backbone, load_backbone, model_info
+from regraft.models.layers import matching_stage
+from regraft.plans.recipes import Recipe, find_recipe
+from regraft.plans.schema import RESERVED_LAYERS, Plan, override_plan
+from regraft.runs.folder import Run
+from regraft.system.progress import ProgressReporter
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.named import asked, folder
-from regraft.workflow.planning import Wish
+from regraft.workflow.planning import Wish, arithmetic, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import final_cut, fit, new_head, parameters
 from regraft.workflow.summary import layers
@@ -40,9 +39,9 @@ def show_recipe(
     Raises:
         UserError: For an unknown recipe, or one that does not fit the backbone.
     """
-    recipe, plan = recipes.find(name), recipe_plan(recipes.find(name), wish or Wish())
-    plan.check(backbone.facts(plan.backbone), ())
-    model = backbone.load(plan.backbone, "random", plan.resolution, plan.seed)
+    recipe, plan = find_recipe(name), recipe_plan(find_recipe(name), wish or Wish())
+    plan.check(model_info(plan.backbone), ())
+    model = load_backbone(plan.backbone, "random", plan.resolution, plan.seed)
     listed = layers(model, plan, classes)
     counts = parameters(final_cut(model, plan), new_head(model, plan, classes))
     counts["statistics"] = sum(row["statistics"] for row in listed)
@@ -83,9 +82,9 @@ def run_recipe(
     Raises:
         UserError: For an unknown recipe, or one that does not fit backbone, weights or images.
     """
-    recipe = recipes.find(name)
+    recipe = find_recipe(name)
     where, images = _ready(data, settings)
-    plan = planning.make(
+    plan = make(
         images,
         where.split(images),
         Wish(plan=recipe_plan(recipe, wish or Wish(), epochs, where.device)),
@@ -107,7 +106,7 @@ def compare_recipes(
 
     The test part is opened once, at the end, for all of them.
     """
-    chosen = [recipes.find(name) for name in dict.fromkeys(names)]
+    chosen = [find_recipe(name) for name in dict.fromkeys(names)]
     where, images = _ready(data, settings)
     plans = {
         recipe.name: recipe_plan(recipe, wish or Wish(), epochs, where.device, where.watcher)
@@ -121,7 +120,7 @@ def compare_recipes(
         settings=where,
         plans=plans,
     )
-    return done, [beside(recipes.find(one.name), one) for one in done.runs]
+    return done, [beside(find_recipe(one.name), one) for one in done.runs]
 
 
 def recipe_plan(
@@ -129,7 +128,7 @@ def recipe_plan(
     wish: Wish,
     epochs: int | None = None,
     device: str = "auto",
-    watcher: Watcher | None = None,
+    watcher: ProgressReporter | None = None,
 ) -> Plan:
     """Return a recipe's plan after what a user asks for, in the arithmetic that suits the machine.
 
@@ -147,8 +146,8 @@ def recipe_plan(
     fields = wish.fields()
     if own.weights == "random":
         fields.pop("weights", None)  # from scratch is from scratch
-    changed = plans.changed(
-        {**own.model_dump(mode="json"), **planning.arithmetic(device), **fields}, wish.changes
+    changed = override_plan(
+        {**own.model_dump(mode="json"), **arithmetic(device), **fields}, wish.changes
     )
     if changed.backbone != own.backbone:
         changed = _placed(recipe, own, changed, watcher)
@@ -215,7 +214,7 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 
 def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settings, Dataset]:
     where = asked(settings, data)
-    images = sources.load(data, where.home)
+    images = load_dataset(data, where.home)
     whole = len(where.split(images).val)
     if where.train_images is not None and where.val_images is None and where.train_images < whole:
         where = asked({**settings, "val_images": where.train_images}, data)
@@ -225,9 +224,9 @@ def _ready(data: str | Path | Dataset, settings: dict[str, Any]) -> tuple[Settin
     return where, images
 
 
-def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> Plan:
+def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: ProgressReporter | None) -> Plan:
     """Return the plan with the recipe's own places moved to where images have shrunk as much in another backbone; refuses where nobody is told."""
-    known = (*plans.WORDS, *backbone.facts(plan.backbone).places)
+    known = (*RESERVED_LAYERS, *model_info(plan.backbone).places)
     same = zip(own.phases, plan.phases, strict=False)
     lacking = {
         f"phases.{number}.train": new.train
@@ -240,14 +239,14 @@ def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> P
         return plan
     mine, theirs = (_blank(name, plan.resolution) for name in (own.backbone, plan.backbone))
     alike = {
-        key: backbone.alike(mine, place, theirs, key != "until") for key, place in lacking.items()
+        key: matching_stage(mine, place, theirs, key != "until") for key, place in lacking.items()
     }
     if watcher is not None:
         there = " and ".join(f"{lacking[key]} to {place}" for key, place in alike.items())
         watcher.say(
             f"{recipe.name}: {there}, where the images of {plan.backbone} have shrunk as much as those of {own.backbone}."
         )
-        return plans.changed(
+        return override_plan(
             plan.model_dump(mode="json"), [f"{key}={place}" for key, place in alike.items()]
         )
     ways = " ".join(f"--set {key}={place}" for key, place in alike.items())
@@ -258,6 +257,4 @@ def _placed(recipe: Recipe, own: Plan, plan: Plan, watcher: Watcher | None) -> P
 
 
 def _blank(name: str, resolution: int) -> Backbone:
-    return backbone.load(
-        name, "random", None if backbone.facts(name).fixed_resolution else resolution
-    )
+    return load_backbone(name, "random", None if model_info(name).fixed_resolution else resolution)

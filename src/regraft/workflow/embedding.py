@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regraft import backbone, cache, files, sources
-from regraft.backbone import Backbone, Prefix
-from regraft.data import PARTS, Dataset, Split
+from regraft.data.dataset import PARTS, Dataset, Split
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.plan import Plan
-from regraft.train import Batches
-from regraft.workflow import planning
+from regraft.features.batches import Batches
+from regraft.features.store import has_room
+from regraft.models.backbone import Backbone
+from regraft.models.cut import Prefix
+from regraft.models.layers import cut_backbone
+from regraft.plans.schema import Plan
+from regraft.system.files import atomic_write, check_writable, expand_user
 from regraft.workflow.named import asked
 from regraft.workflow.parts import Part
-from regraft.workflow.planning import Wish
+from regraft.workflow.planning import Wish, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import loaded, readable
 
@@ -50,11 +53,11 @@ def embed_named(
     where = replace(
         asked(settings, data), train_images=None, val_images=None
     )  # all images have features
-    target = None if out is None else _free(files.expanded(out), where.overwrite)
-    images = sources.load(data, where.home)
+    target = None if out is None else _free(expand_user(out), where.overwrite)
+    images = load_dataset(data, where.home)
     places = [until] if isinstance(until, str) else list(until)
     wish = wish or Wish()
-    plan = planning.make(
+    plan = make(
         images,
         where.split(images),
         Wish(
@@ -107,7 +110,7 @@ def features_of(part: Part, model: Backbone, prefix: Prefix, plan: Plan) -> NDAr
     """Return what a network frozen throughout says of the images of a part, `(n, d)`: from the cache, or in one pass (into it, where there is room)."""
     settings = part.settings
     missing = part.lacks(model, prefix, prefix.digest(), plan)
-    if settings.keep != "never" and (not missing or cache.fits(missing, settings.home)):
+    if settings.keep != "never" and (not missing or has_room(missing, settings.home)):
         return part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0].astype(np.float32)
     read = part.live(model, prefix, plan, "none", plan.seed)
     with torch.inference_mode():
@@ -123,7 +126,7 @@ def _features(
     images: Dataset, split: Split, model: Backbone, plan: Plan, settings: Settings
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
     """Return features and parts, taken part by part, so that runs on the same images share the entries."""
-    prefix, _ = backbone.cut(model, "head", plan.stages_taken)
+    prefix, _ = cut_backbone(model, "head", plan.stages_taken)
     features, parts = (
         np.zeros((len(images), prefix.shapes[0].numel()), np.float32),
         np.full(len(images), "", dtype="<U5"),
@@ -146,7 +149,7 @@ def _free(path: Path, overwrite: bool) -> Path:
         raise UserError(
             f"{path} exists already. Expected a new file for the features. Give another name with --out, or pass --overwrite."
         )
-    files.check_writable(path.parent, path)
+    check_writable(path.parent, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -158,7 +161,7 @@ def _write(features: Any, path: Path) -> None:
     import pyarrow.parquet as pq
 
     try:
-        with files.whole(path) as scratch:
+        with atomic_write(path) as scratch:
             pq.write_table(features, scratch)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from regraft import cache, files, machine, views
-from regraft.backbone import Backbone, Prefix, folded
-from regraft.plan import Phase, Plan
+from regraft.features.extract import entry_bytes
+from regraft.features.store import has_room
+from regraft.models.backbone import Backbone
+from regraft.models.cut import Prefix
+from regraft.models.optimize import fuse_conv_bn
+from regraft.models.transforms import transform
+from regraft.plans.schema import Phase, Plan
+from regraft.system.files import make_scratch_dir, unwritable_error
+from regraft.system.hardware import free_memory
 from regraft.workflow.settings import Settings
 
 _BLANK = 16  # images of the pass that is timed
@@ -62,7 +68,7 @@ def decide(
         return Decision(
             False, missing, None, None, "--keep never: it is computed again every epoch."
         )
-    room = cache.fits(missing, settings.home)
+    room = has_room(missing, settings.home)
     if settings.keep == "always":
         return Decision(True, missing, None, None, f"--keep always: {size} are kept.")
     if not room:
@@ -110,13 +116,13 @@ def costs(
     augmented = phase.augment != "none"
     needed = sum(counts) * ((1 if phase.optimizer == "lbfgs" else phase.epochs) + (not augmented))
     first = counts[0] * phase.looks + counts[1]
-    each = cache.size_of(prefix, 1)
+    each = entry_bytes(prefix, 1)
     return first * (pass_seconds + each / pace[0]) + needed * each / pace[1], needed * pass_seconds
 
 
 def seconds(model: Backbone, prefix: Prefix, plan: Plan) -> float:
     """Return what one image costs on its way through the frozen part, timed on a few blank ones."""
-    quick, device = folded(prefix), prefix.device
+    quick, device = fuse_conv_bn(prefix), prefix.device
     blank = torch.zeros(_BLANK, 32, 32, 3, dtype=torch.uint8, device=device)
     ids, took = torch.zeros(_BLANK, dtype=torch.int64, device=device), 0.0
     for _ in range(2):  # the first pass warms up
@@ -125,7 +131,7 @@ def seconds(model: Backbone, prefix: Prefix, plan: Plan) -> float:
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16"),
         ):
-            quick(views.see(blank, ids, model.rules, model.resolution))[0].sum().item()
+            quick(transform(blank, ids, model.rules, model.resolution))[0].sum().item()
         took = time.perf_counter() - started
     return took / _BLANK
 
@@ -135,12 +141,12 @@ def pace(folder: Path, needed: int) -> tuple[float, float]:
 
     What fits into half of the free memory comes back from there; more has to be read from the disk again.
     """
-    cache.fits(0, folder)  # makes the folder, or says why it cannot
-    scratch = files.scratch_folder(folder / "pace")
+    has_room(0, folder)  # makes the folder, or says why it cannot
+    scratch = make_scratch_dir(folder / "pace")
     try:
         return _paced(scratch / "sample", needed)
     except OSError as error:
-        raise files.unwritable(folder, error, elsewhere=False) from error
+        raise unwritable_error(folder, error, elsewhere=False) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -153,7 +159,7 @@ def _paced(path: Path, needed: int) -> tuple[float, float]:
         file.flush()
         os.fsync(file.fileno())
         writing = _SAMPLE / (time.perf_counter() - started)
-        if needed > machine.free_memory() / 2 and hasattr(os, "posix_fadvise"):
+        if needed > free_memory() / 2 and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         rows = np.memmap(file.name, np.float16, "r").reshape(-1, 2000)
         order = np.random.default_rng(0).permutation(len(rows))

@@ -13,17 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft import backbone, files, machine, probing, run
-from regraft import plan as plans
-from regraft.backbone import Backbone
-from regraft.data import Dataset, Rows, Split
+from regraft.data.dataset import Dataset, Rows, Split
 from regraft.errors import UserError
-from regraft.plan import Phase, Plan
-from regraft.probing import Cell, Choice, Row, Taken, halving, pictures
-from regraft.run import Run
-from regraft.workflow import keeping, origin, planning
+from regraft.models.backbone import Backbone, check_backbone_name, model_info
+from regraft.models.cut import Prefix
+from regraft.models.layers import cut_backbone, layer_multiply_adds
+from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
+from regraft.plans.schema import Phase, Plan, parse_plan, write_plan
+from regraft.probing.candidates import (
+    NEIGHBOURS,
+    Candidate,
+    LayerFeatures,
+    ProbeRow,
+    neighbour_count,
+    score_concatenated,
+    score_layers,
+)
+from regraft.probing.halving import affordable_candidates, better_half, images_per_round
+from regraft.probing.learning_curve import learning_curve
+from regraft.probing.plots import plot_depth, plot_learning_curve, plot_probe_cost
+from regraft.probing.rank_correlation import hit_rate
+from regraft.probing.recommend import Recommendation, probe_front, recommend
+from regraft.runs.folder import Run, prepare_dir, write_json, write_table
+from regraft.system.files import ADVICE_REPEAT, lock_path
+from regraft.system.hardware import free_memory
+from regraft.workflow import keeping
+from regraft.workflow.origin import SPLIT_BY
 from regraft.workflow.parts import Part
-from regraft.workflow.planning import Wish
+from regraft.workflow.planning import Wish, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import loaded, readable
 
@@ -54,7 +71,7 @@ class Probe:
 def probe(
     data: Dataset,
     out: Path,
-    backbones: Sequence[str] = (backbone.EMBEDDED,),
+    backbones: Sequence[str] = (DEFAULT_BACKBONE,),
     resolutions: Sequence[int] = (),
     budget: float | None = None,
     runs: Sequence[Run] = (),
@@ -79,9 +96,9 @@ def probe(
     began = time.perf_counter()
     settings, wish = settings or Settings(), wish or Wish()
     for name in backbones:
-        backbone.check_name(name)
+        check_backbone_name(name)
     _check_folder(out, settings.overwrite)
-    with files.held(out, advice=files.AGAIN):
+    with lock_path(out, advice=ADVICE_REPEAT):
         work = _Work(
             data, list(dict.fromkeys(backbones)), list(dict.fromkeys(resolutions)), wish, settings
         )
@@ -116,8 +133,8 @@ class _Work:
         self.data = data
         self.skipped: list[dict[str, Any]] = []
         self.dropped: list[dict[str, Any]] = []
-        self.judged: dict[Key, list[Row]] = {}  # the rows of the last round that a cell was in
-        self.cells: dict[Key, Cell] = {}
+        self.judged: dict[Key, list[ProbeRow]] = {}  # the rows of the last round that a cell was in
+        self.cells: dict[Key, Candidate] = {}
         self._network: tuple[Key, Backbone] | None = None
         self._sources: dict[
             str, tuple[Tensor, Tensor] | None
@@ -135,10 +152,10 @@ class _Work:
         largest = max(self.plans, key=lambda key: key[1])
         self.data, split = readable(data, self._at(largest), ("train", "val"), settings)
         self.rows = (split.train, split.val)
-        voting = probing.neighbours_for(self.data.labels[split.train])
-        if voting < probing.NEIGHBOURS:
+        voting = neighbour_count(self.data.labels[split.train])
+        if voting < NEIGHBOURS:
             self.watcher.say(
-                f"The smallest class has {voting} training images, so {voting} neighbours vote and not {probing.NEIGHBOURS}."
+                f"The smallest class has {voting} training images, so {voting} neighbours vote and not {NEIGHBOURS}."
             )
         self.split_digest = split.digest
 
@@ -147,13 +164,13 @@ class _Work:
     def _around(self, name: str, split: Split) -> list[int]:
         """Return the resolutions to try where none were given; none for a backbone that is skipped."""
         try:
-            suits = planning.make(
+            suits = make(
                 self.data, split, replace(self.wish, backbone=name), self.settings.device
             ).resolution
         except UserError as error:
             self._skip(name, error)
             return []
-        if backbone.facts(name).fixed_resolution:
+        if model_info(name).fixed_resolution:
             return [suits]
         middle = min(range(len(RESOLUTIONS)), key=lambda rung: abs(RESOLUTIONS[rung] - suits))
         return list(RESOLUTIONS[max(0, middle + _AROUND[0]) : middle + _AROUND[1] + 1])
@@ -161,7 +178,7 @@ class _Work:
     def _admit(self, key: Key, split: Split) -> None:
         """Take a cell in, or note why it is skipped."""
         try:
-            self.plans[key] = planning.make(
+            self.plans[key] = make(
                 self.data,
                 split,
                 replace(self.wish, backbone=key[0], resolution=key[1]),
@@ -222,7 +239,7 @@ class _Work:
             self._judge(cheapest, *self._few(least))
             judging = max(0.0, (time.perf_counter() - started) / least - costs[cheapest])
             costs = {key: cost + judging for key, cost in costs.items()}
-        cells = [key for key in self.plans if key in halving.affordable(costs, left(), least)]
+        cells = [key for key in self.plans if key in affordable_candidates(costs, left(), least)]
         if not cells:
             raise _too_short(
                 budget, time.perf_counter() - began, cheapest, costs[cheapest] * least, least
@@ -233,7 +250,7 @@ class _Work:
         )
         seen = 0
         while True:
-            count = halving.images([costs[key] for key in cells], left(), len(cells), len(train))
+            count = images_per_round([costs[key] for key in cells], left(), len(cells), len(train))
             if count <= seen:
                 return cells
             seen = count = max(count, least)
@@ -244,7 +261,7 @@ class _Work:
             if count == len(train) or len(cells) == 1:
                 return cells
             reached = {key: max(row.accuracy for row in self.judged[key]) for key in cells}
-            kept = halving.kept(reached)
+            kept = better_half(reached)
             why = f"after {count:,} training images its best place had {{:.3f}}, the last one kept {reached[kept[-1]]:.3f}"
             for key in cells:
                 if key not in kept:
@@ -268,8 +285,8 @@ class _Work:
 
     # ── one cell
 
-    def _cut(self, key: Key, place: str) -> backbone.Prefix:
-        return backbone.cut(self._at(key), "head", (place,))[0]
+    def _cut(self, key: Key, place: str) -> Prefix:
+        return cut_backbone(self._at(key), "head", (place,))[0]
 
     def _judge(self, key: Key, train: Rows, val: Rows) -> None:
         """Take the features of every place in one pass, and judge each place alone."""
@@ -279,14 +296,14 @@ class _Work:
             Part(name, self.data.take(rows), self.settings)
             for name, rows in (("train", train), ("val", val))
         ]
-        works = list(np.cumsum(list(backbone.work(model, fine=True).values())))
+        works = list(np.cumsum(list(layer_multiply_adds(model, fine=True).values())))
         places = [*list(model.blocks)[:-1], "end"]
         prefixes = [self._cut(key, place) for place in places]
         named = [(prefix, prefix.digest()) for prefix in prefixes]
         entries = [part.kept(model, named, plan) for part in parts]
         spent = sum(entry.seconds for part in entries for entry in part)
         taken = tuple(
-            Taken(
+            LayerFeatures(
                 place,
                 mine.arrays[0],
                 theirs.arrays[0],
@@ -297,16 +314,16 @@ class _Work:
             for place, done, mine, theirs in zip(places, works, *entries, strict=True)
         )
         labels = (parts[0].labels, parts[1].labels)
-        self.cells[key] = Cell(
+        self.cells[key] = Candidate(
             key[0], key[1], taken, labels, len(self.data.classes), self._source(plan)
         )
-        self.judged[key] = probing.singles(self.cells[key], self._phase(key), self.watcher)
+        self.judged[key] = score_layers(self.cells[key], self._phase(key), self.watcher)
 
     def _source(self, plan: Plan) -> tuple[Tensor, Tensor] | None:
         """Return the class layer that a backbone's weights came with, asked for once; one score needs it, so that it cannot be had is no error."""
         if plan.backbone not in self._sources:
             try:
-                self._sources[plan.backbone] = backbone.classifier(plan.backbone, plan.weights)
+                self._sources[plan.backbone] = source_classifier(plan.backbone, plan.weights)
             except Exception as error:
                 self._sources[plan.backbone] = None
                 self.watcher.say(
@@ -321,7 +338,7 @@ class _Work:
 
     def conclude(
         self, cells: Sequence[Key], runs: Sequence[Run]
-    ) -> tuple[dict[str, Any], list[Choice]]:
+    ) -> tuple[dict[str, Any], list[Recommendation]]:
         """Return what the probe says as plain data, and its choices among the cells of the last round."""
         best_first = sorted(cells, key=lambda key: -max(row.accuracy for row in self.judged[key]))
         for number, key in enumerate(best_first):
@@ -330,22 +347,22 @@ class _Work:
                     f"The budget is used up: places side by side are not tried in {len(cells) - number} of {len(cells)} cells."
                 )
                 break
-            self.judged[key] += probing.side_by_side(
+            self.judged[key] += score_concatenated(
                 self.cells[key], self._phase(key), self._most(key), self.watcher
             )
         last = [row for key in cells for row in self.judged[key]]
         everything = [row for rows in self.judged.values() for row in rows]
         counts = np.bincount(self.cells[cells[0]].labels[1])
-        choices = probing.recommended(last, float(counts.max() / counts.sum()))
+        choices = recommend(last, float(counts.max() / counts.sum()))
         best = choices[-1].row
         return {
             "data": self.data.name,
             "classes": len(self.data.classes),
             "images": {"train": best.images, "val": len(best.right)},
-            "asked": {name: getattr(self.settings, name) for name in origin.SPLIT_BY},
+            "asked": {name: getattr(self.settings, name) for name in SPLIT_BY},
             "split_digest": self.split_digest,
             "places": [row.plain() for row in everything],
-            "front": [row.name for row in probing.front(last)],
+            "front": [row.name for row in probe_front(last)],
             "recommendations": [
                 {
                     "budget": one.budget,
@@ -356,9 +373,9 @@ class _Work:
                 for one in choices
             ],
             "learning_curve": {"of": best.name, **self._curve(best)},
-            "hit_rate": probing.hit_rate(last, runs),
+            "hit_rate": hit_rate(last, runs),
             "runs": len(runs),
-            "neighbours": probing.neighbours_for(self.cells[cells[0]].labels[0]),
+            "neighbours": neighbour_count(self.cells[cells[0]].labels[0]),
             "skipped": self.skipped,
             "dropped": self.dropped,
             "verdict": _verdict(choices),
@@ -367,11 +384,11 @@ class _Work:
     def _most(self, key: Key) -> int:
         """Return how many features may lie side by side, so that they and their products fit into half of the free memory."""
         images, most = len(self.cells[key].labels[0]), _MOST_FEATURES
-        while most > 64 and 16 * (images * most + most * most) > machine.free_memory() / 2:
+        while most > 64 and 16 * (images * most + most * most) > free_memory() / 2:
             most //= 2
         return most
 
-    def _curve(self, row: Row) -> dict[str, Any]:
+    def _curve(self, row: ProbeRow) -> dict[str, Any]:
         key = (row.backbone, row.resolution)
         cell, phase = self.cells[key], self._phase(key)
         x, x_val = cell.features(row.places)
@@ -386,7 +403,7 @@ class _Work:
                 ],
                 "forecast": None,
             }
-        return probing.learning_curve(
+        return learning_curve(
             (x, y),
             (x_val, y_val),
             cell.classes,
@@ -395,13 +412,13 @@ class _Work:
             lambda size, number: seen.subset(every, size, number),
         )
 
-    def plan_of(self, choice: Choice) -> Plan:
+    def plan_of(self, choice: Recommendation) -> Plan:
         """Return the plan that takes the features of a choice."""
         row = choice.row
         until: Any = (
             "" if row.places == ("end",) else row.places[0] if len(row.places) == 1 else row.places
         )
-        return plans.parse(
+        return parse_plan(
             {
                 **self.plans[row.backbone, row.resolution].model_dump(mode="json"),
                 "until": until,
@@ -435,7 +452,7 @@ def _too_short(budget: float, spent: float, cell: Key, seconds: float, least: in
     )
 
 
-def _verdict(choices: Sequence[Choice]) -> str:
+def _verdict(choices: Sequence[Recommendation]) -> str:
     best, alike = choices[-1].row, choices[1].row
     low, high = best.ci95
     text = f"{best.name} reaches {best.accuracy:.1%} of {len(best.right):,} validation images with a linear probe (95 % interval {low:.1%} to {high:.1%})"
@@ -452,7 +469,7 @@ def _verdict(choices: Sequence[Choice]) -> str:
 def _check_folder(out: Path, overwrite: bool) -> None:
     """Raise `UserError` before any work where the folder is taken, or cannot be made; nothing is removed yet."""
     if not overwrite:
-        run.vacate(out, "probe", None, False)
+        prepare_dir(out, "probe", None, False)
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(
@@ -463,30 +480,28 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 def _write(
     out: Path,
     told: dict[str, Any],
-    judged: dict[Key, list[Row]],
-    last: list[Row],
-    choices: Sequence[Choice],
+    judged: dict[Key, list[ProbeRow]],
+    last: list[ProbeRow],
+    choices: Sequence[Recommendation],
     made: dict[str, Plan],
     overwrite: bool,
 ) -> None:
     """Write tables, pictures and plans; `probe.json` comes last."""
-    run.vacate(out, "probe", None, overwrite)
+    prepare_dir(out, "probe", None, overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        run.write_table(
+        write_table(
             out / "places.csv",
             [{**row, "places": " ".join(row["places"])} for row in told["places"]],
         )
         for budget, plan in made.items():
-            plans.write(plan, out / f"plan-{budget}.toml")
-        pictures.depth(
-            [row for rows in judged.values() for row in rows], out / "accuracy-by-depth.png"
-        )
-        pictures.cost(last, probing.front(last), choices, out / "accuracy-against-cost.png")
-        pictures.curve(
+            write_plan(plan, out / f"plan-{budget}.toml")
+        plot_depth([row for rows in judged.values() for row in rows], out / "accuracy-by-depth.png")
+        plot_probe_cost(last, probe_front(last), choices, out / "accuracy-against-cost.png")
+        plot_learning_curve(
             told["learning_curve"], told["learning_curve"]["of"], out / "learning-curve.png"
         )
-        run.write_json(out / "probe.json", told)
+        write_json(out / "probe.json", told)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}). Give a folder that can with --out."

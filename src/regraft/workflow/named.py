@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, evaluate, files, machine, run, sources, techniques
-from regraft import plan as plans
-from regraft.data import Dataset
+from regraft.data.dataset import Dataset
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.probing import halving
-from regraft.run import Run
-from regraft.workflow import origin, planning
+from regraft.evaluation.calibration import fit_temperature
+from regraft.evaluation.metrics import class_metrics
+from regraft.evaluation.scores import compute_scores
+from regraft.features.store import default_cache_dir
+from regraft.plans.schema import read_plan, write_plan
+from regraft.plans.techniques import DEFAULT_TECHNIQUES
+from regraft.probing.halving import parse_duration
+from regraft.runs.folder import Run, load_run, verify_run
+from regraft.system.files import check_writable, expand_user
+from regraft.system.hardware import tune_allocator
 from regraft.workflow.comparison import Comparison, compare
 from regraft.workflow.matrix import Probe, probe
 from regraft.workflow.opening import open_test, score
-from regraft.workflow.planning import Wish
+from regraft.workflow.origin import images_of, settings_of
+from regraft.workflow.planning import Wish, explain, make
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import fit
 
@@ -30,8 +37,8 @@ def fit_named(
     """Return the finished run of a technique or a plan; see `regraft.fit`."""
     where = asked(settings, data)
     _check(out)
-    images = sources.load(data, where.home)
-    plan = planning.make(images, where.split(images), wish, where.device)
+    images = load_dataset(data, where.home)
+    plan = make(images, where.split(images), wish, where.device)
     return fit(
         images, plan, folder(out, "runs", f"{images.name}-{plan.technique}", where.resume), where
     )
@@ -55,8 +62,8 @@ def compare_named(
     where = asked(settings, data)
     _check(out)
     recommended = {} if from_probe is None else _recommended(Path(from_probe))
-    images = sources.load(data, where.home)
-    ways = ways or (() if recommended else techniques.DEFAULT)
+    images = load_dataset(data, where.home)
+    ways = ways or (() if recommended else DEFAULT_TECHNIQUES)
     return compare(
         images,
         folder(out, "compare", images.name, where.resume),
@@ -86,7 +93,7 @@ def probe_named(
     """
     where = asked(settings, data)
     _check(out)
-    limit = None if budget is None else halving.seconds(budget)
+    limit = None if budget is None else parse_duration(budget)
     for side in resolutions:
         if not 8 <= side <= 4096:
             raise UserError(
@@ -97,7 +104,7 @@ def probe_named(
             raise UserError(
                 f"--runs {given} is no folder. Expected a run, a comparison, or a folder of them."
             )
-    images = sources.load(data, where.home)
+    images = load_dataset(data, where.home)
     there = _finished(runs, where)
     return probe(
         images,
@@ -113,10 +120,8 @@ def probe_named(
 
 def _check(out: str | Path | None) -> None:
     """Raise `UserError` before any work where a folder that was asked for cannot be written."""
-    if (
-        out is not None and not files.expanded(out).is_file()
-    ):  # a file is refused in words of its own
-        files.check_writable(files.expanded(out), Path(out))
+    if out is not None and not expand_user(out).is_file():  # a file is refused in words of its own
+        check_writable(expand_user(out), Path(out))
 
 
 def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
@@ -133,7 +138,7 @@ def _finished(given: Sequence[Path] | None, settings: Settings) -> list[Run]:
         }
     ):
         try:
-            found.append(run.load(path))
+            found.append(load_run(path))
         except UserError as error:
             if given is not None:
                 raise
@@ -146,7 +151,7 @@ def _recommended(probed: Path) -> dict[str, Path]:
     found: dict[str, tuple[list[str], Path]] = {}
     for path in (probed / f"plan-{budget}.toml" for budget in ("fastest", "balanced", "best")):
         if path.is_file():
-            same = plans.read(path).model_copy(update={"technique": ""}).digest
+            same = read_plan(path).model_copy(update={"technique": ""}).digest
             found.setdefault(same, ([], path))[0].append(path.stem.removeprefix("plan-"))
     if not found:
         raise UserError(
@@ -158,7 +163,7 @@ def _recommended(probed: Path) -> dict[str, Path]:
 def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
     """Return the folder asked for, or `kind/name` with the next free number (the last one, to resume it)."""
     if out is not None:
-        return files.expanded(out)
+        return expand_user(out)
     base = Path(kind) / "".join(
         letter if letter.isalnum() or letter in "._-" else "-" for letter in name
     )[:100].strip(".-")
@@ -172,11 +177,11 @@ def folder(out: str | Path | None, kind: str, name: str, resume: bool) -> Path:
 
 def asked(given: dict[str, Any], data: object = None) -> Settings:
     """Return the settings that a user's words mean, with the allocator told to keep its memory."""
-    machine.keep_memory()
+    tune_allocator()
     called = None if data is None or isinstance(data, Dataset) else str(data)
     if called is not None and Path(called).exists():
         called = str(Path(called).resolve())
-    return Settings(**{**given, "home": cache.home(given.get("home")), "origin": called})
+    return Settings(**{**given, "home": default_cache_dir(given.get("home")), "origin": called})
 
 
 def explain_named(
@@ -193,14 +198,14 @@ def explain_named(
             f"{save} exists already. Expected a new file for the plan. Give another name with --save, or remove it."
         )
     if save is not None:
-        files.check_writable(save.parent, save, "--save")
-    images = sources.load(data, where.home)
+        check_writable(save.parent, save, "--save")
+    images = load_dataset(data, where.home)
     split = where.split(images)
-    plan = planning.make(images, split, wish, where.device)
-    told = planning.explain(images, split, plan, where)
+    plan = make(images, split, wish, where.device)
+    told = explain(images, split, plan, where)
     if save is not None:
         try:
-            plans.write(plan, save)
+            write_plan(plan, save)
         except OSError as error:
             raise UserError(
                 f"{save} cannot be written ({error.strerror}). Give a file in a folder that can with --save."
@@ -214,15 +219,15 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
     Raises:
         UserError: When the run or the part does not exist, or the images are others than those of the run.
     """
-    finished = run.load(path)
-    run.verify(finished)
+    finished = load_run(path)
+    verify_run(finished)
     where = asked(settings)
     if split == "all":
         if data is None:
             raise UserError(
                 "--split all scores a run on other images, but no DATA was given. Name the images after the run folder."
             )
-        logits, targets = score(finished, sources.load(data, where.home), where)
+        logits, targets = score(finished, load_dataset(data, where.home), where)
         return _measured(finished, split, logits, targets)
     if split == "val" and data is not None:
         raise UserError(
@@ -237,9 +242,7 @@ def evaluate_named(path: Path, data: str | None, split: str, **settings: Any) ->
 
 
 def _opened(finished: Run, data: str | None, where: Settings) -> Run:
-    return open_test(
-        finished, origin.images_of(finished, data, where), origin.settings_of(finished, where)
-    )
+    return open_test(finished, images_of(finished, data, where), settings_of(finished, where))
 
 
 def _measured(
@@ -247,14 +250,14 @@ def _measured(
 ) -> dict[str, Any]:
     """Return a run's scores with all that is said of one part; the temperature is the one fitted on val."""
     val = finished.predictions("val")
-    temperature = None if part == "val" else evaluate.temperature(val["logits"], val["targets"])
+    temperature = None if part == "val" else fit_temperature(val["logits"], val["targets"])
     found = {
         **finished.scores,
         "part": part,
-        "measures": evaluate.measures(logits, targets, finished.classes, temperature),
+        "measures": class_metrics(logits, targets, finished.classes, temperature),
     }
     if part != "val":
-        found[part] = evaluate.scores(logits, targets).plain()
+        found[part] = compute_scores(logits, targets).plain()
     if part == "test":
         found["opened"] = (finished.test or {})["opened"]
     return {**found, "warnings": finished.cautions}

@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import evaluate, files, machine, predict, run
-from regraft.backbone import Backbone
-from regraft.data import PARTS, Dataset, Unreadable
-from regraft.errors import UserError, listed
-from regraft.run import Run
+from regraft.data.dataset import PARTS, Dataset, Unreadable
+from regraft.errors import UserError, join_truncated
+from regraft.evaluation.scores import compute_scores
+from regraft.inference.network import restore_network
+from regraft.models.backbone import Backbone
+from regraft.runs.folder import Run, file_digest, load_run, write_json, write_predictions
+from regraft.system.files import ADVICE_REPEAT, lock_path
+from regraft.system.hardware import resolve_device
 from regraft.workflow.parts import Part, logits
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import final_cut, readable
@@ -34,13 +37,13 @@ def open_test(
         UserError: When these are other images or another split.
     """
     settings = settings or Settings()
-    with files.held(finished.path, wait=_PATIENCE, advice=files.AGAIN, elsewhere=False):
-        _open(run.load(finished.path), data, settings, body)
-    return run.load(finished.path)
+    with lock_path(finished.path, wait=_PATIENCE, advice=ADVICE_REPEAT, elsewhere=False):
+        _open(load_run(finished.path), data, settings, body)
+    return load_run(finished.path)
 
 
 def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | None) -> None:
-    model, top = predict.restored(finished, machine.device(settings.device), body)
+    model, top = restore_network(finished, resolve_device(settings.device), body)
     data, split = readable(data, model, ("train", "val") if settings.skip_bad else (), settings)
     if split.digest != finished.scores["split_digest"] and settings.skip_bad:
         data, split = readable(
@@ -58,12 +61,12 @@ def _open(finished: Run, data: Dataset, settings: Settings, body: Backbone | Non
         *(finished.test or {}).get("opened", []),
         datetime.now(UTC).isoformat(timespec="seconds"),
     ]
-    run.write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
-    sealed = run.digest(finished.path / "predictions-test.npz")
-    run.write_json(
+    write_predictions(finished.path / "predictions-test.npz", part.data.keys, part.labels, said)
+    sealed = file_digest(finished.path / "predictions-test.npz")
+    write_json(
         finished.path / "test.json",
         {
-            "test": evaluate.scores(said, part.labels).plain(),
+            "test": compute_scores(said, part.labels).plain(),
             "opened": openings,
             "predictions": sealed,
         },
@@ -78,7 +81,7 @@ def _readable_part(part: Part, model: Backbone, settings: Settings) -> Part:
         if not settings.skip_bad:
             raise
         settings.watcher.say(
-            f"Going on without {len(error.rows):,} images that cannot be decoded: {listed(error.reasons)}."
+            f"Going on without {len(error.rows):,} images that cannot be decoded: {join_truncated(error.reasons)}."
         )
         rows = np.setdiff1d(np.arange(len(part.data)), error.rows)
         return Part(part.name, part.data.take(rows), part.settings)
@@ -99,7 +102,7 @@ def score(
             f"{data.name} has the classes {', '.join(data.classes[:5])} …, the run {', '.join(finished.classes[:5])} …. "
             "Expected the same classes in the same order."
         )
-    model, top = predict.restored(finished, machine.device(settings.device))
+    model, top = restore_network(finished, resolve_device(settings.device))
     part = _readable_part(Part("all", data.take(np.arange(len(data))), settings), model, settings)
     prefix, suffix = final_cut(model, finished.plan)
     return logits(part, model, prefix, suffix, top, finished.plan, keep=False), part.labels

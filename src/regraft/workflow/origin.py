@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from regraft import sources
-from regraft.data import Dataset
+from regraft.data.dataset import Dataset
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.run import Run
+from regraft.runs.folder import Run
 from regraft.workflow.settings import Settings
 
 SPLIT_BY = (
@@ -37,4 +37,4 @@ def images_of(finished: Run, given: str | None, settings: Settings) -> Dataset:
         raise UserError(
             f"The run in {finished.path} does not know where its images came from. Expected DATA, or --data. Name the same images."
         )
-    return sources.load(where, settings.home)
+    return load_dataset(where, settings.home)

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import torch
 
-from regraft import machine, run
-from regraft.plan import Plan
-from regraft.train import Batches, pace
-from regraft.train.pace import Pace
-from regraft.train.tune import Tuning
+from regraft.features.batches import Batches
+from regraft.plans.schema import Plan
+from regraft.runs.folder import write_json
+from regraft.system.hardware import describe_environment, has_bfloat16
+from regraft.training.autotune import ExecutionPlan, choose_execution
+from regraft.training.trainer import TransferModule
 from regraft.workflow.settings import Settings
 
 
-def paced(module: Tuning, batches: Batches, plan: Plan, notes: Path, settings: Settings) -> Pace:
+def paced(
+    module: TransferModule, batches: Batches, plan: Plan, notes: Path, settings: Settings
+) -> ExecutionPlan:
     """Return how a phase is trained: by what its plan says, and by what a few steps take where that is left open.
 
     Args:
@@ -27,17 +30,17 @@ def paced(module: Tuning, batches: Batches, plan: Plan, notes: Path, settings: S
         settings: `compile` counts; what was measured is remembered in `home`.
     """
     steps = module.phase.epochs * len(batches)
-    precision = plan.train_precision if machine.has_bfloat16(str(module.device.type)) else "float32"
+    precision = plan.train_precision if has_bfloat16(str(module.device.type)) else "float32"
     where = _name(module, batches, plan)
     shelf = settings.home / "paces" / f"{where}.json"
     known = next((_read(path) for path in (notes, shelf) if path.is_file()), {})
     before = dict(known)
     batch = next(iter(Batches(batches.read, batches.labels, batches.size, batches.seed)))
-    chosen = pace.choose(module.ready(), batch, steps, precision, settings.compile, known)
+    chosen = choose_execution(module.ready(), batch, steps, precision, settings.compile, known)
     if known != before or not notes.is_file():
         for path in (shelf, notes):  # who is killed between them begins anew with both
             path.parent.mkdir(parents=True, exist_ok=True)
-            run.write_json(path, known)
+            write_json(path, known)
     if len(known) > 1:
         settings.watcher.say(
             f"Training in {chosen.precision}{', compiled' if chosen.compiled else ''}: {chosen.why}."
@@ -52,9 +55,9 @@ def _read(path: Path) -> dict[str, float]:
         return {}
 
 
-def _name(module: Tuning, batches: Batches, plan: Plan) -> str:
+def _name(module: TransferModule, batches: Batches, plan: Plan) -> str:
     """Return a name for what is run, on what, and by which code."""
-    environment = machine.environment()
+    environment = describe_environment()
     state = hashlib.blake2b(digest_size=16)
     for part in (
         str(module.suffix.body),

@@ -11,14 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import attention, evaluate, files, predict, run
-from regraft.data import Dataset
+from regraft.data.dataset import Dataset
 from regraft.errors import UserError
-from regraft.report import evidence, page
-from regraft.report.page import Extra, Gallery, Shot
-from regraft.run import Run
-from regraft.workflow import checking, origin
-from regraft.workflow.checking import Check
+from regraft.evaluation.metrics import hardest_examples
+from regraft.evaluation.scores import log_softmax
+from regraft.inference.cam import activation_maps
+from regraft.inference.classifier import load_classifier
+from regraft.reporting.evidence import gather_evidence
+from regraft.reporting.html import (
+    Gallery,
+    PageExtras,
+    Thumbnail,
+    render_check_html,
+    render_html,
+    render_markdown,
+)
+from regraft.runs.folder import Run, load_run, write_text
+from regraft.system.files import check_writable, unwritable_error
+from regraft.workflow.checking import Check, doubt, remembered
+from regraft.workflow.origin import images_of, settings_of
 from regraft.workflow.settings import Settings
 
 FORMATS = ("html", "md")
@@ -45,22 +56,22 @@ def report_named(
     Raises:
         UserError: When a folder holds no finished run, runs do not belong together, or the file exists and is not to be overwritten.
     """
-    from regraft.workflow import named
+    from regraft.workflow.named import asked
 
     if kind not in FORMATS:
         raise UserError(f"--format {kind} was given. Expected {' or '.join(FORMATS)}.")
-    where = named.asked(settings)
+    where = asked(settings)
     runs, failed = _found(paths)
     target = out or paths[0] / f"report.{kind}"
     if out is not None:
         vacant(out, where.overwrite)
-    files.check_writable(target.parent, target)
-    told = evidence.gathered(runs, failed)
+    check_writable(target.parent, target)
+    told = gather_evidence(runs, failed)
     if kind == "md":
-        text = page.markdown(told)
+        text = render_markdown(told)
     else:
         selected = next(one for one in runs if one.name == told["board"]["selected"])
-        text = page.html(told, _extra(selected, told, data, where), version("regraft"))
+        text = render_html(told, _extra(selected, told, data, where), version("regraft"))
     _write(target, text)
     return target, told
 
@@ -79,22 +90,22 @@ def vacant(out: Path, overwrite: bool) -> None:
         raise UserError(
             f"{out} cannot be written: {out.parent} is no folder. Make it first, or give another --out."
         )
-    files.check_writable(out.parent, out)
+    check_writable(out.parent, out)
 
 
 def write_check(found: Check, out: Path) -> None:
     """Write a check as one HTML page, with thumbnails."""
     _write(
         out,
-        page.check_html(found.told, _check_galleries(found.told, found.data), version("regraft")),
+        render_check_html(found.told, _check_galleries(found.told, found.data), version("regraft")),
     )
 
 
 def _write(path: Path, text: str) -> None:
     try:
-        run.write_text(path, text)
+        write_text(path, text)
     except OSError as error:
-        raise files.unwritable(path, error) from error
+        raise unwritable_error(path, error) from error
 
 
 def _found(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
@@ -110,12 +121,12 @@ def _found(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
             rows = json.loads((path / "leaderboard.json").read_text())["rows"]
             failed += [row for row in rows if "error" in row]
             runs |= {
-                (path / row["name"]).resolve(): run.load(path / row["name"])
+                (path / row["name"]).resolve(): load_run(path / row["name"])
                 for row in rows
                 if "error" not in row
             }
         else:
-            runs.setdefault(path.resolve(), run.load(path))
+            runs.setdefault(path.resolve(), load_run(path))
     return _called_apart(list(runs.values())), failed
 
 
@@ -151,7 +162,9 @@ class _Renamed(Run):
         return made
 
 
-def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Settings) -> Extra:
+def _extra(
+    selected: Run, told: dict[str, Any], given: str | None, settings: Settings
+) -> PageExtras:
     """Return galleries and checks of the selected run's images, or why there are none."""
     try:
         data = _images(selected, given, settings)
@@ -159,13 +172,13 @@ def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Set
         if given is not None:
             raise
         missing = f"The images could not be had ({error}) Name them with --data."
-        return Extra([Gallery("Worst mistakes", "", missing=missing)])
+        return PageExtras([Gallery("Worst mistakes", "", missing=missing)])
     split = told["split_digest"]
-    check = checking.remembered(data, split, settings)
+    check = remembered(data, split, settings)
     leaks = selected.scores.get("leaks", 0)
     said = f"{leaks:,} images of val and test are" if leaks else "No image of val or test is"
     said += " byte for byte in an earlier part too."
-    return Extra(
+    return PageExtras(
         _galleries(selected, told["part"], data, settings),
         check,
         _check_galleries(check, data) if check else (),
@@ -175,8 +188,8 @@ def _extra(selected: Run, told: dict[str, Any], given: str | None, settings: Set
 
 def _images(selected: Run, given: str | None, settings: Settings) -> Dataset:
     """Return the images of a run; raises `UserError` where they are others."""
-    data = origin.images_of(selected, given, settings)
-    where = origin.settings_of(selected, settings)
+    data = images_of(selected, given, settings)
+    where = settings_of(selected, settings)
     keys = set(data.keys.tolist())
     if any(key not in keys for key in selected.predictions("val")["keys"].tolist()) or (
         not where.skip_bad and where.split(data).digest != selected.scores["split_digest"]
@@ -193,12 +206,12 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
     logits, targets = judged["logits"], judged["targets"]
     at = {key: row for row, key in enumerate(data.keys.tolist())}
     rows = np.array([at[key] for key in judged["keys"].tolist()], dtype=np.int64)
-    chances = np.exp(evaluate.log_softmax(logits))
-    worst, least = evaluate.uncertain(logits, targets, _SHOWN)
+    chances = np.exp(log_softmax(logits))
+    worst, least = hardest_examples(logits, targets, _SHOWN)
 
     def shots(
         chosen: NDArray[np.int64], heats: Sequence[NDArray[np.float32]] | None = None
-    ) -> list[Shot]:
+    ) -> list[Thumbnail]:
         images = data.images.read(rows[chosen])
         found = []
         for number, (row, image) in enumerate(zip(chosen.tolist(), images, strict=True)):
@@ -206,7 +219,7 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
             said = tuple(f"{data.classes[label]} {chances[row, label]:.0%}" for label in ranked)
             right = bool(ranked[0] == targets[row])
             found.append(
-                Shot(
+                Thumbnail(
                     image,
                     (*said, f"true: {data.classes[targets[row]]}"),
                     heats[number] if heats else None,
@@ -233,8 +246,8 @@ def _galleries(selected: Run, part: str, data: Dataset, settings: Settings) -> l
     looked = np.concatenate([right, worst[:_MAPS]])
     about = "What speaks for the class that was said (HiResCAM, Draelos and Carin 2020); first surest right ones, then the worst mistakes."
     try:
-        classifier = predict.load(selected.path, settings.device)
-        heats = attention.maps(
+        classifier = load_classifier(selected.path, settings.device)
+        heats = activation_maps(
             classifier, data.images.read(rows[looked]), chances[looked].argmax(axis=1).tolist()
         )
         galleries.append(Gallery("Where it looks", about, shots(looked, heats)))
@@ -266,7 +279,7 @@ def _check_galleries(told: dict[str, Any], data: Dataset) -> list[Gallery]:
             data.images.read(np.array([row for row, _, _ in rows], dtype=np.int64)) if rows else []
         )
         shots = [
-            Shot(
+            Thumbnail(
                 image,
                 lines(
                     row,
@@ -283,7 +296,7 @@ def _check_galleries(told: dict[str, Any], data: Dataset) -> list[Gallery]:
         images = data.images.read(np.array([one["row"] for one in suspects], dtype=np.int64))
         shots = []
         for image, one in zip(images, suspects, strict=True):
-            doubts = (f"labelled {one['label']} ({one['chance_label']:.0%})", checking.doubt(one))
-            shots.append(Shot(image, lines(one["row"], *doubts, one["part"])))
+            doubts = (f"labelled {one['label']} ({one['chance_label']:.0%})", doubt(one))
+            shots.append(Thumbnail(image, lines(one["row"], *doubts, one["part"])))
         found.append(Gallery("Doubtful labels", "The most doubtful first.", shots))
     return found

@@ -11,13 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regraft import backbone, cache, views
-from regraft.backbone import Backbone, Prefix, Suffix
-from regraft.data import Dataset
-from regraft.plan import Phase, Plan
-from regraft.train import Batches
-from regraft.train.batches import Reader
-from regraft.workflow import keeping
+from regraft.data.dataset import Dataset
+from regraft.features.batches import Batches, Reader
+from regraft.features.extract import (
+    ModelInputs,
+    cached_pixels,
+    entry_bytes,
+    entry_name,
+    extract_features,
+    run_prefix,
+)
+from regraft.features.store import Entry, has_room
+from regraft.models.backbone import Backbone
+from regraft.models.cut import Prefix, Suffix
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, sample_ids
+from regraft.plans.schema import Phase, Plan
+from regraft.workflow.keeping import decide
 from regraft.workflow.settings import Settings
 
 
@@ -28,7 +38,7 @@ class Part:
     name: str
     data: Dataset
     settings: Settings
-    used: dict[str, cache.Entry] = field(default_factory=dict)  # features, as they were first met
+    used: dict[str, Entry] = field(default_factory=dict)  # features, as they were first met
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -38,24 +48,26 @@ class Part:
     @cached_property
     def identities(self) -> NDArray[np.int64]:
         """Seed of each image's augmentation."""
-        return views.identities(self.data)
+        return sample_ids(self.data)
 
-    def pixels(self, model: Backbone) -> cache.Entry:
+    def pixels(self, model: Backbone) -> Entry:
         """Return the stored pixels for the model's resolution."""
         wanted = (model.resolution, model.rules.interpolation)
         if wanted not in self._pixels:
-            self._pixels[wanted] = cache.pixels(
+            self._pixels[wanted] = cached_pixels(
                 self.data, *wanted, self.settings.home, self.settings.watcher
             )
         return self._pixels[wanted]
 
     @cached_property
-    def _pixels(self) -> dict[tuple[int, str], cache.Entry]:
+    def _pixels(self) -> dict[tuple[int, str], Entry]:
         return {}
 
-    def look(self, model: Backbone, plan: Plan, view: views.View = views.PLAIN) -> cache.Look:
+    def look(
+        self, model: Backbone, plan: Plan, view: AugmentedView = NO_AUGMENTATION
+    ) -> ModelInputs:
         """Return the images as the model sees them."""
-        return cache.Look(
+        return ModelInputs(
             self.pixels(model),
             self.identities,
             self.data.hashes,
@@ -70,14 +82,14 @@ class Part:
         model: Backbone,
         prefixes: Sequence[tuple[Prefix, str]],
         plan: Plan,
-        view: views.View = views.PLAIN,
-    ) -> list[cache.Entry]:
+        view: AugmentedView = NO_AUGMENTATION,
+    ) -> list[Entry]:
         """Return the features that each frozen part gives, from the cache or in one pass into it."""
         what = f"extract {self.name}" + (
             f", view {view.number + 1}" if view.augment != "none" else ""
         )
         settings = self.settings
-        entries = cache.together(
+        entries = extract_features(
             prefixes,
             self.look(model, plan, view),
             settings.home,
@@ -95,31 +107,31 @@ class Part:
         prefix: Prefix,
         digest: str,
         plan: Plan,
-        view: views.View = views.PLAIN,
+        view: AugmentedView = NO_AUGMENTATION,
     ) -> int:
         """Return the bytes that `kept` would have to write: none where there is nothing frozen, or the entry is there."""
         if prefix.is_empty:
             return 0
-        name = cache.name_of(digest, self.look(model, plan, view))
+        name = entry_name(digest, self.look(model, plan, view))
         there = any((self.settings.home / one).is_dir() for one in (name, f"{name}-32"))
-        return 0 if there else cache.size_of(prefix, len(self.data))
+        return 0 if there else entry_bytes(prefix, len(self.data))
 
     def live(
         self, model: Backbone, prefix: Prefix, plan: Plan, augment: str, seed: int, looks: int = 0
     ) -> Reader:
         """Return a reader that runs the frozen part anew for every batch; every epoch is another view, or they take turns with `looks` views."""
-        quick = backbone.folded(prefix)
+        quick = fuse_conv_bn(prefix)
         if plan.precision == "bfloat16":
-            quick = backbone.halved(quick)
+            quick = cast_bfloat16(quick)
         plain = self.look(model, plan)
 
         def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
             view = (
-                views.View(augment, seed, epoch % looks if looks else epoch)
+                AugmentedView(augment, seed, epoch % looks if looks else epoch)
                 if augment != "none"
-                else views.PLAIN
+                else NO_AUGMENTATION
             )
-            outs = cache.run(quick, device_of(model), replace(plain, view=view), rows)
+            outs = run_prefix(quick, device_of(model), replace(plain, view=view), rows)
             return tuple(
                 out.float().clone() for out in outs
             )  # out of inference mode, so that autograd may keep them
@@ -132,7 +144,7 @@ def device_of(model: Backbone) -> torch.device:
     return next(model.model.parameters()).device
 
 
-def from_entries(entries: list[cache.Entry], device: torch.device) -> Reader:
+def from_entries(entries: list[Entry], device: torch.device) -> Reader:
     """Return a reader of kept features; the epochs take turns with the views."""
 
     def read(rows: NDArray[np.int64], epoch: int) -> tuple[Tensor, ...]:
@@ -150,9 +162,9 @@ def readers(
     looks = phase.looks
     settings = train.settings
     looked = (
-        [views.View(phase.augment, plan.seed, number) for number in range(looks)]
+        [AugmentedView(phase.augment, plan.seed, number) for number in range(looks)]
         if augmented
-        else [views.PLAIN]
+        else [NO_AUGMENTATION]
     )
     if prefix.is_empty:
         return train.live(model, prefix, plan, phase.augment, plan.seed), val.live(
@@ -162,7 +174,7 @@ def readers(
         model, prefix, digest, plan
     )
     if missing or settings.keep == "never":
-        decision = keeping.decide(
+        decision = decide(
             model, prefix, plan, phase, (len(train.data), len(val.data)), missing, settings
         )
         settings.watcher.say(decision.why)
@@ -200,7 +212,7 @@ def logits(
         keep
         and not prefix.is_empty
         and settings.keep != "never"
-        and (not missing or cache.fits(missing, settings.home))
+        and (not missing or has_room(missing, settings.home))
     ):
         read = from_entries(part.kept(model, [(prefix, digest)], plan), device_of(model))
     else:

@@ -10,12 +10,17 @@ from typing import Any
 
 import torch
 
-from regraft import backbone, cache, machine, techniques, views
-from regraft import plan as plans
-from regraft.backbone import Backbone
-from regraft.data import Dataset, Split
-from regraft.plan import Plan
-from regraft.workflow import keeping
+from regraft.data.dataset import Dataset, Split
+from regraft.features.extract import entry_bytes
+from regraft.models.backbone import Backbone, load_backbone, model_info
+from regraft.models.cut import Prefix, Suffix
+from regraft.models.layers import cut_backbone
+from regraft.models.transforms import transform
+from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.plans.schema import Plan, override_plan, read_plan_values
+from regraft.plans.techniques import make_technique_plan
+from regraft.system.hardware import has_bfloat16, resolve_device
+from regraft.workflow.keeping import costs, decide, pace, seconds
 from regraft.workflow.settings import Settings
 from regraft.workflow.story import final_cut, new_head, parameters
 
@@ -64,27 +69,27 @@ def make(data: Dataset, split: Split, wish: Wish, device: str = "auto") -> Plan:
     if isinstance(wish.plan, Plan):
         values, where = wish.plan.model_dump(mode="json"), "The plan"
     elif wish.plan is not None:
-        values, where = {**arithmetic(device), **plans.values(Path(wish.plan))}, str(wish.plan)
+        values, where = {**arithmetic(device), **read_plan_values(Path(wish.plan))}, str(wish.plan)
     else:
         values, where = _of_technique(data, split, wish, device), "The plan"
     asked = wish.fields()
     if values.get("weights") == "random" and wish.plan is None:
         asked.pop("weights", None)  # from scratch is from scratch
-    made = plans.changed({**values, **asked}, wish.changes, where)
-    made.check(backbone.facts(made.backbone), data.classes)
+    made = override_plan({**values, **asked}, wish.changes, where)
+    made.check(model_info(made.backbone), data.classes)
     return made
 
 
 def _of_technique(data: Dataset, split: Split, wish: Wish, device: str) -> dict[str, Any]:
-    facts = backbone.facts(wish.backbone or backbone.EMBEDDED)
-    plan = techniques.make(wish.technique, facts, data.take(split.train).facts)
+    facts = model_info(wish.backbone or DEFAULT_BACKBONE)
+    plan = make_technique_plan(wish.technique, facts, data.take(split.train).facts)
     return {**plan.model_dump(mode="json"), **arithmetic(device)}
 
 
 def arithmetic(device: str = "auto") -> dict[str, str]:
     """Return the fields of a plan that say in what arithmetic its two parts run, as suits the machine."""
-    where = machine.device(device)
-    native = machine.has_bfloat16(where)
+    where = resolve_device(device)
+    native = has_bfloat16(where)
     return {
         "precision": "bfloat16" if native else "float32",
         "train_precision": "float32" if not native else "bfloat16" if where == "cuda" else "auto",
@@ -99,7 +104,7 @@ def explain(
     The estimate comes from timing one pass of a few blank images through the network; it leaves out start-up and compilation.
     """
     settings = settings or Settings()
-    model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    model = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
     plan.check(model.facts, data.classes)
     top = new_head(model, plan, len(data.classes))
     phases = [_phase(number, model, plan, split, settings) for number in range(len(plan.phases))]
@@ -120,22 +125,22 @@ def _phase(
 ) -> dict[str, Any]:
     phase = plan.phases[number]
     model = model.at(plan.resolution_of(phase))
-    prefix, suffix = backbone.cut(model, phase.train, plan.stages_taken, plan.flattens)
+    prefix, suffix = cut_backbone(model, phase.train, plan.stages_taken, plan.flattens)
     counts = (len(split.train), len(split.val))
     looks = phase.looks
     epochs = 1 if phase.optimizer == "lbfgs" else phase.epochs
     trained = sum(p.numel() for p in suffix.parameters())
     needed, once, again, decision = 0, 0.0, 0.0, None
     if not prefix.is_empty:
-        needed = cache.size_of(prefix, counts[0], looks) + cache.size_of(prefix, counts[1])
-        decision = keeping.decide(model, prefix, plan, phase, counts, needed, settings)
-        once, again = keeping.costs(
+        needed = entry_bytes(prefix, counts[0], looks) + entry_bytes(prefix, counts[1])
+        decision = decide(model, prefix, plan, phase, counts, needed, settings)
+        once, again = costs(
             prefix,
             plan,
             phase,
             counts,
-            keeping.seconds(model, prefix, plan),
-            keeping.pace(settings.home, needed),
+            seconds(model, prefix, plan),
+            pace(settings.home, needed),
         )
     forward = _forward(model, prefix, suffix, plan) if trained else 0.0
     work = epochs * (counts[0] * forward * (1 + _BACKWARD) + counts[1] * forward)
@@ -158,9 +163,7 @@ def _phase(
     }
 
 
-def _forward(
-    model: Backbone, prefix: backbone.Prefix, suffix: backbone.Suffix, plan: Plan
-) -> float:
+def _forward(model: Backbone, prefix: Prefix, suffix: Suffix, plan: Plan) -> float:
     """Return the seconds for one image through the trained part, forwards."""
     blank, ids = (
         torch.zeros(_PROBE, 32, 32, 3, dtype=torch.uint8),
@@ -169,7 +172,7 @@ def _forward(
     took = 0.0
     suffix.eval()
     with torch.inference_mode():
-        features = prefix(views.see(blank, ids, model.rules, model.resolution))
+        features = prefix(transform(blank, ids, model.rules, model.resolution))
         for _ in range(2):  # the first pass warms up
             started = time.perf_counter()
             suffix(*features)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regraft import cache
-from regraft.data import Dataset, Split
+from regraft.data.dataset import Dataset, Split
 from regraft.errors import UserError
-from regraft.watch import SILENT, Watcher
+from regraft.features.store import default_cache_dir
+from regraft.system.progress import SILENT, ProgressReporter
 
 KEEP = ("auto", "always", "never")
 COMPILE = ("auto", "on", "off")
@@ -38,7 +38,7 @@ class Settings:
         UserError: For a word that is none of these.
     """
 
-    home: Path = field(default_factory=cache.home)
+    home: Path = field(default_factory=default_cache_dir)
     train_images: int | None = None
     val_images: int | None = None
     split_seed: int = 0
@@ -50,7 +50,7 @@ class Settings:
     compile: str = "auto"
     track: str | None = None
     origin: str | None = None
-    watcher: Watcher = SILENT
+    watcher: ProgressReporter = SILENT
 
     def split(self, data: Dataset) -> Split:
         """Return the split of some images that these settings ask for."""

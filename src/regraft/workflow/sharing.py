@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regraft import backbone, cache
-from regraft.backbone import Prefix
-from regraft.data import Dataset
-from regraft.plan import Plan
+from regraft.data.dataset import Dataset
+from regraft.features.store import has_room
+from regraft.models.backbone import Backbone
+from regraft.models.cut import Prefix
+from regraft.models.layers import cut_backbone
+from regraft.plans.schema import Plan
 from regraft.workflow.keeping import SURELY
 from regraft.workflow.parts import Part
 from regraft.workflow.settings import Settings
@@ -19,21 +21,21 @@ class Shelf:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.networks: dict[tuple[object, ...], backbone.Backbone] = {}
+        self.networks: dict[tuple[object, ...], Backbone] = {}
 
-    def of(self, plan: Plan) -> backbone.Backbone | None:
+    def of(self, plan: Plan) -> Backbone | None:
         """Return the network of a plan as it comes, or None where the plan would change it; digests prove that it stays so."""
         if any(phase.train != "head" for phase in plan.phases):
             return None
         return self._kept(_network(plan), plan)
 
-    def like(self, plan: Plan) -> backbone.Backbone:
+    def like(self, plan: Plan) -> Backbone:
         """Return a network of a plan's kind to be given other weights."""
         return self._kept(
             (plan.backbone, plan.resolution), plan.model_copy(update={"weights": "random"})
         )
 
-    def _kept(self, key: tuple[object, ...], plan: Plan) -> backbone.Backbone:
+    def _kept(self, key: tuple[object, ...], plan: Plan) -> Backbone:
         if key not in self.networks:
             self.networks = {key: loaded(plan, self.settings)}
         return self.networks[key]
@@ -71,7 +73,7 @@ def compute_shared(
                 for digest, needed in missing.items()
                 if 0 < needed <= SURELY
             ]
-            if len(wanted) > 1 and cache.fits(
+            if len(wanted) > 1 and has_room(
                 sum(missing[digest] for _, digest in wanted), settings.home
             ):
                 settings.watcher.say(
@@ -97,13 +99,13 @@ def _network(plan: Plan) -> tuple[object, ...]:
     )
 
 
-def _prefixes(model: backbone.Backbone, plans: Sequence[Plan]) -> dict[str, Prefix]:
+def _prefixes(model: Backbone, plans: Sequence[Plan]) -> dict[str, Prefix]:
     """Return the frozen parts of the first phases by digest; later phases may stand on weights that are not trained yet."""
     found = {}
     for plan in plans:
         first = plan.phases[0]
         if first.augment == "none" and plan.resolution_of(first) == plan.resolution:
-            prefix, _ = backbone.cut(model, first.train, plan.stages_taken, plan.flattens)
+            prefix, _ = cut_backbone(model, first.train, plan.stages_taken, plan.flattens)
             if not prefix.is_empty:
                 found[prefix.digest()] = prefix
     return found

@@ -15,18 +15,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft import backbone, checks, evaluate, machine, run
-from regraft.backbone import Backbone, Prefix, Suffix
-from regraft.data import Dataset, Split, Unreadable
-from regraft.errors import UserError, listed
-from regraft.plan import Phase, Plan
-from regraft.run import Run
-from regraft.train import Batches, head, solve
-from regraft.watch import Watcher
-from regraft.workflow import origin, tracking
+from regraft.checks.duplicates import count_leaks
+from regraft.data.dataset import Dataset, Split, Unreadable
+from regraft.errors import UserError, join_truncated
+from regraft.evaluation.scores import compute_scores
+from regraft.features.batches import Batches
+from regraft.models.backbone import Backbone, load_backbone, restore_weights
+from regraft.models.cut import Prefix, Suffix
+from regraft.models.head import class_weights, make_head
+from regraft.models.layers import cut_backbone, distance_to_head, earliest_layer, feature_width
+from regraft.plans.schema import Phase, Plan
+from regraft.runs.folder import (
+    LogFile,
+    Run,
+    load_run,
+    lock_run_dir,
+    remove_checkpoints,
+    sealed_digests,
+    start_run,
+    write_json,
+    write_predictions,
+    write_split,
+    write_table,
+    write_weights,
+)
+from regraft.system.hardware import (
+    describe_environment,
+    is_out_of_memory,
+    peak_memory_mb,
+    resolve_device,
+)
+from regraft.system.progress import ProgressReporter
+from regraft.training.linear import fit_linear_probe
+from regraft.workflow import origin
 from regraft.workflow.contract import Contract, Optimized, verdict
 from regraft.workflow.parts import Part, device_of, logits, readers
 from regraft.workflow.settings import Settings
+from regraft.workflow.tracking import Tracked, check, tracked
 
 _BY_STEPS = (
     "lr",
@@ -95,17 +120,17 @@ def fit(
         KeyboardInterrupt: When the user stops it; `resume` goes on from the last whole epoch.
     """
     settings = settings or Settings()
-    tracking.check(settings.track)
+    check(settings.track)
     ledger = Ledger()
     with ledger.time("load"):
         model = network or loaded(plan, settings)
         plan.check(model.facts, data.classes)
         for phase in plan.phases:
-            backbone.cut(
+            cut_backbone(
                 model.at(plan.resolution_of(phase)), phase.train, plan.stages_taken, plan.flattens
             )
         data, split = readable(data, model, ("train", "val"), settings)
-    with run.held(out, "run", settings.resume, settings.overwrite):
+    with lock_run_dir(out, "run", settings.resume, settings.overwrite):
         return _carried_out(data, split, plan, out, settings, model, ledger)
 
 
@@ -118,11 +143,11 @@ def _carried_out(
     model: Backbone,
     ledger: Ledger,
 ) -> Run:
-    if run.start(out, plan, split.digest, settings.resume, settings.overwrite):
-        return run.load(out)
-    watcher = run.Log(
+    if start_run(out, plan, split.digest, settings.resume, settings.overwrite):
+        return load_run(out)
+    watcher = LogFile(
         out / "log.txt",
-        tracking.tracked(settings.watcher, settings.track, out, plan)
+        tracked(settings.watcher, settings.track, out, plan)
         if settings.track
         else settings.watcher,
     )
@@ -131,16 +156,16 @@ def _carried_out(
     work = _Work(model, plan, train, val, out, ledger, watcher, settings.resume)
     work.carry_out()
     _write(work, data, split, settings)
-    done = run.load(out)
-    if isinstance(watcher.inner, tracking.Tracked):
+    done = load_run(out)
+    if isinstance(watcher.inner, Tracked):
         watcher.inner.close(done.scores)
     return done
 
 
 def loaded(plan: Plan, settings: Settings) -> Backbone:
     """Return the backbone of a plan on its device."""
-    model = backbone.load(plan.backbone, plan.weights, plan.resolution, plan.seed)
-    model.model.to(machine.device(settings.device))
+    model = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    model.model.to(resolve_device(settings.device))
     return model
 
 
@@ -161,7 +186,7 @@ def readable(
             if not lost:
                 raise
             raise UserError(
-                f"{error} {len(lost):,} images were left out because they cannot be decoded: {listed(lost)}."
+                f"{error} {len(lost):,} images were left out because they cannot be decoded: {join_truncated(lost)}."
             ) from error
         bad: list[int] = []
         reasons: list[str] = []
@@ -176,16 +201,16 @@ def readable(
         if not settings.skip_bad:
             raise Unreadable(bad, reasons)
         settings.watcher.say(
-            f"Going on without {len(bad):,} images that cannot be decoded: {listed(reasons)}."
+            f"Going on without {len(bad):,} images that cannot be decoded: {join_truncated(reasons)}."
         )
         data, lost = data.take(np.setdiff1d(np.arange(len(data)), bad)), lost + reasons
 
 
 def final_cut(model: Backbone, plan: Plan) -> tuple[Prefix, Suffix]:
     """Return the halves by what was frozen throughout: what no phase of the plan trained, and the rest."""
-    return backbone.cut(
+    return cut_backbone(
         model,
-        backbone.earliest(model, [phase.train for phase in plan.phases]),
+        earliest_layer(model, [phase.train for phase in plan.phases]),
         plan.stages_taken,
         plan.flattens,
     )
@@ -204,8 +229,8 @@ def state(model: Backbone, halves: tuple[Prefix, Suffix], top: nn.Module) -> dic
 
 def new_head(model: Backbone, plan: Plan, classes: int) -> nn.Sequential:
     """Return an untrained head for the features that a plan takes."""
-    made = head.make(
-        plan.head, backbone.width(model, plan.stages_taken, plan.flattens), classes, plan.seed
+    made = make_head(
+        plan.head, feature_width(model, plan.stages_taken, plan.flattens), classes, plan.seed
     )
     return made.to(next(model.model.parameters()).device)
 
@@ -230,7 +255,7 @@ class _Work:
     val: Part
     out: Path
     ledger: Ledger
-    watcher: Watcher
+    watcher: ProgressReporter
     resume: bool
     history: list[dict[str, Any]] = field(default_factory=list)
     contract: list[dict[str, Any]] = field(default_factory=list)
@@ -251,7 +276,7 @@ class _Work:
 
     def _phase(self, number: int, phase: Phase) -> None:
         model = self.model.at(self.plan.resolution_of(phase))
-        prefix, suffix = backbone.cut(
+        prefix, suffix = cut_backbone(
             model, phase.train, self.plan.stages_taken, self.plan.flattens
         )
         promise = Contract(number, phase, prefix, suffix)
@@ -259,7 +284,7 @@ class _Work:
             read_train, read_val = readers(
                 self.train, self.val, model, prefix, promise.before, self.plan, phase
             )
-        weights = head.class_weights(
+        weights = class_weights(
             self.plan.class_weights, torch.from_numpy(self.train.labels), self.train.data.classes
         )
         with self.ledger.time("train"):
@@ -274,7 +299,7 @@ class _Work:
         self.contract.append(promise.checked(prefix, optimized))
         if not self.contract[-1]["kept"]:
             self.watcher.say(
-                f"The freeze contract is BROKEN: {listed(self.contract[-1]['changed'])} changed though frozen. Do not trust this run."
+                f"The freeze contract is BROKEN: {join_truncated(self.contract[-1]['changed'])} changed though frozen. Do not trust this run."
             )
 
     def _solve(
@@ -282,7 +307,7 @@ class _Work:
     ) -> list[dict[str, Any]]:
         told = phase.model_dump(exclude_defaults=True)
         if aside := [f"{name} = {told[name]}" for name in _BY_STEPS if name in told]:
-            self.watcher.say(f"A head that is solved has no use for {listed(aside)}.")
+            self.watcher.say(f"A head that is solved has no use for {join_truncated(aside)}.")
         parts = []
         for read, part in ((read_train, self.train), (read_val, self.val)):
             features = torch.cat(
@@ -290,7 +315,7 @@ class _Work:
             )
             parts.append((features, torch.from_numpy(part.labels).to(features.device)))
         weights = weights.to(parts[0][0].device) if weights is not None else None
-        found = solve.solve(
+        found = fit_linear_probe(
             parts[0],
             parts[1],
             len(self.train.data.classes),
@@ -317,11 +342,13 @@ class _Work:
         read_val: Any,
         weights: Tensor | None,
     ) -> tuple[list[dict[str, Any]], Optimized]:
-        from regraft.train import tune
+        from regraft.training.trainer import TransferModule, describe_groups, fit_phase
         from regraft.workflow.pacing import paced
 
         seed, folder, share = self.plan.seed * 1009 + number, self.out / "checkpoints", 1
-        module = tune.Tuning(suffix, self.head, phase, seed, backbone.depth(self.model), weights)
+        module = TransferModule(
+            suffix, self.head, phase, seed, distance_to_head(self.model), weights
+        )
         module.to(device_of(self.model), memory_format=torch.channels_last)
         checks = Batches(read_val, self.val.labels, max(250, phase.batch_size), None)
         kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -338,7 +365,7 @@ class _Work:
                 chosen = paced(
                     module, batches, self.plan, folder / f"pace-{number}.json", self.train.settings
                 )
-                done = tune.tune(
+                done = fit_phase(
                     module,
                     batches,
                     checks,
@@ -351,7 +378,7 @@ class _Work:
                 )
                 break
             except (RuntimeError, MemoryError) as error:
-                if not machine.is_out_of_memory(error) or batches.size < 4:
+                if not is_out_of_memory(error) or batches.size < 4:
                     raise
                 share, resume = share * 2, False
                 module.load_state_dict(kept)
@@ -365,14 +392,12 @@ class _Work:
         self.watcher.say(
             f"Trained from {phase.train!r} on; epoch {done.best_epoch + 1} of {len(done.history)} is kept ({phase.monitor} {value:.4f})."
         )
-        return done.history, Optimized(tune.described(module, phase), done.without_gradient)
+        return done.history, Optimized(describe_groups(module, phase), done.without_gradient)
 
     def _keep(self, number: int) -> None:
-        run.write_weights(
-            self._file(number, "safetensors"), state(self.model, self.halves, self.head)
-        )
+        write_weights(self._file(number, "safetensors"), state(self.model, self.halves, self.head))
         noted = {"history": self.history, "contract": self.contract, "paces": self.paces}
-        run.write_json(
+        write_json(
             self._file(number, "json"),
             {**noted, "seconds": self.ledger.seconds, "total": self.ledger.total},
         )
@@ -383,7 +408,7 @@ class _Work:
         import safetensors.torch
 
         kept = safetensors.torch.load_file(self._file(number, "safetensors"))
-        backbone.restore(
+        restore_weights(
             self.model,
             {
                 name.removeprefix("backbone."): value
@@ -433,18 +458,18 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
             f"{out.name} diverged: the trained network gives numbers that are not finite. Expected a rate that it can bear. Lower phases.N.lr."
         )
     found = {
-        part.name: evaluate.scores(said[part.name], part.labels).plain()
+        part.name: compute_scores(said[part.name], part.labels).plain()
         for part in (work.train, work.val)
     }
     tensors = state(model, work.halves, work.head)
     used = [entry for part in (work.train, work.val) for entry in part.used.values()]
-    run.write_weights(out / "model.safetensors", tensors)
-    run.write_json(out / "environment.json", machine.environment())
-    run.write_json(out / "classes.json", list(data.classes))
-    run.write_split(out / "split.csv", data, split)
-    run.write_table(out / "history.csv", work.history, exact=True)
-    run.write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
-    run.write_json(out / "freeze.json", work.contract)
+    write_weights(out / "model.safetensors", tensors)
+    write_json(out / "environment.json", describe_environment())
+    write_json(out / "classes.json", list(data.classes))
+    write_split(out / "split.csv", data, split)
+    write_table(out / "history.csv", work.history, exact=True)
+    write_predictions(out / "predictions.npz", work.val.data.keys, work.val.labels, said["val"])
+    write_json(out / "freeze.json", work.contract)
     scores = {
         "backbone": plan.backbone,
         "technique": plan.technique,
@@ -458,19 +483,19 @@ def _write(work: _Work, data: Dataset, split: Split, settings: Settings) -> None
         **found,
         "seconds": work.ledger.plain(),
         "contract": verdict(work.contract),
-        "leaks": checks.leaks(data, split),
-        "files": run.digests(out),
+        "leaks": count_leaks(data, split),
+        "files": sealed_digests(out),
         "paces": work.paces,
         "shared_seconds": round(sum(entry.seconds for entry in used if entry.hit), 3),
         "parameters": parameters(work.halves, work.head),
-        "peak_memory_mb": machine.peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "cache": {
             "hit": bool(used) and all(entry.hit for entry in used),
             "bytes": sum(entry.bytes for entry in used),
         },
     }
-    run.write_json(out / "scores.json", scores)
-    run.tidy(out)
+    write_json(out / "scores.json", scores)
+    remove_checkpoints(out)
 
 
 def parameters(halves: tuple[Prefix, Suffix], top: nn.Module) -> dict[str, int]:

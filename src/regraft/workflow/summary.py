@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from regraft.backbone import Backbone
-from regraft.plan import Plan
+from regraft.models.backbone import Backbone
+from regraft.plans.schema import Plan
 from regraft.workflow.story import final_cut, new_head
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import UserError
-from regraft.plan import Plan
-from regraft.watch import Watcher
+from regraft.plans.schema import Plan
+from regraft.system.progress import ProgressReporter
 
 
-class Tracked(Watcher):
+class Tracked(ProgressReporter):
     """Passes everything on, and logs every row of the history as it comes."""
 
-    def __init__(self, inner: Watcher, logger: Any, plan: Plan) -> None:
+    def __init__(self, inner: ProgressReporter, logger: Any, plan: Plan) -> None:
         self.inner, self.logger, self.rows = inner, logger, 0
         logger.log_hyperparams(plan.model_dump(mode="json"))
 
@@ -52,7 +52,7 @@ def check(kind: str | None) -> None:
         )
 
 
-def tracked(inner: Watcher, kind: str, out: Path, plan: Plan) -> Tracked:
+def tracked(inner: ProgressReporter, kind: str, out: Path, plan: Plan) -> Tracked:
     """Return a watcher that logs to a tracker: "csv" and "tensorboard" under `out/track`; "mlflow" and "wandb" where their own settings say."""
     from lightning.pytorch import loggers
 

@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft import cache, export, files, machine, predict, run, views
-from regraft.backbone import Backbone
-from regraft.data import Dataset
-from regraft.errors import UserError, listed
-from regraft.export import parity
-from regraft.run import Run
-from regraft.sources import streams
-from regraft.watch import SILENT, Watcher
-from regraft.workflow import origin
+from regraft.data.dataset import Dataset
+from regraft.data.stream import check_inputs, count_images, iterate_images
+from regraft.errors import UserError, join_truncated
+from regraft.exporting.export import ParitySamples, check_export_target, export_path, export_run
+from regraft.exporting.parity import PARITY_IMAGES, synthetic_images
+from regraft.features.store import default_cache_dir
+from regraft.inference.classifier import Classifier
+from regraft.inference.network import restore_network
+from regraft.inference.writers import ResultWriter, output_format, prediction_row
+from regraft.models.backbone import Backbone
+from regraft.models.transforms import resize_center_crop, storage_size
+from regraft.runs.folder import Run, file_digest, load_run
+from regraft.system.files import check_writable, lock_path
+from regraft.system.hardware import tune_allocator
+from regraft.system.progress import SILENT, ProgressReporter
+from regraft.workflow.origin import images_of
 from regraft.workflow.settings import Settings
 
 _CALIBRATION, _MOST_JUDGED = 256, 5_000  # training and validation images that int8 takes at most
@@ -37,7 +44,7 @@ def predict_named(
     device: str = "auto",
     batch_size: int = 0,
     min_confidence: float | None = None,
-    watcher: Watcher = SILENT,
+    watcher: ProgressReporter = SILENT,
 ) -> Iterator[dict[str, Any]]:
     """Return an iterator over a row for each image; nothing is read before the arguments are known to be good.
 
@@ -68,7 +75,7 @@ def predict_to(
     min_confidence: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    watcher: Watcher = SILENT,
+    watcher: ProgressReporter = SILENT,
 ) -> dict[str, Any]:
     """Write a row for each image to a file as they come; returns what was written.
 
@@ -81,13 +88,13 @@ def predict_to(
     Returns:
         `out`, `format`, `rows` (all in the file), `new` (of this call), `unreadable`, `abstained`, `seconds`.
     """
-    kind = predict.format_of(kind, out)
-    files.check_writable(out.parent, out)
+    kind = output_format(kind, out)
+    check_writable(out.parent, out)
     classifier = _classifier(path, given, device, batch_size, min_confidence, watcher)
     job = {**_named(classifier.run), "format": kind, "top": top, "min_confidence": min_confidence}
     unreadable, abstained, started = 0, 0, time.perf_counter()
-    with files.held(out.parent, out.name):
-        results = predict.Results.of(kind)(out, job, top, resume, overwrite)
+    with lock_path(out.parent, out.name):
+        results = ResultWriter.of(kind)(out, job, top, resume, overwrite)
         try:
             rows = _rows(
                 classifier,
@@ -125,8 +132,8 @@ def _classifier(
     device: str,
     batch_size: int,
     least: float | None,
-    watcher: Watcher,
-) -> predict.Classifier:
+    watcher: ProgressReporter,
+) -> Classifier:
     if least is not None and not 0 < least <= 1:
         raise UserError(
             f"--min-confidence {least:g} was given. Expected a probability above 0, at most 1. Leave it out to have every image answered."
@@ -135,10 +142,10 @@ def _classifier(
         raise UserError(
             f"--batch-size {batch_size} was given. Expected 1 or more. Leave it out to take what suits the machine."
         )
-    finished = run.load(path)
-    streams.check(given)
-    machine.keep_memory()
-    classifier = predict.Classifier(finished, device, batch_size=batch_size)
+    finished = load_run(path)
+    check_inputs(given)
+    tune_allocator()
+    classifier = Classifier(finished, device, batch_size=batch_size)
     if least is not None:
         watcher.say(
             f"Probabilities are calibrated: logits divided by {classifier.temperature:.3f}, which suits {finished.scores['val']['n']:,} validation images best."
@@ -148,23 +155,23 @@ def _classifier(
 
 
 def _rows(
-    classifier: predict.Classifier,
+    classifier: Classifier,
     given: Sequence[str | Path],
     top: int,
     least: float | None,
-    watcher: Watcher,
+    watcher: ProgressReporter,
     known: Callable[[str], bool],
     before: int = 0,
 ) -> Iterator[dict[str, Any]]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files are bytes
-    total, done = max(streams.count(given), 0), before
-    fresh = (one for one in streams.found(given, sys.stdin) if not known(one.name))
+    total, done = max(count_images(given), 0), before
+    fresh = (one for one in iterate_images(given, sys.stdin) if not known(one.name))
     for said in classifier.stream(fresh, least):
         done += 1
         if done % classifier.batch_size == 0 or done == total:
             watcher.step("predict", done, total)
-        yield predict.row(said, top)
+        yield prediction_row(said, top)
     if not done:
         raise UserError(
             f"No image was found in {', '.join(map(str, given))}. Expected image files, or folders, archives or tables of them. Check the path."
@@ -176,7 +183,7 @@ def _named(finished: Run) -> dict[str, Any]:
     return {
         "run": finished.name,
         "plan_digest": finished.plan.digest,
-        "weights_digest": run.digest(finished.path / "model.safetensors"),
+        "weights_digest": file_digest(finished.path / "model.safetensors"),
     }
 
 
@@ -203,17 +210,19 @@ def export_named(
     Raises:
         UserError: When the run cannot be exported so, or the artefact says something else than the run; it is removed then.
     """
-    finished = run.load(path)
-    place = export.place_of(finished, kind, out, int8)
-    export.ready(finished, kind, place, overwrite)
-    machine.keep_memory()
-    where = Settings(home=cache.home(settings.get("home")), watcher=settings.get("watcher", SILENT))
-    return export.export(
+    finished = load_run(path)
+    place = export_path(finished, kind, out, int8)
+    check_export_target(finished, kind, place, overwrite)
+    tune_allocator()
+    where = Settings(
+        home=default_cache_dir(settings.get("home")), watcher=settings.get("watcher", SILENT)
+    )
+    return export_run(
         finished, kind, place, _samples(finished, data, int8, where), int8, overwrite, where.watcher
     )
 
 
-def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> export.Samples:
+def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> ParitySamples:
     """Return the run's own images, or made-up ones where they cannot be had and nothing was promised of them."""
     try:
         images, rows, targets = _images_of(finished, data, where)
@@ -221,32 +230,32 @@ def _samples(finished: Run, data: str | None, int8: bool, where: Settings) -> ex
         if data is not None or int8:
             raise
         where.watcher.say(f"Made-up images are compared: {error}")
-        return export.Samples(parity.made_up(finished.plan.resolution), made_up=True)
-    spread = np.linspace(0, len(rows["val"]) - 1, min(parity.IMAGES, len(rows["val"]))).astype(
+        return ParitySamples(synthetic_images(finished.plan.resolution), made_up=True)
+    spread = np.linspace(0, len(rows["val"]) - 1, min(PARITY_IMAGES, len(rows["val"]))).astype(
         np.int64
     )
     check = [_thinned(image) for image in images.images.read(rows["val"][spread])]
     if not int8:
-        return export.Samples(check)
+        return ParitySamples(check)
     known = np.linspace(0, len(rows["val"]) - 1, min(_MOST_JUDGED, len(rows["val"]))).astype(
         np.int64
     )
     train = np.linspace(0, len(rows["train"]) - 1, min(_CALIBRATION, len(rows["train"]))).astype(
         np.int64
     )
-    model, _ = predict.restored(finished, "cpu")
+    model, _ = restore_network(finished, "cpu")
     kept = {
         part: _kept(images, rows[part][mine], model)
         for part, mine in (("train", train), ("val", known))
     }
-    return export.Samples(check, train=kept["train"], val=kept["val"], targets=targets[known])
+    return ParitySamples(check, train=kept["train"], val=kept["val"], targets=targets[known])
 
 
 def _images_of(
     finished: Run, data: str | None, where: Settings
 ) -> tuple[Dataset, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Return the images that a run was fitted on, the rows of its training and validation images, and the classes of the latter."""
-    images = origin.images_of(finished, data, where)
+    images = images_of(finished, data, where)
     place = {str(key): row for row, key in enumerate(images.keys)}
     with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
         parts = [
@@ -261,7 +270,7 @@ def _images_of(
     ]
     if lost:
         raise UserError(
-            f"{images.name} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {listed(lost)}. "
+            f"{images.name} lacks {len(lost):,} of the images that the run in {finished.path} was fitted on, or has them under other classes: {join_truncated(lost)}. "
             "Expected the same images. Name them with --data."
         )
     rows = {
@@ -290,8 +299,8 @@ def _kept(images: Dataset, rows: NDArray[np.int64], model: Backbone) -> list[NDA
     for start in range(0, len(rows), _READ_AT_ONCE):
         read = images.images.read(rows[start : start + _READ_AT_ONCE])
         found += [
-            views.fitted(
-                image, views.kept_size(image.shape[:2], model.resolution), model.rules.interpolation
+            resize_center_crop(
+                image, storage_size(image.shape[:2], model.resolution), model.rules.interpolation
             )
             for image in read
         ]
