@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -225,10 +225,7 @@ class Dataset:
             if wanted is not None:
                 rows[name] = self.subset(rows[name], wanted, seed, name)
         self._check_parts(rows)
-        state = hashlib.blake2b(digest_size=16)
-        for name in PARTS:
-            state.update(f"{name}\n{self.take(rows[name]).fingerprint}\n".encode())
-        return Split(rows["train"], rows["val"], rows["test"], state.hexdigest())
+        return make_split(self, rows)
 
     def _contents(self) -> NDArray[np.str_]:
         """Return the keys; where images are called by their content, the same for images that are identical, so that they fall together.
@@ -305,6 +302,15 @@ class Dataset:
             raise UserError(
                 f"No training image is left of class {names} in {self.name}. Every class needs at least one image in train; add images, or remove the class."
             )
+
+
+def make_split(dataset: Dataset, rows: Mapping[str, Rows]) -> Split:
+    """Return a split with its digest: of pixels, keys and labels, part by part."""
+    state = hashlib.blake2b(digest_size=16)
+    arrays = {name: np.asarray(rows[name], dtype=np.int64) for name in PARTS}
+    for name in PARTS:
+        state.update(f"{name}\n{dataset.take(arrays[name]).fingerprint}\n".encode())
+    return Split(arrays["train"], arrays["val"], arrays["test"], state.hexdigest())
 
 
 def make_dataset(

@@ -1,13 +1,12 @@
-"""What is kept: decoded pixels, and the frozen part's output for every image, as many frozen parts in one pass as are wanted.
+"""Decoded pixels and the frozen part's output, computed once for every image and stored.
 
-Refuses gradients: everything here runs in inference mode.
+Everything here runs in inference mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,260 +26,256 @@ from regraft.features.store import (
 from regraft.models.compile import COMPILE_PAYS_FROM, compile_prefix, count_multiply_adds
 from regraft.models.cut import Prefix
 from regraft.models.joint import merge_prefixes
+from regraft.models.network import Cut
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
-from regraft.models.transforms import (
-    NO_AUGMENTATION,
-    AugmentedView,
-    dataset_storage_size,
-    decode_pixels,
-    transform,
-)
-from regraft.plans.schema import InputRules
-from regraft.system.hardware import extraction_batch_size, fits_on_gpu, is_out_of_memory
-from regraft.system.progress import SILENT, ProgressReporter
+from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, Preprocess
+from regraft.options import CacheOptions, Runtime
+from regraft.system.hardware import fits_on_gpu, is_out_of_memory
 
-_RESIDENT: dict[tuple[str, str], Tensor] = {}  # whole sets of pixels on a GPU; the last few
-_MOST_RESIDENT = 3
-_DRAWN = 2  # version of how augmented views are drawn: with another, their entries are other ones
+Rows = NDArray[np.int64]
+
+_AUGMENTATION_VERSION = 2  # of how augmented views are drawn; part of the names of their entries
+_CPU_BATCH = 100  # images of 96 px; measured in docs/measured.md
+_BYTES_PER_PIXEL = 400  # of the widest moment of a network, in 16 bit
+
+
+class StoredPixels:
+    """Decoded images at their storage size: on disk, and on a GPU once where it has the room."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self._on_gpu: Tensor | None = None
+
+    def batch(self, rows: Rows, device: torch.device) -> Tensor:
+        """Return the pixels of some rows on a device, uint8 `(n, h, w, 3)`."""
+        pixels = self.entry.arrays[0]
+        if device.type == "cuda" and fits_on_gpu(self.entry.bytes):
+            if self._on_gpu is None:
+                self._on_gpu = torch.from_numpy(np.array(pixels)).to(device)
+            return self._on_gpu[torch.from_numpy(rows).to(device)]
+        selected = np.ascontiguousarray(pixels[rows])
+        return torch.from_numpy(selected).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Images as a network will see them.
+    """Images as a network takes them.
 
     Args:
-        images: The stored pixels.
-        identities: A number for each image, see `views.identities`.
+        pixels: The stored pixels of n images.
+        ids: A number for each image, see `sample_ids`.
         hashes: A content hash of each image.
-        rules: Input rules of the weights.
-        resolution: Side in pixels of what the network sees.
-        view: Which augmentation of each image; plain is the image itself.
-        precision: "float32", or "bfloat16" for autocast.
+        preprocess: Resolution and input rules of the weights.
+        view: Which augmentation of each image; none by default.
     """
 
-    images: Entry
-    identities: NDArray[np.int64]
+    pixels: StoredPixels
+    ids: Rows
     hashes: NDArray[np.str_]
-    rules: InputRules
-    resolution: int
+    preprocess: Preprocess
     view: AugmentedView = NO_AUGMENTATION
-    precision: str = "float32"
 
     def __len__(self) -> int:
-        return len(self.identities)
+        return len(self.ids)
 
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-        """Return what the network sees of some rows, `(n, 3, resolution, resolution)`."""
-        pixels, ids = (
-            pixel_batch(self.images, rows, device),
-            torch.from_numpy(self.identities[rows]).to(device),
-        )
-        return transform(pixels, ids, self.rules, self.resolution, self.view)
+    def batch(self, rows: Rows, device: torch.device) -> Tensor:
+        """Return the network's input for some rows, `(n, 3, resolution, resolution)`."""
+        pixels = self.pixels.batch(rows, device)
+        ids = torch.from_numpy(self.ids[rows]).to(device)
+        return self.preprocess(pixels, ids, self.view)
+
+    def augmented(self, view: AugmentedView) -> ModelInputs:
+        """Return the same images in another view."""
+        return replace(self, view=view)
 
 
-def cached_pixels(
-    data: Dataset,
-    resolution: int,
-    interpolation: str,
-    folder: Path,
-    watcher: ProgressReporter = SILENT,
-) -> Entry:
-    """Return the decoded images in the order of `data`, uint8 `(n, h, w, 3)`, decoded and resized at most once.
+def store_pixels(
+    dataset: Dataset, preprocess: Preprocess, cache: CacheOptions, runtime: Runtime
+) -> StoredPixels:
+    """Return the decoded images in the order of a dataset, decoded and resized at most once.
 
-    Images of one small size keep it and are resized on the device later.
+    Images of one small size keep it, and are resized on the device later.
 
     Raises:
-        Unreadable: When files cannot be decoded; all of them are named.
-        UserError: When `folder` lacks the room.
+        Unreadable: When files cannot be decoded; names all of them.
+        UserError: When the cache folder lacks the room.
     """
-    size = dataset_storage_size(data, resolution)
-    wanted = EntrySpec(
-        digest_parts("pixels", *size, interpolation, "\n".join(map(str, data.hashes))),
-        (((len(data), *size, 3), np.dtype(np.uint8)),),
-    )
-    return get_or_create(
-        folder,
-        [wanted],
-        lambda _: ([(chunk,)] for chunk in decode_pixels(data, size, interpolation, watcher)),
-        watcher,
-    )[0]
+    size = preprocess.storage_size(dataset)
+    reporter = runtime.reporter
+    hashes = "\n".join(map(str, dataset.hashes))
+    name = digest_parts("pixels", *size, preprocess.rules.interpolation, hashes)
+    spec = EntrySpec(name, (((len(dataset), *size, 3), np.dtype(np.uint8)),))
 
+    def chunks(_: list[int]) -> Iterator[Sequence[Chunk]]:
+        for chunk in preprocess.decode(dataset, size, reporter):
+            yield [(chunk,)]
 
-def extract_one(
-    prefix: Prefix,
-    digest: str,
-    look: ModelInputs,
-    folder: Path,
-    watcher: ProgressReporter = SILENT,
-    what: str = "extract",
-    compiling: str = "auto",
-) -> Entry:
-    """Return the output of one frozen part for every image; see `together`."""
-    return extract_features([(prefix, digest)], look, folder, watcher, what, compiling)[0]
+    return StoredPixels(get_or_create(cache.dir, [spec], chunks, reporter)[0])
 
 
 def extract_features(
-    prefixes: Sequence[tuple[Prefix, str]],
-    look: ModelInputs,
-    folder: Path,
-    watcher: ProgressReporter = SILENT,
-    what: str = "extract",
-    compiling: str = "auto",
+    cuts: Sequence[Cut],
+    inputs: ModelInputs,
+    cache: CacheOptions,
+    runtime: Runtime,
+    label: str = "extract",
 ) -> list[Entry]:
-    """Return the outputs of several frozen parts of one network for every image, in the order of `look.images`.
+    """Return what several frozen parts of one network give for every image.
 
-    What is not kept yet is computed in one pass through the network, whatever the number of parts.
+    What is not in the cache is computed in one pass through the network, whatever the number of
+    parts.
 
     Args:
-        prefixes: Frozen parts, as cut by `backbone.cut`, each with its name from `prefix.digest()`.
-        look: The images, and how the network sees them.
-        folder: Where entries are kept.
-        watcher: Hears how far it is.
-        what: What the piece of work is called there.
-        compiling: "auto" compiles where the work is large enough to repay it; "on", "off".
+        cuts: Cuts of one network, alike in precision.
+        inputs: The images.
+        cache: Where entries are kept.
+        runtime: `compile` and `reporter` count.
+        label: What the progress is called.
 
     Returns:
-        An entry for each part: memory-mapped arrays, shape `(n, …)` for each tensor that crosses the cut, float16 (float32 where that overflows).
-        Against a live float32 pass the error is under 1e-3 of its norm with float32, and under 5e-2 with bfloat16 (EfficientNet-Lite0: 4e-2,
-        ResNet50: 4e-3).
+        An entry for each part: memory-mapped arrays `(n, …)`, one for each tensor that crosses
+        the cut, float16 (float32 where that overflows). Against a live float32 pass the error is
+        under 1e-3 of its norm with float32, and under 5e-2 with bfloat16 (EfficientNet-Lite0:
+        4e-2, ResNet50: 4e-3).
 
     Raises:
-        UserError: When `folder` lacks the room; says both sizes in MB, and how to move the cache.
+        UserError: When the cache folder lacks the room; says both sizes in MB, and how to move it.
     """
-    names = [entry_name(digest, look) for _, digest in prefixes]
+    folder = cache.dir
+    names = [entry_name(cut, inputs) for cut in cuts]
     wide = {name for name in names if (folder / f"{name}-32").is_dir()}
+
+    def chunks(missing: list[int]) -> Iterator[Sequence[Chunk]]:
+        return _compute([cuts[number] for number in missing], inputs, runtime, label)
+
     while True:
-        wanted = [
-            _wanted(name, prefix, len(look), name in wide)
-            for name, (prefix, _) in zip(names, prefixes, strict=True)
+        specs = [
+            _spec(name, cut, len(inputs), name in wide)
+            for name, cut in zip(names, cuts, strict=True)
         ]
         try:
-            return get_or_create(
-                folder,
-                wanted,
-                lambda missing: _chunks(
-                    [prefixes[n][0] for n in missing], look, watcher, what, compiling
-                ),
-                watcher,
-            )
+            return get_or_create(folder, specs, chunks, runtime.reporter)
         except Float16Overflow as error:
-            watcher.say(
-                "The frozen part gives numbers too large for float16; they are kept as float32."
+            runtime.reporter.say(
+                "The frozen part gives numbers too large for float16; they are stored as float32."
             )
             wide.add(str(error))
 
 
-def _wanted(name: str, prefix: Prefix, images: int, wide: bool) -> EntrySpec:
+def _spec(name: str, cut: Cut, images: int, wide: bool) -> EntrySpec:
     dtype = np.dtype(np.float32 if wide else np.float16)
-    return EntrySpec(
-        f"{name}-32" if wide else name, tuple(((images, *shape), dtype) for shape in prefix.shapes)
-    )
+    arrays = tuple(((images, *shape), dtype) for shape in cut.frozen.shapes)
+    return EntrySpec(f"{name}-32" if wide else name, arrays)
 
 
-def _chunks(
-    prefixes: Sequence[Prefix],
-    look: ModelInputs,
-    watcher: ProgressReporter,
-    what: str,
-    compiling: str,
-) -> Iterable[list[Chunk]]:
-    """Yield the outputs of each part, batch by batch; a batch that does not fit into memory is halved from then on."""
-    quick = fuse_conv_bn(merge_prefixes(prefixes))
-    if look.precision == "bfloat16":
-        quick = cast_bfloat16(quick)
-    ends = np.cumsum([len(prefix.shapes) for prefix in prefixes])
-    starts = [0, *map(int, ends[:-1])]
-    size = extraction_batch_size(str(quick.device.type), look.resolution)
-    runner = _runner(quick, look, size, watcher, compiling)
-    done, total = 0, len(look)
+def _compute(
+    cuts: Sequence[Cut], inputs: ModelInputs, runtime: Runtime, label: str
+) -> Iterator[Sequence[Chunk]]:
+    """Yield the outputs of each part, batch by batch; out of memory halves the batch."""
+    reporter = runtime.reporter
+    fast = fuse_conv_bn(merge_prefixes([cut.frozen for cut in cuts]))
+    precision = cuts[0].precision
+    if precision == "bfloat16":
+        fast = cast_bfloat16(fast)
+    size = extraction_batch_size(str(fast.device.type), inputs.preprocess.resolution)
+    whole_batch = _compiled(fast, inputs, size, precision, runtime)
+    total = len(inputs)
+    done = 0
     while done < total:
         rows = np.arange(done, min(done + size, total))
+        forward = whole_batch if len(rows) == size else fast
         try:
-            outs = [
-                out.float().cpu().numpy()
-                for out in run_prefix(
-                    runner if len(rows) == size else quick, quick.device, look, rows
-                )
-            ]
+            tensors = run_prefix(forward, inputs.batch(rows, fast.device), precision)
+            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-            size, runner = size // 2, quick
-            watcher.say(f"Memory is short; going on with batches of {size}.")
+            size = size // 2
+            whole_batch = fast
+            reporter.say(f"Memory is short; going on with batches of {size}.")
             continue
-        yield [tuple(outs[start:end]) for start, end in zip(starts, ends, strict=True)]
+        yield _by_cut(arrays, cuts)
         done += len(rows)
-        watcher.step(what, done, total)
+        reporter.step(label, done, total)
 
 
-def _runner(
-    quick: Prefix, look: ModelInputs, size: int, watcher: ProgressReporter, compiling: str
+def _by_cut(arrays: list[NDArray[Any]], cuts: Sequence[Cut]) -> list[Chunk]:
+    chunks = []
+    start = 0
+    for cut in cuts:
+        end = start + len(cut.frozen.shapes)
+        chunks.append(tuple(arrays[start:end]))
+        start = end
+    return chunks
+
+
+def _compiled(
+    fast: Prefix, inputs: ModelInputs, size: int, precision: str, runtime: Runtime
 ) -> Callable[[Tensor], Any]:
-    """Return the frozen part compiled where that is asked for or repays, else as it is."""
-    if compiling == "off" or len(look) < size:
-        return quick
-    seen = look.batch(np.arange(size), quick.device)
-    with torch.autocast(seen.device.type, torch.bfloat16, enabled=look.precision == "bfloat16"):
-        if compiling == "auto" and (
-            quick.device.type != "cpu"
-            or len(look) * count_multiply_adds(quick, seen[:1]) < COMPILE_PAYS_FROM
-        ):
-            return quick
-        return compile_prefix(quick, seen, watcher) or quick
-
-
-def entry_name(digest: str, look: ModelInputs) -> str:
-    """Return the name of the entry that `activations` of the same arguments reads or writes."""
-    augmented = look.view.augment != "none"
-    drawn = digest_parts(_DRAWN, look.identities.tobytes().hex()) if augmented else "plain"
-    seen = repr(
-        (
-            look.rules,
-            look.resolution,
-            look.view if augmented else "plain",
-            drawn,
-            look.precision,
-            look.images.arrays[0].shape[1:],
-        )
-    )
-    return digest_parts("activations", digest, seen, "\n".join(map(str, look.hashes)))
+    """Return the frozen part compiled, where that is asked for or pays; else as it is."""
+    if runtime.compile == "off" or len(inputs) < size:
+        return fast
+    batch = inputs.batch(np.arange(size), fast.device)
+    device = batch.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        if runtime.compile == "auto":
+            if fast.device.type != "cpu":
+                return fast
+            if len(inputs) * count_multiply_adds(fast, batch[:1]) < COMPILE_PAYS_FROM:
+                return fast
+        return compile_prefix(fast, batch, runtime.reporter) or fast
 
 
 def run_prefix(
-    prefix: Callable[[Tensor], Any],
-    device: torch.device,
-    look: ModelInputs,
-    rows: NDArray[np.int64],
+    prefix: Callable[[Tensor], Any], batch: Tensor, precision: str
 ) -> tuple[Tensor, ...]:
-    """Return what a frozen part says of some rows, computed now, on the device that holds it."""
-    seen = look.batch(rows, device)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, torch.bfloat16, enabled=look.precision == "bfloat16"),
-    ):
-        out: tuple[Tensor, ...] = prefix(seen)
+    """Return what a frozen part gives for a batch of network inputs, on their device."""
+    enabled = precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=enabled):
+        out: tuple[Tensor, ...] = prefix(batch)
     return out
 
 
-def pixel_batch(images: Entry, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Return the stored pixels of some rows on a device, uint8 `(n, h, w, 3)`; a GPU holds all of them where it has the room."""
-    if device.type == "cuda" and fits_on_gpu(images.bytes):
-        return resident_pixels(images, device)[torch.from_numpy(rows).to(device)]
-    return torch.from_numpy(np.ascontiguousarray(images.arrays[0][rows])).to(
-        device, non_blocking=True
+def entry_name(cut: Cut, inputs: ModelInputs) -> str:
+    """Return the name of the entry for a frozen part and images: a digest of all it depends on."""
+    view = inputs.view
+    view_text = "'plain'"
+    drawn = "plain"
+    if view.augment != "none":
+        view_text = f"View(augment={view.augment!r}, seed={view.seed}, number={view.number})"
+        drawn = digest_parts(_AUGMENTATION_VERSION, inputs.ids.tobytes().hex())
+    rules = inputs.preprocess.rules
+    resolution = inputs.preprocess.resolution
+    stored_shape = inputs.pixels.entry.arrays[0].shape[1:]
+    settings = (
+        f"({rules!r}, {resolution!r}, {view_text}, {drawn!r}, {cut.precision!r}, {stored_shape!r})"
     )
+    hashes = "\n".join(map(str, inputs.hashes))
+    return digest_parts("activations", cut.digest, settings, hashes)
 
 
-def resident_pixels(images: Entry, device: torch.device) -> Tensor:
-    """Return all stored pixels on a device, moved there once; the last three sets stay."""
-    key = (images.name, str(device))
-    if key not in _RESIDENT:
-        while len(_RESIDENT) >= _MOST_RESIDENT:
-            _RESIDENT.pop(next(iter(_RESIDENT)))
-        _RESIDENT[key] = torch.from_numpy(np.array(images.arrays[0])).to(device)
-    return _RESIDENT[key]
+def entry_bytes(cut: Cut, images: int, views: int = 1) -> int:
+    """Return the bytes that an entry takes for this many images and views."""
+    features = sum(shape.numel() for shape in cut.frozen.shapes)
+    return 2 * images * views * features
 
 
-def entry_bytes(prefix: Prefix, images: int, looks: int = 1) -> int:
-    """Return the bytes that an entry for this many images and views takes."""
-    return 2 * images * looks * sum(shape.numel() for shape in prefix.shapes)
+def extraction_batch_size(device: str, resolution: int) -> int:
+    """Return how many images of this side go through a frozen part at once.
+
+    Few enough for the processor's cache, or for a quarter of the GPU's memory.
+    """
+    if device != "cuda":
+        return max(16, min(_CPU_BATCH, _CPU_BATCH * 96**2 // resolution**2))
+    free = torch.cuda.mem_get_info()[0]
+    return int(max(16, min(1024, free // 4 // (resolution**2 * _BYTES_PER_PIXEL))))
+
+
+def has_entry(name: str, cache: CacheOptions) -> bool:
+    """Return whether an entry is in the cache, in either precision."""
+    return any((cache.dir / each).is_dir() for each in (name, f"{name}-32"))
+
+
+def to_tensors(arrays: Iterable[NDArray[Any]], device: torch.device) -> tuple[Tensor, ...]:
+    """Return stored arrays as float32 tensors on a device."""
+    return tuple(torch.from_numpy(array).to(device).float() for array in arrays)

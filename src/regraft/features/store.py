@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from regraft.errors import DiskFull, UserError
@@ -47,13 +46,6 @@ class Entry:
 
     def __getitem__(self, rows: NDArray[np.int64]) -> tuple[Array, ...]:
         return tuple(np.asarray(array[rows]) for array in self.arrays)
-
-
-def default_cache_dir(given: str | Path | None = None) -> Path:
-    """Return the cache folder: the one given, `REGRAFT_CACHE`, or the platform's."""
-    return Path(
-        given or os.environ.get("REGRAFT_CACHE") or platformdirs.user_cache_path("regraft")
-    ).expanduser()
 
 
 def has_room(needed: int, folder: Path) -> bool:

@@ -1,7 +1,4 @@
-"""What the network sees of each image: stored pixels made ready, resized, augmented and normalised in batches on the device.
-
-Refuses randomness of its own: an augmented view is a pure function of seed, view number and image.
-"""
+"""From stored pixels to a network's input: resize, crop, augment, normalise, in batches on the device."""
 
 from __future__ import annotations
 
@@ -19,15 +16,23 @@ from regraft.data.dataset import Dataset, Unreadable
 from regraft.plans.schema import InputRules
 from regraft.system.progress import SILENT, ProgressReporter
 
-_KEEP_SIZE_UP_TO = 1.5  # images of one size stay as they are up to this multiple of the resolution
+Pixels = NDArray[np.uint8]
+
+_STORE_UP_TO = 1.5  # square images keep their size up to this multiple of the resolution
 _CHUNK = 512  # images decoded at once
 _AREA = 2**26  # pixels of images held decoded at once
-_LONG = 16  # times the shorter side that is left of an image whose ends are cut off because it would be larger than that once resized
+_LONGEST_SHAPE = 16  # times the shorter side that is left of an image too long to be resized whole
 
 
 @dataclass(frozen=True)
 class AugmentedView:
-    """Which look at each image: `augment` is a preset of the plan; with "none" seed and number do not matter."""
+    """One augmented view of every image; a pure function of seed, number and image.
+
+    Args:
+        augment: A preset of the plan; with "none", seed and number do not matter.
+        seed: Seed of all views.
+        number: Which of them.
+    """
 
     augment: str = "none"
     seed: int = 0
@@ -53,99 +58,152 @@ PRESETS = {
 }
 
 
-def dataset_storage_size(data: Dataset, resolution: int) -> tuple[int, int]:
-    """Return height and width in which the pixels of a dataset are kept for this resolution."""
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the input of a network: resized, cropped and normalised.
+
+    Args:
+        rules: Mean, standard deviation and interpolation of the weights.
+        resolution: Side of the input in pixels.
+    """
+
+    rules: InputRules
+    resolution: int
+
+    def store(self, image: Pixels) -> Pixels:
+        """Return a decoded image `(h, w, 3)` in the size in which it is stored."""
+        size = storage_size(image.shape[:2], self.resolution)
+        return resize_center_crop(image, size, self.rules.interpolation)
+
+    def storage_size(self, dataset: Dataset) -> tuple[int, int]:
+        """Return height and width in which the pixels of a dataset are stored."""
+        return dataset_storage_size(dataset, self.resolution)
+
+    def decode(
+        self, dataset: Dataset, size: tuple[int, int], reporter: ProgressReporter = SILENT
+    ) -> Iterable[Pixels]:
+        """Yield the images of a dataset in their storage size; see `decode_pixels`."""
+        return decode_pixels(dataset, size, self.rules.interpolation, reporter)
+
+    def __call__(
+        self, images: Tensor, ids: Tensor | None = None, view: AugmentedView = NO_AUGMENTATION
+    ) -> Tensor:
+        """Return the network's input of stored pixels; see `transform`."""
+        if ids is None:
+            ids = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return transform(images, ids, self.rules, self.resolution, view)
+
+
+def dataset_storage_size(dataset: Dataset, resolution: int) -> tuple[int, int]:
+    """Return height and width in which the pixels of a dataset are stored for a resolution."""
     try:
-        sizes = data.images.sizes(np.arange(len(data)))
+        sizes = dataset.images.sizes(np.arange(len(dataset)))
     except Unreadable:
         return resolution, resolution  # decoding will name them all
-    first = storage_size((int(sizes[0][0]), int(sizes[0][1])), resolution)
-    return first if bool((sizes == sizes[0]).all()) else (resolution, resolution)
+    all_equal = bool((sizes == sizes[0]).all())
+    if not all_equal:
+        return resolution, resolution
+    return storage_size((int(sizes[0][0]), int(sizes[0][1])), resolution)
 
 
-def storage_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """Return the height and width in which one image is kept: its own where it is square and not much larger than the resolution."""
-    own = size[0] == size[1] and size[0] <= resolution * _KEEP_SIZE_UP_TO
-    return size if own else (resolution, resolution)
+def storage_size(size: tuple[int, ...], resolution: int) -> tuple[int, int]:
+    """Return height and width in which one image is stored.
+
+    A square image that is not much larger than the resolution keeps its own size.
+    """
+    height, width = size
+    if height == width and height <= resolution * _STORE_UP_TO:
+        return height, width
+    return resolution, resolution
 
 
 def decode_pixels(
-    data: Dataset, size: tuple[int, int], interpolation: str, watcher: ProgressReporter = SILENT
-) -> Iterable[NDArray[np.uint8]]:
-    """Yield the decoded images in the order of the table, in chunks of shape `(≤512, h, w, 3)` uint8.
+    dataset: Dataset,
+    size: tuple[int, int],
+    interpolation: str,
+    reporter: ProgressReporter = SILENT,
+) -> Iterable[Pixels]:
+    """Yield the decoded images in the order of the dataset, in chunks `(n, h, w, 3)` uint8.
 
-    An image of another size has its shorter side resized (antialiased) and its centre cut out.
+    A chunk has at most 512 images. An image of another size has its shorter side resized
+    (antialiased) and its centre cropped.
 
     Raises:
-        Unreadable: When files cannot be decoded; all of them are named, at the end.
+        Unreadable: When files cannot be decoded; names all of them, at the end.
     """
-    total = len(data)
-    bad: list[tuple[int, str]] = []
-    for rows in _chunks(data, _CHUNK):
+    total = len(dataset)
+    bad_rows: list[int] = []
+    reasons: list[str] = []
+    for rows in _chunks(dataset, _CHUNK):
         try:
-            images = data.images.read(rows)
+            images = dataset.images.read(rows)
         except Unreadable as error:
-            bad += zip(error.rows, error.reasons, strict=True)
-        if bad:
+            bad_rows += error.rows
+            reasons += error.reasons
+        if bad_rows:
             continue
         yield np.stack([resize_center_crop(image, size, interpolation) for image in images])
-        watcher.step("decode", int(rows[-1]) + 1, total)
-    if bad:
-        raise Unreadable([row for row, _ in bad], [reason for _, reason in bad])
+        reporter.step("decode", int(rows[-1]) + 1, total)
+    if bad_rows:
+        raise Unreadable(bad_rows, reasons)
 
 
-def _chunks(data: Dataset, most: int) -> Iterator[NDArray[np.int64]]:
-    """Yield rows in order, `most` at a time, fewer where the images are so large that their pixels would fill memory."""
-    rows = np.arange(len(data))
+def _chunks(dataset: Dataset, most: int) -> Iterator[NDArray[np.int64]]:
+    """Yield rows in order, `most` at a time, fewer where images are so large as to fill memory."""
+    rows = np.arange(len(dataset))
     try:
-        area = data.images.sizes(rows).prod(axis=1)
+        areas = dataset.images.sizes(rows).prod(axis=1)
     except Unreadable:  # they are named when they are decoded
-        area = np.full(len(data), _AREA // 16)
-    start, held = 0, 0
+        areas = np.full(len(dataset), _AREA // 16)
+    start = 0
+    held = 0
     for row in rows.tolist():
-        if row > start and (row - start == most or held + area[row] > _AREA):
+        is_full = row - start == most or held + areas[row] > _AREA
+        if row > start and is_full:
             yield rows[start:row]
-            start, held = row, 0
-        held += int(area[row])
+            start = row
+            held = 0
+        held += int(areas[row])
     if start < len(rows):
         yield rows[start:]
 
 
-def resize_center_crop(
-    image: NDArray[np.uint8], size: tuple[int, int], interpolation: str
-) -> NDArray[np.uint8]:
-    """Return an image `(h, w, 3)` in another size: the shorter side resized, the centre cut out."""
+def resize_center_crop(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
+    """Return an image `(h, w, 3)` in another size: shorter side resized, centre cropped."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
-    if (
-        height * width * max(size[0] / height, size[1] / width) ** 2 > _AREA
-    ):  # a line of a pixel's width would become one of millions of pixels
-        image = _centre(image, (min(height, _LONG * width), min(width, _LONG * height)))
-        height, width = image.shape[:2]
     factor = max(size[0] / height, size[1] / width)
-    larger = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    if height * width * factor**2 > _AREA:  # a line one pixel wide would become millions
+        longest = (min(height, _LONGEST_SHAPE * width), min(width, _LONGEST_SHAPE * height))
+        image = _center_crop(image, longest)
+        height, width = image.shape[:2]
+        factor = max(size[0] / height, size[1] / width)
+    new_height = max(size[0], round(height * factor))
+    new_width = max(size[1], round(width * factor))
     batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
-    resized = (
-        functional.interpolate(batch, size=larger, mode=interpolation, antialias=True)[0]
-        .permute(1, 2, 0)
-        .numpy()
-    )
-    return np.ascontiguousarray(_centre(resized, size))
+    resized = _interpolate(batch, (new_height, new_width), interpolation)
+    pixels = resized[0].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(_center_crop(pixels, size))
 
 
-def _centre(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+def _center_crop(image: Pixels, size: tuple[int, int]) -> Pixels:
+    top = (image.shape[0] - size[0]) // 2
+    left = (image.shape[1] - size[1]) // 2
     return image[top : top + size[0], left : left + size[1]]
 
 
-def sample_ids(data: Dataset) -> NDArray[np.int64]:
-    """Return a number for each image that depends on its key alone; the seed of its augmentation."""
-    digests = [
-        hashlib.blake2b(str(key).encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        for key in data.keys
-    ]
-    return np.frombuffer(bytearray(b"".join(digests)), dtype=np.int64)
+def _interpolate(batch: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    return functional.interpolate(batch, size=size, mode=mode, antialias=True)
+
+
+def sample_ids(dataset: Dataset) -> NDArray[np.int64]:
+    """Return a number for each image that depends on its key alone: the seed of its augmentation."""
+    digests = bytearray()
+    for key in dataset.keys:
+        content = str(key).encode("utf-8", "surrogateescape")
+        digests += hashlib.blake2b(content, digest_size=8).digest()
+    return np.frombuffer(digests, dtype=np.int64)
 
 
 def transform(
@@ -155,98 +213,102 @@ def transform(
     resolution: int,
     view: AugmentedView = NO_AUGMENTATION,
 ) -> Tensor:
-    """Return what the network sees, float32 `(n, 3, resolution, resolution)` in channels-last memory.
+    """Return a network's input, float32 `(n, 3, resolution, resolution)`, channels last in memory.
 
     Args:
         images: Stored pixels, uint8 `(n, h, w, 3)`, on any device.
-        ids: Identity of each image, int64 `(n,)`, on the same device.
+        ids: Number of each image (`sample_ids`), int64 `(n,)`, on the same device.
         rules: Mean, standard deviation and interpolation of the weights.
         resolution: Side of the output in pixels.
-        view: Plain, or which augmentation.
+        view: Which augmentation; none by default.
     """
-    batch = images.permute(0, 3, 1, 2)  # channels-last already
+    batch = images.permute(0, 3, 1, 2)  # channels last already
+    batch = resize_batch(batch, resolution, rules.interpolation)
     if view.augment == "none":
-        batch = _resized(batch, resolution, rules.interpolation).float()
+        batch = batch.float()
     else:
-        batch = _augmented(_resized(batch, resolution, rules.interpolation), ids, view)
-    mean = torch.tensor(rules.mean, device=batch.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(rules.std, device=batch.device).view(1, 3, 1, 1) * 255
+        batch = _augment(batch, ids, view)
+    mean = _per_channel(rules.mean, batch)
+    std = _per_channel(rules.std, batch)
     return batch.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
-def _resized(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
+def _per_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(1, 3, 1, 1) * 255
+
+
+def resize_batch(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
+    """Return a batch `(n, 3, h, w)` resized to a square, as the uint8 path of the CPU does it."""
     if batch.shape[-2:] == (resolution, resolution):
         return batch
     if batch.device.type == "cpu":  # uint8 has a fast path there
-        return functional.interpolate(
-            batch, size=(resolution, resolution), mode=interpolation, antialias=True
-        )
-    return _two_passes(batch, resolution, interpolation)
+        return _interpolate(batch, (resolution, resolution), interpolation)
+    return resize_in_two_passes(batch, resolution, interpolation)
 
 
-def _two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
+def resize_in_two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
     """Resize as Pillow and the uint8 path do: rows first, rounded to whole numbers, then columns."""
-    wide = (
-        functional.interpolate(
-            batch.float(), size=(batch.shape[2], resolution), mode=interpolation, antialias=True
-        )
-        .clamp_(0, 255)
-        .round_()
-    )
-    return (
-        functional.interpolate(
-            wide, size=(resolution, resolution), mode=interpolation, antialias=True
-        )
-        .clamp_(0, 255)
-        .round_()
-    )
+    wide = _interpolate(batch.float(), (batch.shape[2], resolution), interpolation)
+    wide = wide.clamp_(0, 255).round_()
+    square = _interpolate(wide, (resolution, resolution), interpolation)
+    return square.clamp_(0, 255).round_()
 
 
-def _augmented(batch: Tensor, ids: Tensor, view: AugmentedView) -> Tensor:
-    """Return randomly moved, zoomed, mirrored and tinted images, float32 in 0 … 255.
+def _augment(batch: Tensor, ids: Tensor, view: AugmentedView) -> Tensor:
+    """Return randomly shifted, zoomed, flipped and tinted images, float32 in 0 … 255.
 
-    They come in the network's resolution already, resized as plain ones are: else a network would be trained on blurrier images than it is judged on.
+    They are in the network's resolution already, resized as plain images are: a network must not
+    be trained on blurrier images than it is judged on.
     """
     preset = PRESETS[view.augment]
-    chance = _uniform(ids, view.seed, view.number, 8)
+    chance = hashed_uniform(ids, view, 8)
     low, high = preset.zoom
     area = chance[:, 0] * (high**2 - low**2) + low**2
     scale = area.sqrt()
     room = (1 - scale).clamp(min=0) + 2 * preset.shift
+    flipped = preset.flip & (chance[:, 1] < 0.5)
     theta = torch.zeros(len(batch), 2, 3, device=batch.device)
-    mirrored = preset.flip & (chance[:, 1] < 0.5)
-    theta[:, 0, 0] = torch.where(mirrored, -scale, scale)
+    theta[:, 0, 0] = torch.where(flipped, -scale, scale)
     theta[:, 1, 1] = scale
-    theta[:, 0, 2] = (chance[:, 2] * 2 - 1) * room
-    theta[:, 1, 2] = (chance[:, 3] * 2 - 1) * room
+    offset = (chance[:, 2:4] * 2 - 1) * room.unsqueeze(1)
+    theta[:, :, 2] = offset
     grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
     moved = functional.grid_sample(
         batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    return _tinted(moved, chance[:, 4:7], preset.colour) if preset.colour else moved
+    if not preset.colour:
+        return moved
+    return _tint(moved, chance[:, 4:7], preset.colour)
 
 
-def _tinted(batch: Tensor, chance: Tensor, spread: float) -> Tensor:
-    brightness, contrast, saturation = (
-        (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1).unbind(1)
-    )
+def _tint(batch: Tensor, chance: Tensor, spread: float) -> Tensor:
+    factors = (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1)
+    brightness, contrast, saturation = factors.unbind(1)
     batch = batch * brightness
-    batch = (batch - batch.mean(dim=(1, 2, 3), keepdim=True)) * contrast + batch.mean(
-        dim=(1, 2, 3), keepdim=True
-    )
+    mean = batch.mean(dim=(1, 2, 3), keepdim=True)
+    batch = (batch - mean) * contrast + mean
     grey = batch.mean(dim=1, keepdim=True)
     return ((batch - grey) * saturation + grey).clamp_(0, 255)
 
 
-def _uniform(ids: Tensor, seed: int, number: int, count: int) -> Tensor:
-    """Return `count` numbers in [0, 1) for each image by hashing (splitmix64, Steele 2014), so that no generator has a state."""
-    salt = int.from_bytes(
-        hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), signed=True
-    )
-    state = (ids ^ salt).unsqueeze(1) + torch.arange(
-        1, count + 1, device=ids.device
-    ) * -7046029254386353131
-    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    state = state ^ ((state >> 31) & 0x1FFFFFFFF)
-    return ((state >> 11) & 0x1FFFFFFFFFFFFF).double().div_(2**53).float().clamp_(max=1 - 2**-24)
+def hashed_uniform(ids: Tensor, view: AugmentedView, count: int) -> Tensor:
+    """Return `count` numbers in [0, 1) for each image, by hashing its id (splitmix64, Steele 2014).
+
+    No generator has a state, so a view is the same in any order and on any device.
+    """
+    salt_bytes = hashlib.blake2b(f"{view.seed}:{view.number}".encode(), digest_size=8).digest()
+    salt = int.from_bytes(salt_bytes, signed=True)
+    counter = torch.arange(1, count + 1, device=ids.device)
+    state = (ids ^ salt).unsqueeze(1) + counter * -7046029254386353131
+    state = _scramble(state, 30) * -4658895280553007687
+    state = _scramble(state, 27) * -7723592293110705685
+    state = _scramble(state, 31)
+    mantissa = (state >> 11) & 0x1FFFFFFFFFFFFF
+    return mantissa.double().div_(2**53).float().clamp_(max=1 - 2**-24)
+
+
+def _scramble(state: Tensor, shift: int) -> Tensor:
+    """Return int64 numbers, exclusive-or with themselves shifted as if they had no sign."""
+    mask = (1 << (64 - shift)) - 1
+    shifted = (state >> shift) & mask
+    return state ^ shifted

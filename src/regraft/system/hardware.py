@@ -6,6 +6,7 @@ Refuses to know about images or networks.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import resource
@@ -166,3 +167,9 @@ def _cpu_name() -> str:
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
+
+
+def silence_loggers(*names: str) -> None:
+    """Let these loggers of libraries report errors only."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
