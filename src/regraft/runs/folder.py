@@ -48,17 +48,19 @@ class Run:
         plan: The plan that was carried out.
         classes: Class names in the order of the outputs.
         scores: What `scores.json` says.
+        label: What it is called beside other runs; its folder's name when empty.
     """
 
     path: Path
     plan: Plan
     classes: tuple[str, ...]
     scores: dict[str, Any]
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.path.name
+        """What the run is called: its folder's name, where nothing else tells it from others."""
+        return self.label or self.path.name
 
     @cached_property
     def test(self) -> dict[str, Any] | None:
