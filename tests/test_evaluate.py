@@ -47,10 +47,10 @@ def test_paired_differences_use_the_same_images() -> None:
     b = a.copy()
     b[rng.choice(np.flatnonzero(a), 60, replace=False)] = False
     found = evaluate.difference(a, b)
-    assert found.points == pytest.approx(0.03)
-    assert found.real
+    assert found.delta == pytest.approx(0.03)
+    assert found.significant
     assert found.ci95[0] < 0.03 < found.ci95[1]
-    assert not evaluate.difference(a, a).real
+    assert not evaluate.difference(a, a).significant
     assert evaluate.difference(a, a).p == 1.0
     with pytest.raises(ValueError, match="not the same images"):
         evaluate.difference(a, b[:10])
@@ -140,13 +140,13 @@ def test_coverage_answers_the_surest_first() -> None:
     seen = 0
     for logits, targets, _ in cases(60):
         rows = evaluate.coverage(logits, targets)
-        assert [row["coverage"] for row in rows] == [step / 20 for step in range(20, 0, -1)]
-        assert rows[0]["accuracy"] == pytest.approx(evaluate.scores(logits, targets).accuracy)
-        assert all(a["confidence"] <= b["confidence"] for a, b in itertools.pairwise(rows))
+        assert [point.coverage for point in rows] == [step / 20 for step in range(20, 0, -1)]
+        assert rows[0].accuracy == pytest.approx(evaluate.scores(logits, targets).accuracy)
+        assert all(a.confidence <= b.confidence for a, b in itertools.pairwise(rows))
         seen += 1
     assert seen == 60
     sure = np.array([[9.0, 0], [8, 0], [0.1, 0], [0.2, 0]])
-    assert evaluate.coverage(sure, np.array([0, 0, 1, 1]))[10]["accuracy"] == 1.0
+    assert evaluate.coverage(sure, np.array([0, 0, 1, 1]))[10].accuracy == 1.0
 
 
 def test_the_worst_mistakes_are_wrong_and_sure() -> None:
@@ -172,14 +172,14 @@ def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
         np.arange(1000) < 80,
         (np.arange(1000) >= 80) & (np.arange(1000) < 130),
     )  # only A right on 8 %, only B on 5 %
-    needed = evaluate.difference(a, b).needed
+    needed = evaluate.difference(a, b).required_n
     assert needed is not None
     found = 0
     for _ in range(300):
         kind = rng.choice(3, needed, p=[0.08, 0.05, 0.87])
-        found += evaluate.difference(kind == 0, kind == 1).real
+        found += evaluate.difference(kind == 0, kind == 1).significant
     assert 0.7 <= found / 300 <= 0.88
-    assert evaluate.difference(a, a).needed is None
+    assert evaluate.difference(a, a).required_n is None
 
 
 def test_a_difference_is_said_in_one_plain_sentence() -> None:

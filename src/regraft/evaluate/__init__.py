@@ -1,18 +1,37 @@
-"""From logits and targets to numbers with intervals: scores, measures by class, calibration, and the difference of two runs.
+"""Numbers from logits: scores, metrics by class, calibration, and paired comparison of runs.
 
-Refuses to load torch.
+Loads no torch.
 """
 
-from regraft.evaluate.calibration import Bin, calibration_error, coverage, reliability, temperature
-from regraft.evaluate.measures import measures, uncertain
+from regraft.evaluate.calibration import (
+    Bin,
+    CoveragePoint,
+    calibration_error,
+    coverage,
+    reliability,
+    temperature,
+)
+from regraft.evaluate.measures import (
+    Calibration,
+    ClassMetrics,
+    Measures,
+    compute_measures,
+    measures,
+    uncertain,
+)
 from regraft.evaluate.paired import Difference, difference, front
 from regraft.evaluate.scores import Scores, log_softmax, scores, wilson
 
 __all__ = [
     "Bin",
+    "Calibration",
+    "ClassMetrics",
+    "CoveragePoint",
     "Difference",
+    "Measures",
     "Scores",
     "calibration_error",
+    "compute_measures",
     "coverage",
     "difference",
     "front",

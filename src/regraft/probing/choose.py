@@ -42,7 +42,7 @@ def recommended(rows: Sequence[Row], guessing: float) -> list[Choice]:
     alike = next(
         row
         for row in cheapest
-        if row is best or not evaluate.difference(best.right, row.right).real
+        if row is best or not evaluate.difference(best.right, row.right).significant
     )
     bar = min(
         best.accuracy, guessing + _SHARE * (best.accuracy - guessing)
