@@ -1,22 +1,49 @@
-"""What is wrong with labelled images before anybody trains on them: duplicates, suspected labels, imbalance, odd files.
+"""What is wrong with labelled images: duplicates, doubtful labels, imbalance, odd files."""
 
-Refuses networks and files: hashes, pixels, features, labels and sizes come in, findings as plain data go out.
-"""
-
-from regraft.checks.duplicates import ALIKE, SAME, exact, leaks, near
+from regraft.checks.duplicates import (
+    ALIKE,
+    SAME,
+    NearDuplicate,
+    exact,
+    find_near_duplicates,
+    leaks,
+    near,
+)
+from regraft.checks.findings import Findings, verdict
 from regraft.checks.labels import Suspects, suspects
-from regraft.checks.oddities import UNEVEN, balance, flat, odd
+from regraft.checks.oddities import (
+    UNEVEN,
+    ClassBalance,
+    Outlier,
+    balance,
+    count_classes,
+    find_odd_files,
+    find_single_colour,
+    find_unreadable,
+    flat,
+    odd,
+)
 
 __all__ = [
     "ALIKE",
     "SAME",
     "UNEVEN",
+    "ClassBalance",
+    "Findings",
+    "NearDuplicate",
+    "Outlier",
     "Suspects",
     "balance",
+    "count_classes",
     "exact",
+    "find_near_duplicates",
+    "find_odd_files",
+    "find_single_colour",
+    "find_unreadable",
     "flat",
     "leaks",
     "near",
     "odd",
     "suspects",
+    "verdict",
 ]
