@@ -128,11 +128,12 @@ def _name_choices(axis: Any, choices: Sequence[Choice]) -> None:
 
 def _plot_forecast(axis: Any, forecast: Forecast) -> None:
     low, high = forecast.ci95
-    below = max(0.0, forecast.accuracy - low)
-    above = max(0.0, high - forecast.accuracy)
+    accuracy = forecast.accuracy
+    below = max(0.0, accuracy - low)
+    above = max(0.0, high - accuracy)
     axis.errorbar(
         [forecast.images],
-        [forecast.accuracy],
+        [accuracy],
         [[below], [above]],
         fmt="s",
         capsize=3,
