@@ -1,4 +1,4 @@
-"""What the tests of the documentation share: its pages, their blocks of code, and the built site."""
+"""What the tests of the documentation share: its pages, their blocks of code, the built site."""
 
 from __future__ import annotations
 
