@@ -734,7 +734,7 @@ def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_numb
 import concurrent.futures, sys
 count = int(sys.argv.pop(1))
 class Pool(concurrent.futures.ThreadPoolExecutor):
-    def __init__(self, threads=None, *given, **more):
+    def __init__(self, max_workers=None, *given, **more):
         super().__init__(count, *given, **more)
 concurrent.futures.ThreadPoolExecutor = Pool
 sys.argv[0] = "regraft"
