@@ -1,4 +1,7 @@
-"""Every kind of bad or odd file at least once, and what the command line says of them; the long form is `python tests/faults/dirty.py`."""
+"""Every kind of bad or odd file at least once, and what the command line says of them.
+
+The long form is `python tests/faults/dirty.py`.
+"""
 
 from __future__ import annotations
 

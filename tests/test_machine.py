@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -68,7 +69,7 @@ def test_memory_is_what_the_system_says() -> None:
     assert 0 < machine.peak_memory_mb() <= total / 2**20
 
 
-def test_scratch_of_other_machines_is_stale_after_a_day(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_scratch_of_other_machines_is_stale_after_a_day(tmp_path: Path) -> None:
     folder = tmp_path / ".scratch-abc-elsewhere-1-0"
     folder.mkdir()
     changed = folder.stat().st_mtime
