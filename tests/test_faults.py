@@ -22,6 +22,7 @@ import regraft as api
 from conftest import toy, write_folder
 from regraft import cache, errors, files, sources, workflow
 from regraft import run as runs
+from regraft.sources import archives
 
 FAULTS = Path(__file__).parent / "faults"
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
@@ -358,7 +359,7 @@ def test_an_image_that_vanishes_is_named(photos: Path, tmp_path: Path) -> None:
     lost.unlink()
     with pytest.raises(
         api.errors.UserError,
-        match=rf"1 image cannot be decoded: {lost} \(it is not there any more\).* --skip-bad",
+        match=rf"1 image cannot be decoded: {lost} \(the file does not exist any more\).* --skip-bad",
     ):
         api.fit(data, "linear-probe", "test_resnet", out="out", **OPTIONS)  # type: ignore[arg-type]
     assert not Path("out").exists()
@@ -682,20 +683,17 @@ def test_files_written_by_two_processes_never_meet(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "shared.json").read_text())["n"] == 399
 
 
-def test_one_archive_unpacked_by_two_is_unpacked_once(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_archive_unpacked_by_two_is_unpacked_once(photos: Path, tmp_path: Path) -> None:
     packed = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
-    other, unpack = tmp_path / "other", sources.files._unpack
+    other = tmp_path / "other"
 
     def slower(path: Path, target: Path) -> None:
-        unpack(path, target)
+        archives.unpack(path, target)
         if not other.exists():  # another process is done first
             other.mkdir()
             assert len(sources.load(packed, tmp_path / "home")) == 120
 
-    monkeypatch.setattr("regraft.sources.files._unpack", slower)
-    assert len(sources.load(packed, tmp_path / "home")) == 120
+    assert len(archives.archive(packed, tmp_path / "home", unpack=slower)) == 120
     assert len(list((tmp_path / "home" / "archives").iterdir())) == 1
 
 
@@ -732,7 +730,17 @@ def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_numb
         "back": ("back", "other", 4),
         "one": ("forth", "third", 1),
     }
-    code = "import sys; from regraft.sources import decode; decode._WORKERS = int(sys.argv.pop(1)); sys.argv[0] = 'regraft'; from regraft.cli import main; main()"
+    code = """
+import concurrent.futures, sys
+count = int(sys.argv.pop(1))
+class Pool(concurrent.futures.ThreadPoolExecutor):
+    def __init__(self, max_workers=None, *given, **more):
+        super().__init__(count, *given, **more)
+concurrent.futures.ThreadPoolExecutor = Pool
+sys.argv[0] = "regraft"
+from regraft.cli import main
+main()
+"""
     for out, (table, home, workers) in cases.items():
         given = ["fit", str(tables[table]), *words, "--cache", home, "--out", out]
         done = subprocess.run(

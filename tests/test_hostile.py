@@ -1,4 +1,7 @@
-"""Every kind of bad or odd file at least once, and what the command line says of them; the long form is `python tests/faults/dirty.py`."""
+"""Every kind of bad or odd file at least once, and what the command line says of them.
+
+The long form is `python tests/faults/dirty.py`.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,7 @@ def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     assert (np.concatenate(chunks) == toy(95).images.read(np.arange(95))).all()
 
 
-def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_convert_as_the_whole_image_does() -> None:
     seen = 0
     for form, mode in (
         ("PNG", "RGB"),
@@ -201,9 +204,7 @@ def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch)
     ):
         content = dirty.saved(dirty.picture(37, 23).convert(mode), form)
         whole = decode.decoded(content)
-        with monkeypatch.context() as patch:
-            patch.setattr(decode, "_STRIP", 50)
-            assert (decode.decoded(content) == whole).all(), mode
+        assert (decode.decoded(content, strip=50) == whole).all(), mode
         seen += 1
     assert seen == 9
 

@@ -1,6 +1,6 @@
-"""Where images fall by a number that each has of its own, class by class, and how many of each class a subset takes.
+"""Stratified assignment by hashes: the part of each image, and the classes' shares of a subset.
 
-Refuses chance: the same names always fall alike, whatever else is in the table.
+Nothing here is random: the same names always get the same parts.
 """
 
 from __future__ import annotations
@@ -12,59 +12,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SLACK = 0.15  # by which a class may miss its share of a part before images are moved
-_LAST = 1e-6  # of the numbers, at the end that is always train's
+_TRAIN_END = 1e-6  # width of the interval at the upper end of [0, 1), which is always train's
 
 
 def number(text: str) -> float:
     """Return a number in [0, 1) that depends on the text alone."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        )
-        / 2**64
-    )
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
 
 
 def fall(
-    unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.int64] | None = None
+    unit: NDArray[np.float64],
+    test: float,
+    val: float,
+    copies: NDArray[np.int64] | None = None,
 ) -> NDArray[np.str_]:
-    """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
+    """Return the part of each image of one class, `(n,)` of "train", "val" and "test".
 
-    Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
+    Each image's own number decides, compared with the shares as thresholds. Only where a count
+    misses its share by more than 15 % do the images nearest to the threshold change sides, so an
+    added image hardly ever moves another one.
 
     Args:
-        unit: The numbers, all different.
-        test: Share of the test part.
-        val: Share of the val part.
-        copies: How often each image is there. One that is there so often that it would fill a part alone goes to train.
+        unit: The numbers in [0, 1), `(n,)`, all different.
+        test: Share of the test part, 0 for none.
+        val: Share of the val part, 0 for none.
+        copies: How many identical copies each image has, `(n,)`. An image with so many copies
+            that it would fill a whole part goes to train.
     """
     if copies is not None:
-        room = min(
-            (share * copies.sum() + _slack(share * copies.sum()) for share in (test, val) if share),
-            default=np.inf,
-        )
-        unit = np.where(copies > room, 1 - (1 - unit) * _LAST, unit)
+        unit = _move_frequent_to_train(unit, copies, (test, val))
+    n_test = _count_of_part(unit, 0.0, test)
+    n_val = _count_of_part(unit, test, val)
+    while n_test + n_val >= max(1, len(unit)):
+        if n_test >= n_val:
+            n_test -= 1
+        else:
+            n_val -= 1
     order = np.argsort(unit, kind="stable")
-    ends, low = [], 0.0
-    for share in (test, val):
-        count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
-        least = 1 if share else 0
-        ends.append(
-            int(
-                np.clip(
-                    count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted))
-                )
-            )
-            if share
-            else 0
-        )
-        low += share
-    while sum(ends) >= max(1, len(unit)):
-        ends[ends.index(max(ends))] -= 1
+    test_rows = order[:n_test]
+    val_rows = order[n_test : n_test + n_val]
     parts = np.full(len(unit), "train", dtype="<U5")
-    parts[order[: ends[0]]] = "test"
-    parts[order[ends[0] : sum(ends)]] = "val"
+    parts[test_rows] = "test"
+    parts[val_rows] = "val"
     return parts
+
+
+def _move_frequent_to_train(
+    unit: NDArray[np.float64], copies: NDArray[np.int64], shares: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return the numbers, with those of images that would fill a part alone moved to the end."""
+    room = np.inf
+    for share in shares:
+        if share:
+            expected = share * copies.sum()
+            room = min(room, expected + _slack(expected))
+    return np.where(copies > room, 1 - (1 - unit) * _TRAIN_END, unit)
+
+
+def _count_of_part(unit: NDArray[np.float64], low: float, share: float) -> int:
+    """Return how many images a part gets whose numbers are `low` to `low + share`."""
+    if not share:
+        return 0
+    is_inside = (unit >= low) & (unit < low + share)
+    count = int(is_inside.sum())
+    wanted = share * len(unit)
+    slack = _slack(wanted)
+    fewest = max(1, wanted - slack)
+    most = max(1, wanted + slack)
+    return int(np.clip(count, fewest, most))
 
 
 def _slack(wanted: float) -> float:
@@ -72,23 +88,28 @@ def _slack(wanted: float) -> float:
 
 
 def quotas(counts: Mapping[int, int], wanted: int) -> dict[int, int]:
-    """Return how many of each class are taken so that `wanted` are: in proportion (largest remainder), at least one of each.
+    """Return how many images of each class a subset takes: in proportion, at least one of each.
+
+    What proportions leave over goes by the largest remainder.
 
     Args:
-        counts: Images of each class; no fewer than `wanted` in all, no more classes than that.
-        wanted: How many images.
+        counts: Images of each class; at least `wanted` in all, at most `wanted` classes.
+        wanted: Images in the subset.
     """
     total = sum(counts.values())
     exact = {label: wanted * count / total for label, count in counts.items()}
     quota = {label: max(1, int(share)) for label, share in exact.items()}
     by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
-    while sum(quota.values()) != wanted:
-        if sum(quota.values()) < wanted:
-            label = next(one for one in by_rest if quota[one] < counts[one])
-            quota[label] += 1
+    taken = sum(quota.values())
+    while taken != wanted:
+        if taken < wanted:
+            label = next(label for label in by_rest if quota[label] < counts[label])
+            change = 1
         else:
-            label = max(quota, key=lambda one: quota[one])
-            quota[label] -= 1
+            label = max(quota, key=lambda label: quota[label])
+            change = -1
+        quota[label] += change
+        taken += change
         by_rest.remove(label)
         by_rest.append(label)
     return quota

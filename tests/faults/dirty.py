@@ -10,6 +10,7 @@ import argparse
 import bz2
 import csv
 import gzip
+import hashlib
 import html.parser
 import io
 import json
@@ -194,14 +195,62 @@ def change(folder: Path, text: str) -> None:
     plans.changed({"backbone": "test_resnet", "resolution": 32, "phases": [{}]}, [text])
 
 
-def cifar(folder: Path, content: bytes) -> None:
-    from regraft.sources import named
+def official_cifar(root: Path, put: Callable[[object, str, object], None] = setattr) -> Path:
+    """Write a tiny CIFAR-10 in its official layout, whose checksums torchvision takes for its own.
 
-    try:
-        named.unpickled(content)
-    finally:
-        if (folder / "pwned").exists():
-            raise Wrong("code in a pickle was run")
+    Nothing can be downloaded from then on. `put` replaces an attribute; returns the folder.
+    """
+    from torchvision.datasets import CIFAR10, utils
+
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0)
+
+    def write(name: str, entry: object) -> list[str]:
+        content = pickle.dumps(entry)
+        (folder / name).write_bytes(content)
+        return [name, hashlib.md5(content).hexdigest()]
+
+    def batch(name: str) -> list[str]:
+        data = pixels.integers(0, 255, (20, 3072), dtype=np.uint8)
+        return write(name, {"data": data, "labels": [number % 10 for number in range(20)]})
+
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    put(CIFAR10, "train_list", [batch(name) for name in names])
+    put(CIFAR10, "test_list", [batch("test_batch")])
+    meta, checksum = write("batches.meta", {"label_names": [f"c{n}" for n in range(10)]})
+    put(CIFAR10, "meta", {"filename": meta, "key": "label_names", "md5": checksum})
+    put(utils, "_urlretrieve", _offline)
+    return folder
+
+
+def _offline(*_: object, **__: object) -> None:
+    raise OSError("no connection in this test")
+
+
+def cifar(folder: Path, content: bytes) -> None:
+    """A pickle in the place of each kind of CIFAR's official files."""
+    from regraft import sources
+    from regraft.errors import UserError
+
+    top = official_cifar(folder / "home" / "datasets")
+    if len(sources.load("cifar10", folder / "home")) != 120:
+        raise Wrong("the official files are not read")
+    refused: UserError | None = None
+    for name in ("data_batch_3", "test_batch", "batches.meta"):
+        official = (top / name).read_bytes()
+        (top / name).write_bytes(content)
+        try:
+            sources.load("cifar10", folder / "home")
+        except UserError as error:
+            refused = error
+        else:
+            raise Wrong(f"another file was taken for {name}")
+        (top / name).write_bytes(official)
+    if (folder / "pwned").exists():
+        raise Wrong("code in a pickle was run")
+    if refused is not None:
+        raise refused
 
 
 def weights(folder: Path, given: tuple[str, bytes]) -> None:

@@ -105,14 +105,6 @@ def _change(content: bytes) -> None:
         )
 
 
-def _cifar(content: bytes) -> None:
-    from regraft.errors import UserError
-    from regraft.sources import named
-
-    with contextlib.suppress(UserError):
-        named.unpickled(content)
-
-
 def _run(content: bytes) -> None:
     """The first byte says which file of a run the rest is."""
     from regraft import run
@@ -185,15 +177,6 @@ PARSERS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "head": (_head, lambda: [b"flatten, dense 256 relu, dropout 0.5, bn"]),
     "budget": (_budget, lambda: [b"1.5h", b"90s", b"5 min"]),
     "change": (_change, lambda: [b"phases.0.lr=3e-4\0head=dense 5"]),
-    "pickle": (
-        _cifar,
-        lambda: [
-            __import__("pickle").dumps(
-                {"data": np.zeros((2, 4), np.uint8), "labels": [0, 1]}, protocol
-            )
-            for protocol in (0, 2, 4)
-        ],
-    ),
     "run": (
         _run,
         lambda: (

@@ -1,13 +1,14 @@
-"""Door 1: functions from a string to a dataset.
+"""Datasets from strings: known names, files, folders, the hub, and your own functions.
 
-Refuses to train, split or download behind anyone's back: only a name that stands for an online set opens a connection.
+Only a name that stands for an online set opens a connection.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import numpy as np
 from regraft import data
 from regraft.errors import UserError, nearest
 from regraft.files import expanded
-from regraft.sources import files, named, tables
+from regraft.sources import archives, arrays, csv_list, files, named, tables
 from regraft.sources.decode import POINTER
+from regraft.sources.names import ARCHIVES
 
 SOURCES: dict[str, tuple[Callable[[Path], data.Dataset], str]] = {
     "digits": (named.digits, "scikit-learn's 1,797 handwritten digits, 8 px, offline"),
@@ -39,76 +41,113 @@ FORMS = {
 
 
 def load(given: str | Path | data.Dataset, home: Path) -> data.Dataset:
-    """Return the dataset that a string names: a known name, a file, a folder, `hf:name` or `module:function`.
+    """Return the dataset that a string names.
 
     Args:
-        given: As the user wrote it; a dataset is returned as it is.
-        home: Where downloads and unpacked archives are kept.
+        given: A known name, a file, a folder, `hf:name` or `module:function`, as the user wrote
+            it; a dataset is returned as it is.
+        home: The cache folder, where downloads and unpacked archives are kept.
 
     Raises:
-        UserError: When nothing is called so, or what is found cannot be read as labelled images.
+        UserError: When nothing is called so, or it cannot be read as labelled images.
     """
     if isinstance(given, data.Dataset):
         return given
     text = str(given)
     path = expanded(text)
     if text in SOURCES and not path.exists():
-        return SOURCES[text][0](home)
+        load_source, _ = SOURCES[text]
+        return load_source(home)
     if text.startswith("hf:"):
         return named.hub(text.removeprefix("hf:"), home)
     if path.is_dir():
-        packed = tables.in_folder(path)
-        return tables.parquet(packed, path.resolve().name) if packed else files.folder(path)
+        return _of_folder(path)
     if path.is_file():
         return _of_file(path, home)
-    module, colon, function = text.partition(":")
-    if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return _of_code(module, function)
-    near = nearest(text, SOURCES)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if _is_function(text):
+        return _of_function(text)
+    matches = nearest(text, SOURCES)
+    hint = f" Did you mean {matches[0]!r}?" if matches else ""
     raise UserError(
         f"{text!r} is neither a known dataset nor an existing file or folder.{hint} "
-        "Expected a name (`regraft sources` lists them), a folder of class folders, or a zip, tar, CSV, Parquet or .npz file."
+        "Expected a name (`regraft sources` lists them), a folder of class folders, or a zip, "
+        "tar, CSV, Parquet or .npz file. Check the name or path."
     )
+
+
+def _of_folder(path: Path) -> data.Dataset:
+    parquet_files = tables.in_folder(path)
+    if parquet_files:
+        return tables.parquet(parquet_files, path.resolve().name)
+    return files.folder(path)
 
 
 def _of_file(path: Path, home: Path) -> data.Dataset:
-    name = path.name.lower()
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(
-                f"{path} is a Git-LFS pointer and not the file itself. Expected the file. Fetch it with `git lfs pull`."
-            )
-    if name.endswith(files.ARCHIVES):
-        return files.archive(path, home)
+        is_pointer = file.read(len(POINTER)) == POINTER
+    if is_pointer:
+        raise UserError(
+            f"{path} is a Git-LFS pointer and not the file itself. Expected the file. "
+            "Fetch it with `git lfs pull`."
+        )
+    name = path.name.lower()
+    if name.endswith(ARCHIVES):
+        return archives.archive(path, home)
     if name.endswith(".csv"):
-        return files.table(path)
+        return csv_list.table(path)
     if name.endswith(".parquet"):
         return tables.parquet([path], path.name)
     if name.endswith(".npz"):
-        return tables.npz(path)
+        return arrays.npz(path)
     raise UserError(
-        f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or a folder of class folders."
+        f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or "
+        "a folder of class folders. Convert it, or give such a file."
     )
 
 
-def _of_code(module: str, function: str) -> data.Dataset:
-    """Return what somebody's function gives: a dataset, or images `(n, h, w, 3)`, labels and optionally class names."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+def _is_function(text: str) -> bool:
+    """Return whether a text is a `module:function`."""
+    module, colon, function = text.partition(":")
+    if not colon or not function.isidentifier():
+        return False
+    return all(part.isidentifier() for part in module.split("."))
+
+
+def _of_function(text: str) -> data.Dataset:
+    """Return the dataset of somebody's function, or of the images and labels it returns.
+
+    Images are `(n, h, w, 3)`; a third item may be the class names.
+    """
+    module, _, function = text.partition(":")
+    with _importing_from_here():
+        try:
+            result: Any = getattr(importlib.import_module(module), function)()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{text} cannot be imported ({error}). "
+                "Expected a function in a module that Python finds from here. Check the name."
+            ) from error
+    if isinstance(result, data.Dataset):
+        return result
+    if isinstance(result, tuple) and len(result) in (2, 3):
+        pixels, labels, *classes = result
+        images = arrays.as_pixels(np.asarray(pixels), "images")
+        return arrays.of_arrays(text, images, labels, *classes)
+    raise UserError(
+        f"{text} returned {type(result).__name__}. Expected a regraft Dataset, or a tuple of "
+        "images, labels and optionally class names. Return one of these."
+    )
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Let Python find modules in the current folder while the block runs."""
+    if "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, "")
     try:
-        made: Any = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{module}:{function} cannot be imported ({error}). Expected a function in a module that Python finds from here."
-        ) from error
-    if isinstance(made, data.Dataset):
-        return made
-    if isinstance(made, tuple) and len(made) in (2, 3):
-        pixels, labels, *names = made
-        return tables.of_arrays(
-            f"{module}:{function}", tables.as_pixels(np.asarray(pixels), "images"), labels, *names
-        )
-    raise UserError(
-        f"{module}:{function} returned {type(made).__name__}. Expected a regraft Dataset, or a tuple of images, labels and optionally class names."
-    )
+        yield
+    finally:
+        if "" in sys.path:
+            sys.path.remove("")

@@ -1,277 +1,221 @@
-"""Parquet files as the Hugging Face hub lays them out, and `.npz` files of arrays, as datasets."""
+"""Parquet files as the Hugging Face hub lays them out, as datasets."""
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regraft import data
 from regraft.errors import UserError, listed
 from regraft.sources.decode import EncodedImages, why
-from regraft.sources.files import PART_NAMES, check_growth, ordered
+from regraft.sources.names import PART_NAMES, ordered
+from regraft.sources.packed import check_growth
 
-_ROWS_AT_ONCE = (
-    16  # of a Parquet file; a file of a few bytes may say the same large image in every row
-)
+ROWS_AT_ONCE = 16  # a file of a few bytes may have the same large image in every row
 _LABELS = ("label", "labels", "fine_label", "class", "target", "y")
-_PAIRS = (
-    ("x", "y"),
-    ("images", "labels"),
-    ("image", "label"),
-    ("data", "target"),
-    ("data", "labels"),
-    ("X", "Y"),
-    ("X", "y"),
-)
+_IMAGES = ("image", "img", "bytes")
+
+
+class _Batch(NamedTuple):
+    """Some rows of a file; `classes` are the names in its metadata, if there are any."""
+
+    classes: list[str] | None
+    contents: list[bytes | None]
+    names: list[str | None]
+    labels: list[Any]
+
+
+@dataclass
+class _Rows:
+    """The rows of several files."""
+
+    contents: list[Any] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    classes: list[str] | None = None
+
+    def add(self, batch: _Batch, part: str) -> None:
+        self.classes = self.classes or batch.classes
+        self.contents += batch.contents
+        self.names += batch.names
+        self.labels += batch.labels
+        self.parts += [part] * len(batch.contents)
 
 
 def parquet(paths: Sequence[Path], name: str) -> data.Dataset:
-    """Return the images in Parquet files: an image column (struct of `bytes` and `path`) and a label column.
+    """Return the images in Parquet files: an image column and a label column.
 
-    The part is read from a file's name (`train-00000-of-00001.parquet`), class names from the schema's metadata.
+    The image column is a struct of `bytes` and `path`. The part is read from a file's name
+    (`train-00000-of-00001.parquet`), class names from the schema's metadata.
+
+    Args:
+        paths: The files.
+        name: What the dataset is called.
 
     Raises:
         UserError: When the files are no Parquet or lack such columns.
     """
-    import pyarrow as pa
-
-    contents: list[Any] = []
-    labels: list[Any] = []
-    keys: list[str | None] = []
-    parts: list[str] = []
-    classes: list[str] | None = None
-    for path in paths:
-        try:
-            for schema, held, told, given in _batches(path):
-                classes = classes or schema
-                contents += held
-                keys += told
-                labels += given
-                parts += [_part_of(path)] * len(held)
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise UserError(
-                f"{path} is no readable Parquet file ({why(error)}). Expected the files as the hub lays them out. Fetch it again."
-            ) from error
-    missing = [number for number, content in enumerate(contents) if content is None]
-    if missing:
-        raise UserError(
-            f"{name} has {len(missing):,} rows without image bytes. Expected the bytes inside the Parquet files. Embed the images, or use a folder."
-        )
-    named = (
-        classes is not None
-    )  # then whole numbers are class numbers, whatever the names look like
-    classes = classes or ordered({str(label) for label in labels})
-    number = {label: place for place, label in enumerate(classes)}
-    numbers = [
-        label if named and isinstance(label, int) else number.get(str(label), -1)
-        for label in labels
-    ]
-    if None in labels:
-        raise UserError(
-            f"{name} has {labels.count(None):,} rows without a label. Expected one for every image. Fill them in or remove the rows."
-        )
-    paths_given = [str(key) for key in keys if key]
-    own = paths_given if len(set(paths_given)) == len(contents) else None
-    called = own or [f"{part}/{place}" for place, part in enumerate(parts)]
-    images = EncodedImages(called, contents.__getitem__, np.arange(len(contents)))
-    return data.table(name, numbers, classes, images, own, parts if any(parts) else None)
+    rows = _read_files(paths)
+    _check_complete(rows, name)
+    classes = rows.classes or ordered({str(label) for label in rows.labels})
+    numbers = _to_numbers(rows, classes)
+    own_keys = [str(path) for path in rows.names if path]
+    are_unique = len(set(own_keys)) == len(rows.contents)
+    keys = own_keys if are_unique else None
+    shown = keys or [f"{part}/{row}" for row, part in enumerate(rows.parts)]
+    images = EncodedImages(shown, rows.contents.__getitem__, np.arange(len(rows.contents)))
+    parts = rows.parts if any(rows.parts) else None
+    return data.table(name, numbers, classes, images, keys, parts=parts)
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """Return the Parquet files with images in a folder as the hub lays them out; one that cannot be read is among them, and says why when it is."""
-    return sorted(
-        path
-        for path in [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]
-        if _may_hold_images(path)
-    )
+    """Return the Parquet files with images in a folder as the hub lays them out, sorted.
+
+    One that cannot be read is among them, and says why when it is read.
+    """
+    candidates = [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]
+    return sorted(path for path in candidates if _may_hold_images(path))
 
 
 def image_column(schema: Any) -> str | None:
     """Return the name of the column that holds encoded images, alone or in a struct, or None."""
-    images = _structs(schema) or [field.name for field in schema if _is_binary(field.type)]
-    return next(
-        (name for name in ("image", "img", "bytes") if name in images),
-        images[0] if images else None,
-    )
+    candidates = _find_structs(schema)
+    if not candidates:
+        candidates = [column.name for column in schema if _is_binary(column.type)]
+    for name in _IMAGES:
+        if name in candidates:
+            return name
+    return candidates[0] if candidates else None
 
 
-def npz(path: Path) -> data.Dataset:
-    """Return the images in an `.npz`: `x_train, y_train, x_test, y_test`, `train_images, train_labels, …`, or `images, labels`.
-
-    Images are uint8, or numbers in 0 … 1, of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`; labels `(n,)`, or one-hot `(n, classes)`.
-
-    Raises:
-        UserError: When the arrays are missing or have another shape.
-    """
-    try:
-        with zipfile.ZipFile(path) as packed:
-            check_growth(path, sum(member.file_size for member in packed.infolist()))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in file.files if key in file}
-    except UserError:
-        raise
-    except Exception as error:  # numpy's reader of damaged headers raises whatever it meets
-        raise UserError(
-            f"{path} is no readable .npz of plain arrays ({why(error)}). Write it with numpy.savez(path, images=…, labels=…)."
-        ) from error
-    arrays = {key: array for key, array in arrays.items() if array.ndim}
-    found = _parts_of(arrays)
-    if not found:
-        raise UserError(
-            f"{path} holds the arrays {listed(arrays)}. Expected images and labels, or x_train, y_train, x_test, y_test. Rename them."
-        )
-    pixels = np.concatenate([as_pixels(arrays[x], f"{x} in {path}") for x, _, _ in found])
-    raw = np.concatenate([one_each(arrays[y], f"{y} in {path}") for _, y, _ in found])
-    parts = [part for x, _, part in found for _ in range(len(arrays[x]))]
-    return of_arrays(path.name, pixels, raw, None, parts if any(parts) else None)
-
-
-def of_arrays(
-    name: str,
-    pixels: NDArray[np.uint8],
-    labels: Sequence[Any] | NDArray[Any],
-    classes: Sequence[str] | None = None,
-    parts: Sequence[str] | None = None,
-) -> data.Dataset:
-    """Return a dataset of arrays; without class names these are the labels that occur."""
-    labels = one_each(np.asarray(labels), f"the labels of {name}")
-    if classes is None:
-        classes = ordered({str(label) for label in np.asarray(labels).tolist()})
-        number = {label: place for place, label in enumerate(classes)}
-        labels = [number[str(label)] for label in np.asarray(labels).tolist()]
-    elif np.asarray(labels).dtype.kind not in "iu":
-        place = {str(label): row for row, label in enumerate(classes)}
-        labels = [place.get(str(label), -1) for label in np.asarray(labels).tolist()]
-    return data.table(name, labels, classes, data.ArrayImages(pixels), None, parts)
-
-
-def one_each(labels: NDArray[Any], what: str) -> NDArray[Any]:
-    """Return labels `(n,)`, one an image: as they are, of a single column, or the number of the one that is 1 where they are one-hot."""
-    if labels.ndim == 1:
-        return labels
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        return labels[:, 0]
-    if (
-        labels.ndim == 2
-        and labels.dtype.kind in "buif"
-        and np.isin(labels, (0, 1)).all()
-        and (labels.sum(axis=1) == 1).all()
-    ):
-        found: NDArray[Any] = labels.argmax(axis=1)
-        return found
-    raise UserError(
-        f"{what} have the shape {labels.shape}. Expected one label an image: (n,), or one-hot (n, classes). Give one column."
-    )
-
-
-def as_pixels(array: NDArray[Any], what: str) -> NDArray[np.uint8]:
-    """Return an array of images as uint8 `(n, h, w, 3)`."""
-    if array.dtype.kind not in "buif":
-        raise UserError(f"{what} holds {array.dtype}. Expected numbers. Convert it.")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[-1] not in (1, 3, 4):
-        array = array.transpose(0, 2, 3, 1)
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
-        raise UserError(
-            f"{what} has the shape {array.shape}. Expected (n, h, w), (n, h, w, 1) or (n, h, w, 3). Reshape it."
-        )
-    if array.dtype != np.uint8:
-        low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-        if not (low >= 0 and high <= 255):
-            raise UserError(
-                f"{what} has values from {low:g} to {high:g}. Expected uint8, or numbers from 0 to 1 or 0 to 255. Rescale it."
-            )
-        array = (array.astype(np.float32) * (255.0 if high <= 1 else 1.0)).round().astype(np.uint8)
-    elif array.max(initial=0) == 1:  # black and white, as numbers
-        array = array * np.uint8(255)
-    return np.ascontiguousarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array)
-
-
-def _parts_of(arrays: dict[str, NDArray[Any]]) -> list[tuple[str, str, str]]:
-    found = []
-    for x, y in _PAIRS:
-        for spelling, part in {**PART_NAMES, "": ""}.items():
-            for xx, yy in (
-                ((f"{x}_{spelling}", f"{y}_{spelling}"), (f"{spelling}_{x}", f"{spelling}_{y}"))
-                if spelling
-                else ((x, y),)
-            ):
-                if xx in arrays and yy in arrays and len(arrays[xx]) == len(arrays[yy]):
-                    found.append((xx, yy, part))
-        if found:
-            return found
-    return found
-
-
-def _batches(
-    path: Path,
-) -> Iterator[tuple[list[str] | None, list[bytes | None], list[str | None], list[Any]]]:
-    """Yield class names, images, what they are called, and labels of some rows; never more than the file may grow to."""
-    import pyarrow.parquet as pq
-
-    grown = 0
-    with pq.ParquetFile(path, memory_map=True) as file:
-        image, label = _columns(file.schema_arrow, path)
-        names = _class_names(file.schema_arrow, label)
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
-            grown += batch.nbytes
-            check_growth(path, grown)
-            struct = batch.column(batch.schema.get_field_index(image))
-            called = (
-                struct.field("path").to_pylist()
-                if "path" in [field.name for field in struct.type]
-                else [None] * len(struct)
-            )
-            yield (
-                names,
-                struct.field("bytes").to_pylist(),
-                called,
-                batch.column(batch.schema.get_field_index(label)).to_pylist(),
-            )
-
-
-def _columns(schema: Any, path: Path) -> tuple[str, str]:
+def _read_files(paths: Sequence[Path]) -> _Rows:
     import pyarrow as pa
 
-    images = _structs(schema)
-    kinds = (
+    rows = _Rows()
+    for path in paths:
+        part = _part_of(path)
+        try:
+            for batch in _read_batches(path):
+                rows.add(batch, part)
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise UserError(
+                f"{path} is no readable Parquet file ({why(error)}). "
+                "Expected the files as the hub lays them out. Fetch it again."
+            ) from error
+    return rows
+
+
+def _check_complete(rows: _Rows, name: str) -> None:
+    without_image = rows.contents.count(None)
+    if without_image:
+        raise UserError(
+            f"{name} has {without_image:,} rows without image bytes. "
+            "Expected the bytes inside the Parquet files. Embed the images, or use a folder."
+        )
+    without_label = rows.labels.count(None)
+    if without_label:
+        raise UserError(
+            f"{name} has {without_label:,} rows without a label. "
+            "Expected one for every image. Fill them in or remove the rows."
+        )
+
+
+def _to_numbers(rows: _Rows, classes: Sequence[str]) -> list[int]:
+    """Return class numbers, -1 for a label that is no class.
+
+    Where the metadata names the classes, whole numbers are class numbers, whatever the names are.
+    """
+    number = {label: place for place, label in enumerate(classes)}
+    numbers = []
+    for label in rows.labels:
+        if rows.classes is not None and isinstance(label, int):
+            numbers.append(label)
+        else:
+            numbers.append(number.get(str(label), -1))
+    return numbers
+
+
+def _read_batches(path: Path) -> Iterator[_Batch]:
+    """Yield the rows of a file, a few at a time; never more than it may grow to."""
+    import pyarrow.parquet as pq
+
+    n_bytes = 0
+    with pq.ParquetFile(path, memory_map=True) as file:
+        schema = file.schema_arrow
+        image, label = _find_columns(schema, path)
+        classes = _class_names(schema, label)
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[image, label]):
+            n_bytes += batch.nbytes
+            check_growth(path, n_bytes)
+            images = _get_column(batch, image)
+            contents = images.field("bytes").to_pylist()
+            names: list[str | None] = [None] * len(images)
+            if images.type.get_field_index("path") >= 0:
+                names = images.field("path").to_pylist()
+            yield _Batch(classes, contents, names, _get_column(batch, label).to_pylist())
+
+
+def _get_column(batch: Any, name: str) -> Any:
+    return batch.column(batch.schema.get_field_index(name))
+
+
+def _find_columns(schema: Any, path: Path) -> tuple[str, str]:
+    """Return the names of the image column and the label column."""
+    images = _find_structs(schema)
+    labels = _find_labels(schema)
+    if len(images) != 1 or len(labels) != 1:
+        several = ""
+        if len(labels) > 1:
+            several = f" {listed(labels)} could each be the label."
+        raise UserError(
+            f"{path} has the columns {listed(schema.names)}.{several} Expected one image column "
+            "(a struct with bytes) and a label column. Rename the label column to 'label'."
+        )
+    return images[0], labels[0]
+
+
+def _find_labels(schema: Any) -> list[str]:
+    """Return the columns that may hold the labels: one by its name or metadata, else all."""
+    candidates = [column.name for column in schema if _may_be_label(column.type)]
+    for name in _LABELS:
+        if name in candidates:
+            return [name]
+    for name in candidates:
+        if _class_names(schema, name):
+            return [name]
+    return candidates
+
+
+def _may_be_label(kind: Any) -> bool:
+    import pyarrow as pa
+
+    checks = (
         pa.types.is_integer,
         pa.types.is_boolean,
         pa.types.is_string,
         pa.types.is_large_string,
         pa.types.is_dictionary,
     )
-    plain = [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
-    named = [name for name in _LABELS if name in plain] or [
-        name for name in plain if _class_names(schema, name)
-    ]
-    labels = named[:1] or plain
-    if len(images) != 1 or len(labels) != 1:
-        several = f" {listed(labels)} could each be the label." if len(labels) > 1 else ""
-        raise UserError(
-            f"{path} has the columns {listed(schema.names)}.{several} Expected one image column (a struct with bytes) and a label column. "
-            "Rename the label column to 'label'."
-        )
-    return images[0], labels[0]
+    return any(check(kind) for check in checks)
 
 
-def _structs(schema: Any) -> list[str]:
+def _find_structs(schema: Any) -> list[str]:
     """Return the columns in which images lie as the hub has them: a struct with `bytes`."""
+    return [column.name for column in schema if _has_bytes(column.type)]
+
+
+def _has_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type)
-        and any(one.name == "bytes" and _is_binary(one.type) for one in field.type)
-    ]
+    if not pa.types.is_struct(kind):
+        return False
+    return any(inner.name == "bytes" and _is_binary(inner.type) for inner in kind)
 
 
 def _is_binary(kind: Any) -> bool:
@@ -291,17 +235,21 @@ def _may_hold_images(path: Path) -> bool:
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
+    """Return the class names that the hub's metadata has for a column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
-    return [str(name) for name in names] if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    return [str(name) for name in names]
 
 
 def _part_of(path: Path) -> str:
+    """Return the part that a file's name says, or that of its folder, or ""."""
     words = path.stem.lower().replace("_", "-").split("-")
-    return next(
-        (PART_NAMES[word] for word in words if word in PART_NAMES),
-        PART_NAMES.get(path.parent.name.lower(), ""),
-    )
+    for word in words:
+        if word in PART_NAMES:
+            return PART_NAMES[word]
+    return PART_NAMES.get(path.parent.name.lower(), "")
