@@ -250,7 +250,7 @@ def test_every_field_of_a_plan_and_every_word_of_a_head_is_on_its_page(site: Pat
         assert re.sub(r"\s+", " ", (field.description or "").replace("`", "")) in page.text, name
     assert len(fields) > 30
     words = {code.split()[0] for code in page.codes if code.split()}
-    assert set(plans._LAYERS) | set(plans.AUGMENTATIONS) <= words
+    assert set(plans.LAYERS) | set(plans.AUGMENTATIONS) <= words
 
 
 @pytest.mark.skipif(bool(NO_SITE), reason=NO_SITE)
