@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from regraft import backbone
-from regraft.backbone import source as sources
+from regraft.backbone.source import Backbone, TracedModel
 from regraft.errors import UserError
+from regraft.plan import InputRules
 
 TINY = [
     "test_byobnet",
@@ -60,6 +61,12 @@ def side(name: str) -> int | None:
         if any(word in name for word in ("swin", "vit", "maxvit", "coatnet", "eva", "inception"))
         else 64
     )
+
+
+def wrap(net: nn.Module) -> backbone.Backbone:
+    """Return a network of our own as a backbone for images of 8 px."""
+    rules = InputRules((0, 0, 0), (1, 1, 1), "bilinear")
+    return Backbone("net", TracedModel(net), rules, "", 8, 8, False)
 
 
 def cuts(source: backbone.Backbone) -> list[str]:
@@ -182,10 +189,8 @@ def test_functional_dropout_is_on_in_training_and_off_in_evaluation() -> None:
             return self.c(nn.functional.dropout(self.b(frozen), 0.5, training=self.training))
 
     net = Net()
-    made = sources.Backbone(
-        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
-    prefix, suffix = backbone.cut(made, "b")
+    source = wrap(net)
+    prefix, suffix = backbone.cut(source, "b")
     features = tuple(value.clone() for value in prefix(torch.ones(64, 3, 8, 8)))
     assert torch.equal(features[0][0], features[0][1])  # off in the frozen part, whatever the mode
     assert torch.equal(suffix.eval()(*features)[0], suffix(*features)[1])
@@ -201,10 +206,8 @@ def test_dropout_between_the_halves_stays_on_the_trained_side() -> None:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    made = sources.Backbone(
-        "net", net, sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
-    prefix, suffix = backbone.cut(made, "1")
+    source = wrap(net)
+    prefix, suffix = backbone.cut(source, "1")
     assert not any(
         isinstance(module, nn.ReLU) for module in suffix.modules()
     )  # slid over the border
@@ -223,11 +226,9 @@ def test_a_module_on_both_sides_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return self.a(self.b(self.a(x))).mean((2, 3))
 
-    made = sources.Backbone(
-        "twice", Twice(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
+    source = wrap(Twice())
     with pytest.raises(UserError, match="used on both sides of the cut"):
-        backbone.cut(made, "b")
+        backbone.cut(source, "b")
 
 
 def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
@@ -235,16 +236,14 @@ def test_an_untraceable_network_is_refused_in_a_sentence() -> None:
         def forward(self, x):  # type: ignore[no-untyped-def]
             return x if x.sum() > 0 else -x
 
-    made = sources.Backbone(
-        "wild", Wild(), sources.InputRules((0, 0, 0), (1, 1, 1), "bilinear"), "", 8, 8, False
-    )
+    source = wrap(Wild())
     with pytest.raises(UserError, match="cannot be traced by torch.fx"):
-        backbone.cut(made, "all")
+        backbone.cut(source, "all")
 
 
 def test_the_embedded_weights_are_complete_and_its_rules_follow_them() -> None:
     source = backbone.load("tf_efficientnet_lite0", resolution=64)
-    assert source.rules == sources.InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    assert source.rules == InputRules((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     other = backbone.load("tf_efficientnet_lite0", "random", 64)
     same = [
         key
