@@ -86,7 +86,7 @@ def tensors(module: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize(
     ("names", "fewest_fused"),
-    [(TINY, 6), pytest.param(LARGER, 8, marks=pytest.mark.slow)],
+    [(TINY, 5), pytest.param(LARGER, 10, marks=pytest.mark.slow)],
 )
 def test_the_laws_of_the_cut_hold_over_families(names: list[str], fewest_fused: int) -> None:
     cuts_seen = fused = 0
