@@ -170,7 +170,7 @@ def test_every_field_of_a_plan_and_every_word_of_a_head_is_on_its_page(
         assert re.sub(r"\s+", " ", description) in page.text, name
     assert len(fields) > 30
     words = {code.split()[0] for code in page.codes if code.split()}
-    assert set(plans._LAYERS) | set(plans.AUGMENTATIONS) <= words
+    assert set(plans.LAYERS) | set(plans.AUGMENTATIONS) <= words
 
 
 def test_the_whole_plan_on_its_page_is_one_and_leaves_nothing_out(

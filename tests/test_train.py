@@ -155,7 +155,7 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_dec
 
 
 def test_the_rate_warms_up_and_falls_as_the_schedule_says() -> None:
-    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("one-cycle", 0.0)):
+    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("warmup-cosine", 0.0)):
         phase = Phase(schedule=schedule, warmup=0.1)
         course = [rate(step, 100, phase) for step in range(101)]
         assert course[0] < 0.2

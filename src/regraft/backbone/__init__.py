@@ -1,14 +1,25 @@
 """A source model that can be cut anywhere, with its input rules.
 
-Refuses to know families: names, depth and weights are timm's, the cut is found by dataflow.
+Names, depth and weights are timm's, and the cut is found by dataflow: nothing depends on a family.
 """
 
 from regraft.backbone.compiled import PAYS_FROM, compiled, has_compiler, multiply_adds
+from regraft.backbone.cutting import cut, width
 from regraft.backbone.fold import folded, halved
 from regraft.backbone.halves import Prefix, Suffix
 from regraft.backbone.joint import joined
-from regraft.backbone.ladder import Place, alike, cut, depth, earliest, ladder, width, work
-from regraft.backbone.source import Backbone, check_name, facts, load, names, restore
+from regraft.backbone.ladder import Place, ladder, work
+from regraft.backbone.layers import alike, depth, earliest
+from regraft.backbone.source import (
+    Backbone,
+    check_name,
+    facts,
+    input_rules,
+    load,
+    names,
+    restore,
+    with_weights,
+)
 from regraft.backbone.weights import EMBEDDED, build, classifier
 
 __all__ = [
@@ -30,6 +41,7 @@ __all__ = [
     "folded",
     "halved",
     "has_compiler",
+    "input_rules",
     "joined",
     "ladder",
     "load",
@@ -37,5 +49,6 @@ __all__ = [
     "names",
     "restore",
     "width",
+    "with_weights",
     "work",
 ]

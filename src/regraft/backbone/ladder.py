@@ -1,24 +1,26 @@
-"""The ladder of places at which a backbone can be cut, with what each costs to compute and to keep."""
+"""What every stage of a backbone costs to compute and to keep in the cache."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from regraft.backbone import halves
+from regraft.backbone import layers
+from regraft.backbone.cutting import cut_trace
+from regraft.backbone.halves import gather
 from regraft.backbone.source import Backbone
-from regraft.errors import UserError, nearest
+from regraft.errors import UserError
+
+_BYTES_PER_NUMBER = 2  # the cache holds float16
 
 
 @dataclass(frozen=True)
 class Place:
-    """One rung: a stage, what comes out of it, and what it takes to get there."""
+    """A stage or block: what comes out of it, and what it costs."""
 
     name: str
     shape: tuple[int, ...]  # of one image's output
@@ -29,229 +31,105 @@ class Place:
 
 
 def ladder(source: Backbone, fine: bool = False) -> list[Place]:
-    """Return the places of a backbone in order of depth, for one image at its resolution.
+    """Return the stages of a backbone in order of depth, with costs for one image.
 
     Args:
         source: The backbone.
         fine: Every block and not only every stage.
     """
-    named = source.blocks if fine else source.stages
-    values, works = source.values, work(source, fine)
-    spans = [span(source, stage) for stage in named]
-    rungs = []
-    for number, (stage, modules) in enumerate(named.items()):
-        last = spans[number][1]
-        parameters = sum(
-            p.numel()
-            for name, p in source.model.named_parameters()
-            if name.rpartition(".")[0] in modules
+    stages = source.blocks if fine else source.stages
+    multiply_adds = work(source, fine)
+    spans = [layers.span(source, stage) for stage in stages]
+    following: list[str | None] = [first for first, _ in spans[1:]]
+    following.append(None)
+    places = []
+    for (stage, modules), (_, last), next_first in zip(
+        stages.items(), spans, following, strict=True
+    ):
+        pooled_bytes = _count_pooled_bytes(source, last)
+        map_bytes = pooled_bytes
+        if next_first:
+            map_bytes = _count_crossing_bytes(source, next_first)
+        place = Place(
+            stage,
+            tuple(source.values[last][1:]),
+            _count_parameters(source, modules),
+            multiply_adds[stage],
+            map_bytes,
+            pooled_bytes,
         )
-        following = spans[number + 1][0] if number + 1 < len(spans) else None
-        pooled = (
-            halves.gather([torch.zeros(values[last])], [layout(source, last)]).shape[1:].numel() * 2
-        )
-        crossing = _bytes(source, following, _end(source)) if following else pooled
-        rungs.append(
-            Place(stage, tuple(values[last][1:]), parameters, works[stage], crossing, pooled)
-        )
-    return rungs
+        places.append(place)
+    return places
 
 
 def work(source: Backbone, fine: bool = False) -> dict[str, int]:
-    """Return the multiply-adds of every stage, or of every block, for one image at the backbone's resolution, in order of depth."""
-    named = source.blocks if fine else source.stages
-    flops = _multiply_adds(source)
-    names = [node.name for node in source.trace.eval.nodes]
-    starts = [
-        0,
-        *(names.index(span(source, stage, named)[0]) for stage in list(named)[1:]),
-        len(names),
-    ]
-    return {
-        stage: sum(flops.get(name, 0) for name in names[starts[number] : starts[number + 1]])
-        for number, stage in enumerate(named)
-    }
-
-
-def cut(
-    source: Backbone, train: str, until: Sequence[str] = (), flatten: bool = False
-) -> tuple[halves.Prefix, halves.Suffix]:
-    """Return the frozen and the trained part of a backbone.
+    """Return the multiply-adds of every stage for one image at the backbone's resolution.
 
     Args:
-        source: The backbone; both halves share its parameters.
-        train: "head" (nothing of the backbone is trained), "all", or the stage from which on it is trained.
-        until: Where features are taken; the end of the network when empty, or called "end" among others; several are concatenated.
-        flatten: Take the last map as it is, in a row, instead of its average.
-
-    Raises:
-        UserError: For a stage that does not exist or lies after `until`.
+        source: The backbone.
+        fine: Of every block and not only every stage.
     """
-    taken, layouts = _taken(source, until, flatten)
-    first = None
-    if train == "all":
-        first = next(iter(source.trace.eval.nodes)).name
-    elif train != "head":
-        first = span(source, train)[0]
-        names = [node.name for node in source.trace.eval.nodes]
-        if names.index(first) > max(names.index(name) for name in taken):
-            raise UserError(
-                f"Training was to start at {train!r}, which lies after {' and '.join(map(repr, until))}, where features are taken. "
-                "Train an earlier stage, or take features later."
-            )
-    return halves.cut(source.trace, source.values, first, taken, layouts)
+    stages = source.blocks if fine else source.stages
+    by_node = _count_multiply_adds(source)
+    names = [node.name for node in source.trace.eval.nodes]
+    starts = [0]
+    for stage in list(stages)[1:]:
+        first, _ = layers.span(source, stage, stages)
+        starts.append(names.index(first))
+    ends = [*starts[1:], len(names)]
+    work_of: dict[str, int] = {}
+    for stage, start, end in zip(stages, starts, ends, strict=True):
+        work_of[stage] = sum(by_node.get(name, 0) for name in names[start:end])
+    return work_of
 
 
-def width(source: Backbone, until: Sequence[str] = (), flatten: bool = False) -> int:
-    """Return how many features a backbone gives an image, taken where and as in `cut`."""
-    taken, layouts = _taken(source, until, flatten)
-    return halves.gather([torch.zeros(source.values[name]) for name in taken], layouts).shape[1]
+def _count_parameters(source: Backbone, modules: tuple[str, ...]) -> int:
+    count = 0
+    for name, parameter in source.model.named_parameters():
+        if name.rpartition(".")[0] in modules:
+            count += parameter.numel()
+    return count
 
 
-def _taken(source: Backbone, until: Sequence[str], flatten: bool) -> tuple[list[str], list[str]]:
-    """Return the names of the nodes whose values are the features, and how each becomes a vector."""
-    if until:
-        taken = [_end(source) if place == "end" else span(source, place)[1] for place in until]
-    else:
-        taken = [
-            span(source, list(source.stages)[-1], source.stages)[1] if flatten else _end(source)
-        ]  # the stage with its tail
-    return taken, ["flat" if flatten else layout(source, name) for name in taken]
+def _count_pooled_bytes(source: Backbone, node: str) -> int:
+    """Return the bytes of a node's value for one image when it is made a vector."""
+    blank = torch.zeros(source.values[node])
+    vectors = gather([blank], [layers.layout(source, node)])
+    return vectors.shape[1:].numel() * _BYTES_PER_NUMBER
 
 
-def span(
-    source: Backbone, place: str, named: dict[str, tuple[str, ...]] | None = None
-) -> tuple[str, str]:
-    """Return the names of the first and the last node of a stage or module."""
-    named = (
-        {**source.stages, **source.blocks} if named is None else named
-    )  # a last block is itself; the stage of that name has the tail too
-    modules = (*named.get(place, ()), place)
-    mine = [
-        name
-        for name, path in source.trace.path.items()
-        if any(path == module or path.startswith(module + ".") for module in modules)
-    ]
-    alive = [name for name in mine if name in source.values]
-    if not alive:
-        near = nearest(place, source.facts.places) or list(source.stages)[-3:]
-        raise UserError(
-            f"{source.name} has no stage {place!r}. Nearest: {', '.join(near)}. `regraft backbones show {source.name}` lists its stages."
-        )
-    tensors = [name for name in alive if isinstance(source.values[name], torch.Size)]
-    return alive[0], tensors[-1]
-
-
-def layout(source: Backbone, node: str) -> str:
-    """Return how the value of a node becomes a vector, see `halves.gather`."""
-    shape = source.values[node]
-    dimensions = len(shape)
-    model: Any = source.model
-    if dimensions == 4:  # images are square here, so equal sides tell where the channels are
-        if (shape[1] == shape[2]) != (shape[2] == shape[3]):
-            return "map-last" if shape[1] == shape[2] else "map"
-        return "map-last" if str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC") else "map"
-    if dimensions == 3:
-        if getattr(model, "global_pool", "") == "token":
-            return "class-token"
-        prefix = int(getattr(model, "num_prefix_tokens", 0))
-        return f"tokens-{prefix}" if prefix else "tokens"
-    return "vector"
-
-
-def _end(source: Backbone) -> str:
-    output = next(node for node in source.trace.eval.nodes if node.op == "output")
-    return str(output.all_input_nodes[0].name)
-
-
-def _bytes(source: Backbone, first: str, end: str) -> int:
+def _count_crossing_bytes(source: Backbone, first: str) -> int:
+    """Return the bytes for one image of what crosses before a node; 0 where no cut is possible."""
+    end = layers.end_node(source)
+    layout = layers.layout(source, end)
     try:
-        prefix, _ = halves.cut(source.trace, source.values, first, [end], [layout(source, end)])
+        prefix, _ = cut_trace(source.trace, source.values, first, [end], [layout])
     except UserError:
         return 0
-    return sum(shape.numel() * 2 for shape in prefix.shapes)
+    return sum(shape.numel() * _BYTES_PER_NUMBER for shape in prefix.shapes)
 
 
-def _multiply_adds(source: Backbone) -> dict[str, int]:
+def _count_multiply_adds(source: Backbone) -> dict[str, int]:
     """Return the multiply-adds of each node for one image."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     class Count(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
             with FlopCounterMode(display=False) as counter:
-                out = super().run_node(node)
-            found[node.name] = counter.get_total_flops() // 2
-            return out
+                value = super().run_node(node)
+            counts[node.name] = counter.get_total_flops() // 2
+            return value
 
-    device = next(source.model.parameters()).device
-    was_training = source.model.training
+        def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+            value = super().get_attr(target, args, kwargs)
+            # the counter fails on views of a tensor that needs gradients
+            return value.detach() if isinstance(value, Tensor) else value
+
+    model = source.model
+    device = next(model.parameters()).device
+    was_training = model.training
+    image = torch.zeros(1, 3, source.resolution, source.resolution, device=device)
     with torch.no_grad():
-        Count(fx.GraphModule(source.model.eval(), source.trace.eval)).run(
-            torch.zeros(1, 3, source.resolution, source.resolution, device=device)
-        )
-    source.model.train(was_training)
-    return found
-
-
-def earliest(source: Backbone, trains: Sequence[str]) -> str:
-    """Return which of several values of `train` starts first: "all" before every stage, "head" after all of them."""
-    names = list(source.trace.path)
-
-    def start(train: str) -> int:
-        return (
-            -1
-            if train == "all"
-            else len(names)
-            if train == "head"
-            else names.index(span(source, train)[0])
-        )
-
-    return min(trains, key=start)
-
-
-def alike(own: Backbone, place: str, other: Backbone, first: bool) -> str:
-    """Return the stage of another backbone at which images have shrunk as much as at a place of the first one.
-
-    Where nothing shrinks, as in a transformer, it is the last stage; to end with the last stage is called "end".
-
-    Args:
-        own: The backbone that has the place.
-        place: A stage or module of it.
-        other: The backbone to find a stage in.
-        first: The first such stage, to train from; else the last one, to end with.
-    """
-    wanted = _stride(own, place)
-    strides = {stage: _stride(other, stage) for stage in other.stages}
-    last = list(other.stages)[-1]
-    if wanted is None or None in strides.values():
-        return last if first else "end"
-    nearest = min(
-        strides.values(), key=lambda stride: abs(math.log(stride / wanted)) if stride else math.inf
-    )
-    same = [stage for stage, stride in strides.items() if stride == nearest]
-    return same[0] if first else "end" if same[-1] == last else same[-1]
-
-
-def _stride(source: Backbone, place: str) -> int | None:
-    """Return how many pixels of the image one cell of the map that a place gives stands for; None where it gives no map."""
-    node = span(source, place)[1]
-    shape = source.values[node]
-    if len(shape) != 4:
-        return None
-    side = int(shape[1] if layout(source, node) == "map-last" else shape[2])
-    return round(source.resolution / side)
-
-
-def depth(source: Backbone) -> Callable[[str], int]:
-    """Return a function from a parameter's name to how many stages lie between it and the head: 1 for the last stage."""
-    owners = {
-        module: number
-        for number, modules in enumerate(source.stages.values())
-        for module in modules
-    }
-    count = len(source.stages)
-
-    def below(parameter: str) -> int:
-        return count - owners.get(parameter.rpartition(".")[0], 0)
-
-    return below
+        Count(fx.GraphModule(model.eval(), source.trace.eval)).run(image)
+    model.train(was_training)
+    return counts

@@ -293,8 +293,10 @@ def described(module: Tuning, phase: Phase) -> list[dict[str, Any]]:
 
 
 def rate(step: int, steps: int, phase: Phase) -> float:
-    """Return the factor on the learning rate at a step: linear warm-up, then constant, cosine or one-cycle."""
-    warm = phase.warmup * steps if phase.schedule != "one-cycle" or phase.warmup else 0.25 * steps
+    """Return the factor on the learning rate at a step: linear warm-up, then constant or cosine."""
+    warm = (
+        phase.warmup * steps if phase.schedule != "warmup-cosine" or phase.warmup else 0.25 * steps
+    )
     if step < warm:
         return (step + 1) / (warm + 1)
     if phase.schedule == "constant":
