@@ -24,10 +24,9 @@ from PIL import Image
 
 import regraft as api
 from conftest import TINY, toy, unsealed, write_folder
-from regraft import evaluate, predict, workflow
+from regraft import evaluate, machine, predict, workflow
 from regraft import run as runs
 from regraft.errors import UserError
-from regraft.predict import ahead
 from regraft.sources import streams
 
 
@@ -280,26 +279,22 @@ def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) 
     assert np.ptp(alone, axis=0).min() > 1e-2
 
 
-def test_short_memory_halves_the_batch_and_loses_nothing(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifier = predict.Classifier(runs.load(finished), batch_size=32)
-    wanted = classifier.logits(toy(40).images.read(np.arange(40)))
-    original, sizes = predict.Classifier._once, list[int]()
+def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path) -> None:
+    images = toy(40).images.read(np.arange(40))
+    expected = predict.Classifier(runs.load(finished), batch_size=32).logits(images)
+    sizes: list[int] = []
 
-    def short(self: predict.Classifier, ready: list[np.ndarray]) -> np.ndarray:
-        sizes.append(len(ready))
-        if len(ready) > 8:
+    def refuse_large_batches(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return original(self, ready)
 
-    monkeypatch.setattr(predict.Classifier, "_once", short)
-    found = predict.Classifier(runs.load(finished), batch_size=32).logits(
-        toy(40).images.read(np.arange(40))
-    )
+    classifier = predict.Classifier(runs.load(finished), batch_size=32)
+    classifier.network[1].register_forward_pre_hook(refuse_large_batches)
+    logits = classifier.logits(images)
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
-    assert (found.argmax(1) == wanted.argmax(1)).all()
+    assert (logits.argmax(1) == expected.argmax(1)).all()
 
 
 @pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe"])
@@ -320,7 +315,7 @@ def test_answers_are_those_that_the_run_was_scored_by(
     place = {key: row for row, key in enumerate(data.keys)}
     images = data.images.read(np.array([place[key] for key in kept["keys"]]))
     classifier = api.load("out")
-    here = predict.network.machine.has_bfloat16("cpu")
+    here = machine.has_bfloat16("cpu")
     said = classifier.predict_proba(np.stack(images))
     wanted = np.exp(evaluate.log_softmax(kept["logits"]))
     assert len(said) > 5
@@ -328,26 +323,24 @@ def test_answers_are_those_that_the_run_was_scored_by(
     assert classifier.network[1].precision == (precision if here else "float32")
 
 
-class Breaking:
-    """Stops a job after some batches, once, and notes every image that is read."""
+class OpenedFiles:
+    """Notes every file of a folder that is opened; one of them is answered by Ctrl-C, once."""
 
-    def __init__(self, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        one, add, self.read = ahead.one, predict.Results.add, list[str]()
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.interrupt_at = ""
+        original = open
 
-        def noted(found: streams.Found, *rest: object) -> ahead.Ready:
-            self.read.append(found.name)
-            return one(found, *rest)  # type: ignore[arg-type]
+        def noted(file: object, *args: object, **options: object) -> object:
+            name = str(file)
+            if name.startswith(str(folder)):
+                self.names.append(name)
+                if name == self.interrupt_at:
+                    self.interrupt_at = ""
+                    raise KeyboardInterrupt
+            return original(file, *args, **options)  # type: ignore[call-overload]
 
-        def breaks(results: predict.Results, rows: list[dict[str, object]]) -> None:
-            nonlocal after
-            add(results, rows)
-            after -= 1
-            if not after:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(ahead, "one", noted)
-        monkeypatch.setattr(predict.Results, "add", breaks)
-        monkeypatch.setattr(predict.results, "_PART", 10)
+        monkeypatch.setattr("builtins.open", noted)
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
@@ -361,18 +354,21 @@ def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(
     words = ("predict", finished, photos, "--batch-size", 6, "--top", 2, "-q")
     whole = json.loads(regraft(*words, "--out", f"whole.{kind}", "--json").out)
     assert (whole["rows"], whole["new"], whole["unreadable"]) == (62, 62, 1)
-    breaking, path = Breaking(5, monkeypatch), Path(f"parts.{kind}")
+    path = Path(f"parts.{kind}")
+    opened = OpenedFiles(photos, monkeypatch)
+    opened.interrupt_at = sorted(map(str, photos.rglob("*.png")))[40]
     assert regraft(*words, "--out", path).code == 2
+    assert not opened.interrupt_at
     if kind != "parquet":
         with path.open("ab") as file:
             file.write(b'"half a row')
     refused = regraft(*words, "--out", path)
     assert (refused.code, f"{path} exists already" in refused.err) == (2, True)
     other = regraft("predict", finished, photos, "--top", 1, "-q", "--out", path, "--resume")
-    assert (other.code, "was begun by another job: top differ" in other.err) == (2, True)
-    breaking.read.clear()
-    told = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
-    assert (told["rows"], told["new"], len(breaking.read)) == (62, 32, 32)
+    assert (other.code, "was started by another job: top differ" in other.err) == (2, True)
+    opened.names.clear()
+    summary = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
+    assert (summary["rows"], summary["new"], len(opened.names)) == (62, 32, 32)
     names = [row["path"] for row in table_of(path, kind)]
     assert len(set(names)) == len(names) == 62
     assert str(odd) in names
@@ -403,21 +399,60 @@ def table_of(path: Path, kind: str) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: str(row["path"]))
 
 
+KILLED_JOB = """
+import json, os, sys
+from itertools import islice
+from pathlib import Path
+from regraft import predict, run
+from regraft.sources import streams
+
+job = predict.PredictionJob(**json.loads(sys.argv[3]))
+results = predict.Results(Path("p.parquet"), job, overwrite=True, part_rows=10)
+classifier = predict.Classifier(run.load(Path(sys.argv[1])), batch_size=8)
+predictions = classifier.stream(streams.found([sys.argv[2]]))
+for _ in range(3):
+    results.add([prediction.to_json(1) for prediction in islice(predictions, 8)])
+os._exit(9)
+"""
+
+
 def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from regraft import predict; from regraft.workflow import predict_to; add = predict.Results.add\n"
-        "def dies(self, rows):\n    add(self, rows)\n    os._exit(9) if self.rows >= 24 else None\n"
-        "predict.results._PART = 10; predict.Results.add = dies\n"
-        "predict_to(Path(sys.argv[1]), [sys.argv[2]], Path('p.parquet'), batch_size=8)"
-    )
     photos = write_folder(tmp_path / "photos", toy(60))
-    assert (
-        subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
-    )
+    workflow.predict_to(finished, [photos], Path("p.parquet"))
+    job = json.dumps(json.loads(Path("p.parquet.job.json").read_text())["job"])
+    words = [sys.executable, "-c", KILLED_JOB, finished, photos, job]
+    assert subprocess.run(words, check=False).returncode == 9
     assert not Path("p.parquet").exists()
-    told = workflow.predict_to(finished, [photos], Path("p.parquet"), resume=True)
-    assert (told["rows"], told["new"]) == (60, 44)  # a part of 16 was whole
+    summary = workflow.predict_to(finished, [photos], Path("p.parquet"), resume=True)
+    assert (summary["rows"], summary["new"]) == (60, 44)  # a part of 16 was whole
     assert pq.read_metadata("p.parquet").num_rows == 60
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_file_written_in_parts_equals_one_written_at_once(kind: str) -> None:
+    job = predict.PredictionJob("run", "plan", "weights", kind, top=2)
+    ranked = (("=a", 0.75), ("b", 0.25))
+    rows = [predict.Prediction(f"-{row}", "=a", 0.75, ranked).to_json(2) for row in range(37)]
+    whole = predict.Results(Path(f"whole.{kind}"), job)
+    whole.add(rows)
+    whole.finish()
+    path, done = Path(f"parts.{kind}"), 0
+    for stop in (5, 12, 24, 37):
+        results = predict.Results(path, job, resume=True, part_rows=6)
+        assert results.rows == results.before == done
+        assert [row["path"] in results for row in rows] == [row < done for row in range(37)]
+        for start in range(done, stop, 4):
+            results.add(rows[start : min(stop, start + 4)])
+        done = stop
+        results.close()
+    if kind == "parquet":
+        assert len(list(Path("parts.parquet.parts").iterdir())) > 4
+    results = predict.Results(path, job, resume=True)
+    results.finish()
+    again = predict.Results(path, job, resume=True)
+    assert again.before == 37
+    again.finish()
+    assert table_of(path, kind) == table_of(Path(f"whole.{kind}"), kind)
 
 
 def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
