@@ -1,4 +1,4 @@
-"""A finished run for other programs: every format answers as the run does, or is not left behind."""
+"""A finished run for other programs: a format answers as the run does or is not left behind."""
 
 from __future__ import annotations
 
@@ -61,13 +61,16 @@ def fitted(
     changes: tuple[str, ...] = (),
     resolution: int = 32,
 ) -> Path:
-    options = {
-        "weights": "random",
-        "resolution": resolution,
-        "home": home / "cache",
-        "changes": changes,
-    }
-    return api.fit(home / "photos", technique, network, out=home / name, **options).path  # type: ignore[arg-type]
+    return api.fit(
+        home / "photos",
+        technique,
+        network,
+        out=home / name,
+        weights="random",
+        resolution=resolution,
+        home=home / "cache",
+        changes=changes,
+    ).path
 
 
 @pytest.mark.parametrize("kind", list(export.FORMATS))
@@ -167,13 +170,14 @@ def test_a_head_with_dropout_only_and_tuned_weights_fit_a_plain_timm_model(home:
     assert report.parity.difference < 1e-4
 
 
-def test_the_graph_makes_pixels_ready_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_makes_pixels_ready_to_the_last_bit() -> None:
     import onnxruntime
 
     chance, cases = np.random.default_rng(0), 0
     for side, kind in ((32, "bicubic"), (96, "bilinear"), (33, "bicubic")):
         rules = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kind)
-        made = prepare.graph(SimpleNamespace(resolution=side, rules=rules), 10, graph.OPSET)  # type: ignore[arg-type]
+        model = SimpleNamespace(resolution=side, rules=rules)
+        made = prepare.graph(model, 10, graph.OPSET)  # type: ignore[arg-type]
         session = onnxruntime.InferenceSession(
             made.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -423,7 +427,9 @@ def test_parity_counts_classes_and_the_largest_difference() -> None:
 
 
 @pytest.mark.parametrize("how", ["cut short", "missing", "shape", "head"])
-def test_altered_weights_are_refused(regraft, finished: Path, tmp_path: Path, how: str) -> None:  # type: ignore[no-untyped-def]
+def test_altered_weights_are_refused(  # type: ignore[no-untyped-def]
+    regraft, finished: Path, tmp_path: Path, how: str
+) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     damaged(run, how)
     for kind in ("onnx", "safetensors", "timm"):

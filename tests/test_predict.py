@@ -1,4 +1,4 @@
-"""Many images through a finished run: whatever they come in, whatever is wrong with some of them, and a job that was broken off."""
+"""Many images through a finished run: their containers, their faults, and interrupted jobs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,9 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of(regraft, run: Path, *words: object) -> dict[str, dict[str, object]]:  # type: ignore[no-untyped-def]
+def rows_of(  # type: ignore[no-untyped-def]
+    regraft, run: Path, *words: object
+) -> dict[str, dict[str, object]]:
     result = regraft("predict", run, *words, "--json", "-q")
     assert result.code == 0, result.err
     rows = json.loads(result.out)["predictions"]
@@ -238,24 +241,26 @@ def many(count: int) -> Iterator[streams.Found]:
 
 def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: Path) -> None:
     classifier = predict.Classifier(runs.load(finished), batch_size=8)
-    alone = [said.label for said in classifier.stream(many(12))]
-    asked, said = 0, []
+    alone = [prediction.label for prediction in classifier.stream(many(12))]
+    asked = 0
+    predictions: list[predict.Prediction] = []
 
     def counted() -> Iterator[streams.Found]:
         nonlocal asked
-        for one in many(1000):
+        for image in many(1000):
             asked += 1
-            yield one
+            yield image
 
     most = 0
-    for one in classifier.stream(counted()):
-        said.append(one)
-        most = max(most, asked - len(said))
-    assert [one.path for one in said] == list(map(str, range(1000)))
-    assert [number for number, one in enumerate(said) if one.error] == list(range(3, 1000, 7))
+    for prediction in classifier.stream(counted()):
+        predictions.append(prediction)
+        most = max(most, asked - len(predictions))
+    assert [prediction.path for prediction in predictions] == list(map(str, range(1000)))
+    failed = [number for number, prediction in enumerate(predictions) if prediction.error]
+    assert failed == list(range(3, 1000, 7))
     checked = [
-        (number, one.label)
-        for number, one in enumerate(said)
+        (number, prediction.label)
+        for number, prediction in enumerate(predictions)
         if number >= 12 and number % 7 != 3 and number % 12 % 7 != 3
     ]
     assert len(checked) > 500
@@ -271,10 +276,8 @@ def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) 
     images = [
         rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)
     ]
-    together, alone = (
-        classifier.logits(images),
-        np.concatenate([classifier.logits([image]) for image in images]),
-    )
+    together = classifier.logits(images)
+    alone = np.concatenate([classifier.logits([image]) for image in images])
     assert np.abs(together - alone).max() < 1e-4
     assert np.ptp(alone, axis=0).min() > 1e-2
 
@@ -469,20 +472,20 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
     heat = evaluate.temperature(wrong, kept["targets"])
     assert heat > 1.5
     plain = rows_of(regraft, run, photos, "--top", 3)
-    calm = sorted(
-        row["probability"]
-        for row in rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
-    )  # type: ignore[type-var]
-    least = round(float(calm[20]), 4)
+    calibrated = rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
+    calm = sorted(float(str(row["probability"])) for row in calibrated)
+    least = round(calm[20], 4)
     sure = rows_of(regraft, run, photos, "--top", 3, "--min-confidence", least)
     abstained = 0
     for path, row in plain.items():
-        logits = np.log([chance for _, chance in row["ranked"]])  # type: ignore[attr-defined]
+        ranked: Any = row["ranked"]
+        other: dict[str, Any] = sure[path]
+        logits = np.log([probability for _, probability in ranked])
         wanted = np.exp(evaluate.log_softmax(logits[None] / heat))[0]
-        other = sure[path]
-        assert [chance for _, chance in other["ranked"]] == pytest.approx(list(wanted), abs=2e-3)  # type: ignore[attr-defined]
-        assert row["label"] == row["ranked"][0][0] == other["ranked"][0][0]  # type: ignore[index]
-        assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)  # type: ignore[operator]
+        probabilities = [probability for _, probability in other["ranked"]]
+        assert probabilities == pytest.approx(list(wanted), abs=2e-3)
+        assert row["label"] == ranked[0][0] == other["ranked"][0][0]
+        assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)
         abstained += bool(other["abstained"])
     assert 0 < abstained < 40
     told = regraft("predict", run, photos, "--min-confidence", least, "--out", "p.csv")
@@ -500,15 +503,9 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
 
 def test_a_reader_that_has_gone_is_no_fault(finished: Path, photos: Path) -> None:
     many = " ".join([str(photos)] * 20)  # more than a pipe holds
-    done = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q | head -1; exit ${{PIPESTATUS[0]}}",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q"
+    script = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert "Error" not in done.stderr
 
@@ -531,7 +528,9 @@ def test_names_on_standard_input_may_be_bytes_that_are_no_text(
     assert (row["path"], row["error"]) == (f"{tmp_path}/caf\\xe9.png", None)
 
 
-def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_formats_that_are_printed(  # type: ignore[no-untyped-def]
+    regraft, finished: Path, photos: Path
+) -> None:
     words = ("predict", finished, photos / "class0", "--top", 2, "-q")
     lines = list(csv.DictReader(io.StringIO(regraft(*words, "--format", "csv").out)))
     assert len(lines) == 40
@@ -638,7 +637,13 @@ def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_re
     assert classifier.predict(
         np.stack([np.asarray(Image.open(file)) for file in files])
     ) == classifier.predict(files)
-    assert [one.label for one in classifier.files(files)] == classifier.predict(files)
+    predictions = list(classifier.files(files))
+    assert [prediction.label for prediction in predictions] == classifier.predict(files)
+    for prediction in predictions:
+        row = prediction.to_json(2)
+        assert list(row) == ["path", "label", "probability", "ranked", "abstained", "error"]
+        assert row["ranked"] == [list(pair) for pair in prediction.ranked[:2]]
+        assert len(prediction.to_json()["ranked"]) == 3
     assert classifier.predict([]) == []
     pixels = np.asarray(Image.open(files[0]))
     mistakes = {
