@@ -443,7 +443,8 @@ def test_a_file_written_in_parts_equals_one_written_at_once(kind: str) -> None:
     for stop in (5, 12, 24, 37):
         results = predict.Results(path, job, resume=True, part_rows=6)
         assert results.rows == results.before == done
-        assert [row["path"] in results for row in rows] == [row < done for row in range(37)]
+        stored = [row["path"] in results for row in rows]
+        assert stored == [True] * done + [False] * (37 - done)
         for start in range(done, stop, 4):
             results.add(rows[start : min(stop, start + 4)])
         done = stop
@@ -547,7 +548,8 @@ def test_the_formats_that_are_printed(  # type: ignore[no-untyped-def]
     ]
     assert all(row["label"] == row["label_1"] for row in lines)
     rows = [json.loads(line) for line in regraft(*words, "--format", "json").out.splitlines()]
-    assert [row["path"] for row in rows] == [row["path"] for row in lines]
+    paths = [row["path"] for row in lines]
+    assert [row["path"] for row in rows] == paths
     assert [len(row["ranked"]) for row in rows] == [2] * 40
     assert len(regraft(*words).out.splitlines()) == 40
 
