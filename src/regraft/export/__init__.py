@@ -1,9 +1,29 @@
-"""A finished run as something that works without regraft: an ONNX graph, TorchScript, safetensors, a timm folder, a folder for the hub.
+"""A finished run as something that works without regraft: ONNX, TorchScript, safetensors, timm.
 
-Refuses to leave an artefact whose answers are not those of the run: each is read back and asked before it is put in its place.
+Refuses to leave an artefact that answers differently from the run: each is read back and compared
+before it is put in place.
 """
 
-from regraft.export.make import FORMATS, Samples, export, place_of, ready
+from regraft.export.make import (
+    FORMATS,
+    ExportReport,
+    ExportTarget,
+    Samples,
+    export,
+    place_of,
+    ready,
+    write_export,
+)
 from regraft.export.parity import TOLERANCE
 
-__all__ = ["FORMATS", "TOLERANCE", "Samples", "export", "place_of", "ready"]
+__all__ = [
+    "FORMATS",
+    "TOLERANCE",
+    "ExportReport",
+    "ExportTarget",
+    "Samples",
+    "export",
+    "place_of",
+    "ready",
+    "write_export",
+]
