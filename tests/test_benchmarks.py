@@ -35,6 +35,7 @@ def test_every_script_says_what_it_prints() -> None:
         "growth.py",
         "hit_rate.py",
         "limits.py",
+        "parity.py",
         "peers.py",
         "probe.py",
         "recipes.py",
