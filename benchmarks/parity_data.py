@@ -30,27 +30,27 @@ LARGE = 200_000  # bytes of a file from which it is one of the three large photo
 DAMAGED = 9  # every ninth image of the folder with broken files is broken
 
 
-def write_data(source: Path | None, target: Path) -> dict[str, str]:
+def write_data(source: Path, target: Path) -> dict[str, str]:
     """Write all images; returns what is absent as name -> reason.
 
     Args:
-        source: Folder that holds `cifar10` and `sign-digits`; without it only `digits` is used.
+        source: Folder that holds `cifar10` and `sign-digits`, or one of them, or none.
         target: New folder, which gets `new`, `signs`, `cifar`, `cifar.npz`, `cifar.csv`, `broken`.
     """
     target.mkdir(parents=True)
     write_new_images(target / "new")
-    signs = source / "sign-digits" if source else None
-    cifar = source / "cifar10" / "train-00000-of-00001.parquet" if source else None
+    signs = source / "sign-digits"
+    cifar = source / "cifar10" / "train-00000-of-00001.parquet"
     absent = {}
-    if signs and signs.is_dir():
+    if signs.is_dir():
         write_signs(signs, target / "signs")
     else:
-        absent["signs"] = f"{signs or 'the folder sign-digits'} is not there"
-    if cifar and cifar.is_file():
+        absent["signs"] = f"{signs} is not there"
+    if cifar.is_file():
         write_cifar(cifar, target)
         write_broken(target / "cifar", target / "broken")
     else:
-        reason = f"{cifar or 'the folder cifar10'} is not there"
+        reason = f"{cifar} is not there"
         absent |= dict.fromkeys(("cifar", "cifar.npz", "cifar.csv", "broken"), reason)
     return absent
 
@@ -89,35 +89,42 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def read_cifar(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Yield class, number and JPEG of the first images of each class, in the file's order."""
+def read_cifar(path: Path, a_class: int) -> Iterator[tuple[str, int, bytes]]:
+    """Yield class, number and JPEG of the first `a_class` images of each class."""
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
     labels = np.asarray(table["label"])
     for label, name in enumerate(CLASSES):
-        rows = np.flatnonzero(labels == label)[:CIFAR_A_CLASS]
+        rows = np.flatnonzero(labels == label)[:a_class]
         for row in rows:
             yield name, int(row), table["img"][int(row)].as_py()["bytes"]
 
 
-def write_cifar(path: Path, target: Path) -> None:
-    """Write 1,000 images as class folders of JPEG files, as `cifar.npz` and as `cifar.csv`."""
+def read_cifar_pixels(path: Path, a_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels (n, 32, 32, 3) and labels of the first `a_class` images of each class."""
     pixels = []
     labels = []
+    for name, _, jpeg in read_cifar(path, a_class):
+        pixels.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
+        labels.append(CLASSES.index(name))
+    return np.stack(pixels), np.asarray(labels)
+
+
+def write_cifar(path: Path, target: Path) -> None:
+    """Write 1,000 images as class folders of JPEG files, as `cifar.npz` and as `cifar.csv`."""
     rows = []
-    for name, number, jpeg in read_cifar(path):
+    for name, number, jpeg in read_cifar(path, CIFAR_A_CLASS):
         file = target / "cifar" / name / f"{number:05}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(jpeg)
-        pixels.append(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
-        rows.append((file.relative_to(target), name, f"scene-{len(labels) // GROUP}"))
-        labels.append(CLASSES.index(name))
-    np.savez(target / "cifar.npz", images=np.stack(pixels), labels=np.asarray(labels))
+        rows.append((file.relative_to(target), name, f"scene-{len(rows) // GROUP}"))
     with (target / "cifar.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "group"))
         writer.writerows(rows)
+    pixels, labels = read_cifar_pixels(path, CIFAR_A_CLASS)
+    np.savez(target / "cifar.npz", images=pixels, labels=labels)
 
 
 def write_broken(source: Path, target: Path) -> None:
