@@ -16,9 +16,11 @@ import json
 import os
 import shutil
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import parity_cases
@@ -40,6 +42,12 @@ class Tally:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Count what another tally has, too."""
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
 
     def judge(self, case: Case, old: Side, new: Side) -> None:
         """Compare what both sides left of a case, and print a line."""
@@ -77,45 +85,61 @@ def describe(reasons: dict[str, str], added: Sequence[str]) -> str:
 
 def list_techniques(side: Side) -> list[str]:
     """Return the names of the techniques that a side knows."""
-    run(side, [TECHNIQUES])
     text = (side.home / "told" / f"{TECHNIQUES.name}.out").read_text()
     return list(json.loads(text)["techniques"])
 
 
-def select_quick(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases of the quick round."""
-    return [case for case in cases if case.quick or case.name in QUICK_FITS]
+def select(cases: Sequence[Case], quick: bool, only: str) -> list[Case]:
+    """Return the cases whose name fits the pattern, or those of the quick round."""
+    if quick:
+        cases = [case for case in cases if case.quick or case.name in QUICK_FITS]
+    return [case for case in cases if fnmatchcase(case.name, only)]
 
 
 def share_old_runs(old: Side, new: Side) -> None:
     """Copy the old side's runs to both sides, so that the new version reads folders of the old."""
-    for side in (old, new):
-        for name in ("fine-tune", "linear-probe"):
-            shutil.copytree(old.home / "runs" / name, side.home / "from-old" / name)
+    for name in ("fine-tune", "linear-probe"):
+        run_folder = old.home / "runs" / name
+        if run_folder.is_dir():
+            shutil.copytree(run_folder, old.home / "from-old" / name)
+            shutil.copytree(run_folder, new.home / "from-old" / name)
 
 
-def compare(old: Side, new: Side, quick: bool, absent: dict[str, str]) -> Tally:
-    """Run every case on both sides in turn, and print and count what came out."""
-    techniques = list_techniques(old)
-    list_techniques(new)
+def compare(sides: tuple[Side, Side], cases: Sequence[Case], absent: dict[str, str]) -> Tally:
+    """Run cases on the old and the new side in turn; prints and counts what came out.
+
+    Args:
+        sides: The old and the new one.
+        cases: What to run, in this order.
+        absent: Images that are not there -> why; the cases that need them are skipped.
+    """
     tally = Tally()
-    tally.judge(TECHNIQUES, old, new)
-    fits = parity_cases.make_fits(techniques)
-    uses = parity_cases.make_uses()
+    present = []
+    for case in cases:
+        if case.needs in absent:
+            tally.skipped += 1
+            print(f"skip  {case.name}: {absent[case.needs]}")
+        else:
+            present.append(case)
+    if not present:
+        return tally
+    old, new = sides
+    seconds = [run(side, present) for side in sides]
+    for case in present:
+        tally.judge(case, old, new)
+    print(f"      {len(present)} commands: {seconds[0]:.0f} s old, {seconds[1]:.0f} s new")
+    return tally
+
+
+def compare_all(sides: tuple[Side, Side], options: Namespace, absent: dict[str, str]) -> Tally:
+    """Run the chosen cases: the techniques first, then fits, what uses their runs, the rest."""
+    tally = compare(sides, [TECHNIQUES], absent)
+    fits = parity_cases.make_fits(list_techniques(sides[0]))
     others = parity_cases.make_comparisons() + parity_cases.make_broken()
-    for cases in (fits, uses, others):
-        chosen = select_quick(cases) if quick else cases
-        there = [case for case in chosen if case.needs not in absent]
-        for case in chosen:
-            if case.needs in absent:
-                tally.skipped += 1
-                print(f"skip  {case.name}: {absent[case.needs]}")
-        seconds = [run(side, there) for side in (old, new)]
-        for case in there:
-            tally.judge(case, old, new)
-        print(f"      {len(there)} commands: {seconds[0]:.0f} s old, {seconds[1]:.0f} s new")
-        if cases is fits:
-            share_old_runs(old, new)
+    tally.add(compare(sides, select(fits, options.quick, options.only), absent))
+    share_old_runs(*sides)
+    for cases in (parity_cases.make_uses(), others):
+        tally.add(compare(sides, select(cases, options.quick, options.only), absent))
     return tally
 
 
@@ -128,15 +152,16 @@ def main() -> None:
     """Write the images, run both sides, print what differs."""
     parser = make_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a third of the cases, two minutes")
+    parser.add_argument("--only", default="*", help="cases of this name, such as 'fine-*'")
     parser.add_argument("--keep", type=Path, help="new folder that keeps what both sides left")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="regraft-parity-") as temporary:
         top = options.keep or Path(temporary)
         top = top.resolve()
-        old, new = make_sides(options, top)
+        sides = make_sides(options, top)
         absent = write_data(options.data.resolve(), top / "data")
-        tally = compare(old, new, options.quick, absent)
+        tally = compare_all(sides, options, absent)
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
     print(f"{tally.passed} passed, {tally.failed} failed{skipped}")
     raise SystemExit(1 if tally.failed else 0)

@@ -130,7 +130,7 @@ def make_uses() -> list[Case]:
     places = ("--until", "layer2", "--out", "layer2.parquet", "--resolution", "32")
     embed = ("embed", "digits", *RANDOM_RESNET, *places, *FIXED, *TOLD)
     other = ("embed", "../data/cifar.csv", *RANDOM_RESNET, "--resolution", "32", *FIXED)
-    outside = ("evaluate", "runs/cifar-npz", "--data", "../data/cifar", "--split", "all")
+    outside = ("evaluate", "runs/cifar-groups", "../data/cifar", "--split", "all")
     cases += [
         Case("export-onnx", onnx, "run.onnx"),
         Case("export-int8", ("export", "runs/linear-probe", *whole), "int8.onnx"),
