@@ -577,12 +577,10 @@ def test_serving_help_loads_neither_torch_nor_gradio() -> None:
 # ── the page
 
 
-def test_similar_images_are_the_run_s_training_images_or_a_sentence(
-    fitted: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_similar_images_are_the_run_s_training_images(fitted: tuple[Path, Path, Path]) -> None:
     from regraft.serve import gallery
 
-    run, photos, home = fitted
+    run, _, home = fitted
     classifier = api.load(run)
     settings = workflow.Settings(home=home)
     similar = gallery.find_images(classifier, None, settings)
@@ -607,6 +605,15 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(
     assert len(new.features) == len(new.train) == 12  # type: ignore[arg-type]
     assert set(new.train.labels) == {0, 1, 2}  # type: ignore[union-attr]
 
+
+def test_similar_images_that_cannot_be_had_are_left_out_with_a_sentence(
+    fitted: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    from regraft.serve import gallery
+
+    run, photos, home = fitted
+    classifier = api.load(run)
+    settings = workflow.Settings(home=home)
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     scores = json.loads((run / "scores.json").read_text())
