@@ -1,4 +1,4 @@
-"""What people look at: the report, its evidence, and that it opens in a real browser without asking anybody."""
+"""The report: its evidence, its words, and that it opens in a browser and loads nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK = ["--weights", "random", "--resolution", "32", "-q"]
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of three rows, one of which failed, on images in folders; one test image is also a training image."""
+    """Two comparisons, of one row and of two rows, on images in folders."""
     root = tmp_path_factory.mktemp("compared")
     photos = write_folder(root / "photos", toy(180))
     settings = Settings(home=root / "cache", origin=str(photos))
@@ -256,7 +256,8 @@ class Loosening(Watcher):
 
     def step(self, what: str, done: int, total: int) -> None:
         if what == "solve" and done == total:
-            self.network.model.get_submodule("bn1").running_mean.add_(0.1)  # type: ignore[operator, union-attr]
+            norm = self.network.model.get_submodule("bn1")
+            norm.running_mean.add_(0.1)  # type: ignore[operator, union-attr]
 
 
 def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
@@ -476,7 +477,10 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for width, scheme in ((1200, "light"), (390, "dark")):
-            view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+            view = browser.new_page(
+                viewport={"width": width, "height": 800},
+                color_scheme=scheme,  # type: ignore[arg-type]
+            )
             said: list[str] = []
             view.on("console", lambda message, said=said: said.append(message.text))
             view.on("pageerror", lambda error, said=said: said.append(str(error)))
@@ -490,7 +494,10 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
             )
             view.goto(out.as_uri())
             assert view.evaluate("document.documentElement.scrollWidth") <= width
-            rows = "[...document.querySelectorAll('#leaderboard tbody tr')].map(row => row.cells[1].dataset.value)"
+            rows = (
+                "[...document.querySelectorAll('#leaderboard tbody tr')]"
+                ".map(row => row.cells[1].dataset.value)"
+            )
             for _ in range(2):
                 view.click("#leaderboard th:nth-child(2) button")
                 values = [float(value) for value in view.evaluate(rows)]
@@ -501,7 +508,8 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
             broken = "[...document.images].filter(image => !image.naturalWidth).length"
             assert view.evaluate(broken) == 0
             ink, paper = view.evaluate(
-                "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+                "[getComputedStyle(document.body).color, "
+                "getComputedStyle(document.body).backgroundColor]"
             )
             assert (
                 sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))
@@ -566,7 +574,7 @@ def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     assert len(text) < 8e6
 
 
-def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:
     words = (
         "--backbone",
         "test_resnet",
@@ -642,7 +650,7 @@ def test_typed_results_say_what_the_plain_ones_say(compared: Path) -> None:
     assert json.loads(json.dumps(plain))["runs"].keys() == {"linear-probe"}
 
 
-def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:
     words = (
         "--backbone",
         "test_resnet",

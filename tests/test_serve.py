@@ -1,4 +1,4 @@
-"""The server as programs, people and their mistakes meet it: a real one on a port of its own, a tiny network behind it."""
+"""The server as programs and people meet it: a real one on its own port, with a tiny network."""
 
 from __future__ import annotations
 
@@ -270,7 +270,10 @@ def test_it_describes_itself(server: Running) -> None:
 
 
 def sending(port: int, head: str, piece: bytes, most: int) -> tuple[int, bytes]:
-    """Send a request piece by piece until there is an answer, or the other side hangs up; returns the bytes sent and the answer."""
+    """Send a request piece by piece until there is an answer, or the other side hangs up.
+
+    Returns the number of bytes sent, and the answer.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sent:
         sent.sendall(head.encode())
         count, answer = 0, b""
@@ -326,7 +329,10 @@ def test_a_body_that_is_too_large_is_refused_without_being_read_whole(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(server: Running) -> None:
-    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sent:
         sent.sendall(head.encode() + b"--x\r\n")
         answer = b"".join(iter(lambda: sent.recv(65536), b""))
@@ -366,7 +372,8 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "where Pillow refuses": (header_only(60_000), "more pixels than the 4,000,000 allowed"),
         "a lie": (header_only(1500), "cannot be decoded"),
         "svg": (
-            b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+            b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg">'
+            b"<script>alert(1)</script></svg>",
             "not an image that can be read",
         ),
         "html": (b"<!doctype html><html><img src=x onerror=alert(1)></html>", "not an image"),
@@ -511,8 +518,8 @@ def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(
         return str(done.err)
 
     assert (
-        f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). Expected a free port."
-        in refused(server.run, "--port", server.port)
+        f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). "
+        "Expected a free port." in refused(server.run, "--port", server.port)
     )
     assert "cannot be listened on" in refused(
         server.run, "--host", "no.such.host.invalid", "--port", 0
@@ -565,13 +572,18 @@ def test_it_ends_cleanly_whoever_is_connected(
 
 
 def test_serving_help_loads_neither_torch_nor_gradio() -> None:
-    code = "import sys\nsys.argv = ['regraft', 'serve', '--help']\nfrom regraft.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.splitlines()[-1]
-        == "False False"
-    )
+    code = """
+import sys
+sys.argv = ["regraft", "serve", "--help"]
+from regraft.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("torch" in sys.modules, "gradio" in sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "False False"
 
 
 # ── the page
@@ -682,7 +694,7 @@ def browsing(server: Running) -> Iterator[Browsing]:
     assert one.faults == []
 
 
-def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_and_nobody_outside_is_asked(
+def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_from_here_only(
     server: Running, browsing: Browsing, tmp_path: Path
 ) -> None:
     (tmp_path / "two.png").write_bytes(of_class(2))
