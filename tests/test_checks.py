@@ -298,11 +298,11 @@ def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> 
     made = ["--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
     assert regraft("fit", photos, *made, "--out", "mine").code == 0
     assert regraft("report", "mine", "-q").code == 0
-    assert "Not looked at in full" in Path("mine/report.html").read_text()
+    assert "Not checked yet" in Path("mine/report.html").read_text()
     assert regraft("check", photos, *made).code == 0
     assert regraft("report", "mine", "-q").code == 0
     text = Path("mine/report.html").read_text()
-    assert "Not looked at in full" not in text
+    assert "Not checked yet" not in text
     assert "near duplicates (pairs)" in text
 
 

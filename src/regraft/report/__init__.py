@@ -1,8 +1,5 @@
-"""Finished runs side by side, on the same images or not at all: the leaderboard, its files and its pictures.
+"""Finished runs side by side, on the same images or not at all: leaderboard, evidence and pages."""
 
-Refuses to load torch.
-"""
+from regraft.report.board import build_leaderboard, flat, leaderboard, write
 
-from regraft.report.board import flat, leaderboard, write
-
-__all__ = ["flat", "leaderboard", "write"]
+__all__ = ["build_leaderboard", "flat", "leaderboard", "write"]

@@ -1,9 +1,10 @@
-"""A finished run behind a web page and HTTP: classes with probabilities, what the network looked at, similar training images.
+"""A finished run behind a web page and HTTP: classes, activation maps, similar training images.
 
-Refuses to call anybody outside, and to take in more than its limits say. Import `serve.app` and `serve.page` late: they load FastAPI and Gradio.
+It calls no other machine, and accepts no more than its limits say. Import `serve.app` and
+`serve.page` late: they load FastAPI and Gradio.
 """
 
 from regraft.serve.limits import Limits
-from regraft.serve.server import serve
+from regraft.serve.server import Backend, ServeOptions, serve, serve_run
 
-__all__ = ["Limits", "serve"]
+__all__ = ["Backend", "Limits", "ServeOptions", "serve", "serve_run"]
