@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from measure import write
-from regraft.checks.duplicates import ALIKE, SAME
-from regraft.data.dataset import ArrayImages, Dataset, make_dataset
-from regraft.data.load import load_dataset
 from regraft.workflow.checking import check
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
+
+from measure import write
+from regraft.checks.duplicates import FEATURE_THRESHOLD, THUMBNAIL_THRESHOLD
+from regraft.data.dataset import Dataset, make_dataset
+from regraft.data.images import ArrayImages
+from regraft.data.load import load_dataset
 
 PLANTED = 50
 FLIPPED = 0.02
@@ -115,7 +116,7 @@ def main() -> None:
             for seed in range(options.seeds)
         ]
     print(
-        f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {SAME}, of features {ALIKE}\n"
+        f"\n{options.images:,} images at {options.resolution} px; near: cosine of thumbnails {THUMBNAIL_THRESHOLD}, of features {FEATURE_THRESHOLD}\n"
     )
     print(
         f"| seed | exact, of {PLANTED} | near, of {PLANTED} | other near pairs | flipped labels in the first {LOOKED_AT:.0%} | stand out |"

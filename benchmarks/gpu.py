@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from measure import spread, timed, write
-from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.data.dataset import make_dataset
+from regraft.data.images import ArrayImages
 from regraft.features.extract import ModelInputs, cached_pixels, extract_one
 from regraft.models.backbone import load_backbone
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
 from regraft.system.hardware import has_bfloat16, tune_allocator
 
 _NETWORKS = ("tf_efficientnet_lite0", "resnet50")

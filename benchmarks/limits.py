@@ -23,9 +23,9 @@ import torch
 from measure import interleaved, spread, write
 from regraft.models.backbone import load_backbone
 from regraft.models.compile import compile_prefix, count_multiply_adds
-from regraft.models.cut import Prefix
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.parts import Prefix
 from regraft.system.hardware import tune_allocator
 
 BACKBONES = "tf_efficientnet_lite0,resnet50,densenet121,vgg16"

@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from regraft.workflow.parts import Part
+from regraft.workflow.planning import Wish, make
+from regraft.workflow.settings import Settings
 
 from measure import interleaved, timed, write
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
 from regraft.features.extract import ModelInputs, extract_features
 from regraft.models.backbone import load_backbone
-from regraft.models.cut import Prefix
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
+from regraft.models.parts import Prefix
 from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.system.hardware import tune_allocator
-from regraft.training.linear import fit_linear_probe
-from regraft.workflow.parts import Part
-from regraft.workflow.planning import Wish, make
-from regraft.workflow.settings import Settings
+from regraft.training.linear import solve_old
 
 RESOLUTIONS = (32, 64, 96, 128)
 L2 = tuple(float(value) for value in np.geomspace(1e-4, 1.0, 10))
@@ -162,7 +162,7 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
     (x, y), (x_val, y_val) = parts
     tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
     started = time.perf_counter()
-    ours = fit_linear_probe(*tensors, len(data.classes), L2)
+    ours = solve_old(*tensors, len(data.classes), L2)
     took = time.perf_counter() - started
     rows = {row["l2"]: row["val_accuracy"] for row in ours.history}
     print(

@@ -25,11 +25,14 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from regraft.workflow.using import export_named
 
 import regraft
 from measure import interleaved, write
-from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.commands.predict import predict_to
+from regraft.data.dataset import make_dataset
 from regraft.data.decode import decode_image
+from regraft.data.images import ArrayImages
 from regraft.data.stream import count_images, iterate_images
 from regraft.evaluation.scores import log_softmax
 from regraft.exporting.parity import run_answers
@@ -38,11 +41,10 @@ from regraft.features.extract import ModelInputs, cached_pixels, extract_one
 from regraft.inference.classifier import Classifier
 from regraft.inference.network import restore_network
 from regraft.models import transforms
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
 from regraft.models.transforms import sample_ids
 from regraft.runs.folder import Run, load_run
 from regraft.system.hardware import tune_allocator
-from regraft.workflow.using import export_named, predict_to
 
 _LATENCIES = 50  # single images a trial
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from regraft.cli.main import main
-from regraft.data.dataset import ArrayImages, Dataset, make_dataset
+from regraft.data.dataset import Dataset, make_dataset
+from regraft.data.images import ArrayImages
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = "test_resnet"

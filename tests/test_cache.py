@@ -15,10 +15,11 @@ import torch
 from conftest import TINY, toy
 from regraft.errors import UserError
 from regraft.features.extract import ModelInputs, cached_pixels, entry_name, extract_one, run_prefix
-from regraft.features.store import cache_limit, clear_cache, default_cache_dir, list_entries
+from regraft.features.store import cache_limit, clear_cache, list_entries
 from regraft.models.backbone import load_backbone
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
 from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, sample_ids
+from regraft.options import default_cache_dir
 from regraft.plans.schema import InputRules
 from regraft.system.progress import ProgressReporter
 
@@ -152,7 +153,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached_pixels(DATA, 32, "bicubic", tmp_path)
-    monkeypatch.setattr("regraft.features.store._RESERVE", 10**15)
+    monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
     with pytest.raises(
         UserError,
         match=r"The cache entry needs 0 MB, but .* MB free. Make room, run `regraft cache clear`, or set REGRAFT_CACHE",

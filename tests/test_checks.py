@@ -9,15 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from conftest import TINY, toy, write_folder
-from regraft.checks.duplicates import exact_duplicates, near_duplicates
-from regraft.checks.labels import find_suspect_labels
-from regraft.data.dataset import ArrayImages, make_dataset
-from regraft.data.load import load_dataset
-from regraft.workflow.checking import check, doubt
+from regraft.workflow import checking
+from regraft.workflow.checking import check
 from regraft.workflow.planning import Wish
 from regraft.workflow.settings import Settings
+
+from conftest import TINY, toy, write_folder
+from regraft.checks.duplicates import NearDuplicate, exact_duplicates, find_near_duplicates
+from regraft.checks.findings import (
+    CheckedWith,
+    Findings,
+    ImageIndex,
+    ImageRef,
+    Suspect,
+    describe_doubt,
+    describe_findings,
+    to_exact_groups,
+    to_near_pairs,
+    to_odd_files,
+    to_suspects,
+)
+from regraft.checks.labels import SuspectLabels, find_suspect_labels
+from regraft.checks.outliers import ClassBalance, Outlier
+from regraft.data.dataset import Dataset, make_dataset
+from regraft.data.images import ArrayImages
+from regraft.data.load import load_dataset
+from regraft.data.split import PARTS
 
 
 def cloud(n: int = 600, d: int = 40, classes: int = 5, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -70,26 +87,21 @@ def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: s
         again = pixels[planted[:, 0]][:, :, :: -1 if by == "mirrored" else 1]
         pixels[planted[:, 1]] = np.clip(again * 0.8 + 20 + rng.normal(0, 4, again.shape), 0, 255)
     hashes = np.arange(n).astype(str)
-    found = near_duplicates([pixels[: n // 3], pixels[n // 3 :]], features, hashes)
-    assert {tuple(one["rows"]) for one in found} == {
-        tuple(sorted(pair)) for pair in planted.tolist()
-    }
-    assert {one["by"] for one in found} == {by}
-    assert [one["cosine"] for one in found] == sorted(
-        (one["cosine"] for one in found), reverse=True
-    )
+    parts = [pixels[: n // 3], pixels[n // 3 :]]
+    matches = find_near_duplicates(parts, features, hashes)
+    assert {match.rows for match in matches} == {tuple(sorted(pair)) for pair in planted.tolist()}
+    assert {match.by for match in matches} == {by}
+    cosines = [match.cosine for match in matches]
+    assert cosines == sorted(cosines, reverse=True)
     hashes[planted[:, 1]] = hashes[planted[:, 0]]
-    assert near_duplicates([pixels[: n // 3], pixels[n // 3 :]], features, hashes) == []
+    assert find_near_duplicates(parts, features, hashes) == []
 
 
 def test_images_of_one_colour_are_no_duplicates_of_each_other() -> None:
     pixels = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in range(20, 30)])
-    assert (
-        near_duplicates(
-            [pixels], np.random.default_rng(0).normal(0, 1, (10, 64)), np.arange(10).astype(str)
-        )
-        == []
-    )
+    features = np.random.default_rng(0).normal(0, 1, (10, 64))
+    hashes = np.arange(10).astype(str)
+    assert find_near_duplicates([pixels], features, hashes) == []
 
 
 def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> None:
@@ -106,7 +118,7 @@ def test_flipped_labels_come_first_and_clean_ones_are_mostly_left_alone() -> Non
         clean = find_suspect_labels(features, labels, 5)
         assert clean.count < found.count
         assert clean.count < 0.1 * 800
-        assert (found.said[flipped] == labels[flipped]).mean() > 0.7
+        assert (found.predicted[flipped] == labels[flipped]).mean() > 0.7
         seen += 1
     assert seen == 5
 
@@ -116,7 +128,143 @@ def test_a_rare_class_and_its_absence_do_not_trip_the_ranking() -> None:
     labels[labels == 4] = 3
     found = find_suspect_labels(features, labels, 5)
     assert len(found.ranking) == 200
-    assert np.isfinite(found.chances).all()
+    assert np.isfinite(found.probabilities).all()
+
+
+def findings_of(**fields: object) -> Findings:
+    """Return findings of a dataset of two classes; without `fields` nothing stands out."""
+    usual: dict[str, object] = {
+        "data": "pets",
+        "images": {"train": 30, "val": 6, "test": 4},
+        "split_digest": "abc",
+        "network": CheckedWith("test_resnet", 32, "random"),
+        "balance": ClassBalance(
+            ["cat", "dog"], {"train": [15, 15], "val": [3, 3], "test": [2, 2]}, 1.0, []
+        ),
+    }
+    return Findings(**(usual | fields))  # type: ignore[arg-type]
+
+
+def pets() -> tuple[Dataset, ImageIndex]:
+    """Return images with their index; the first four are in train, train, val and test."""
+    labels = np.arange(12) % 2
+    pixels = np.zeros((12, 8, 8, 3), dtype=np.uint8)
+    keys = [f"{letter}.png" for letter in "abcdefghijkl"]
+    images = make_dataset("pets", labels, ["cat", "dog"], ArrayImages(pixels), keys=keys)
+    part_of = np.array(["train", "train", "val", "test"] * 3)
+    return images, ImageIndex(images, part_of)
+
+
+def test_findings_are_written_with_the_keys_that_the_report_and_the_docs_name() -> None:
+    _, index = pets()
+    rows = np.array([3, 2, 1, 0])  # positions in what the checks saw, to rows of the table
+    suspects = SuspectLabels(
+        ranking=np.array([1, 0, 2, 3]),
+        count=1,
+        predicted=np.array([1, 1, 1, 0]),
+        probabilities=np.array([[0.5, 0.5], [0.25, 0.75], [0, 1], [1, 0]], dtype=np.float32),
+    )
+    near = [NearDuplicate((0, 2), 0.99, "pixels")]
+    found = findings_of(
+        balance=ClassBalance(
+            ["cat", "dog"], {"train": [28, 2], "val": [3, 3], "test": [2, 2]}, 14.0, ["dog"]
+        ),
+        exact=to_exact_groups([[2, 3], [1, 3]], rows, index),
+        near=to_near_pairs(near, rows, index),
+        suspects=to_suspects(suspects, rows, index),
+        suspect_count=1,
+        odd=to_odd_files([Outlier(1, "one colour throughout")], index),
+    )
+    assert found.to_json() == {
+        "data": "pets",
+        "classes": 2,
+        "images": {"train": 30, "val": 6, "test": 4},
+        "split_digest": "abc",
+        "backbone": "test_resnet",
+        "resolution": 32,
+        "weights": "random",
+        "counts": {"exact": 2, "near": 1, "suspects": 1, "odd": 1},
+        "across": {"exact": 1, "near": 1},
+        "exact": [  # those across parts come first
+            {
+                "keys": ["c.png", "a.png"],
+                "parts": ["val", "train"],
+                "labels": ["cat", "cat"],
+                "rows": [2, 0],
+            },
+            {
+                "keys": ["b.png", "a.png"],
+                "parts": ["train", "train"],
+                "labels": ["dog", "cat"],
+                "rows": [1, 0],
+            },
+        ],
+        "near": [
+            {
+                "keys": ["d.png", "b.png"],
+                "parts": ["test", "train"],
+                "labels": ["dog", "dog"],
+                "rows": [3, 1],
+                "cosine": 0.99,
+                "by": "pixels",
+            }
+        ],
+        "suspects": [
+            {
+                "row": 2,
+                "key": "c.png",
+                "part": "val",
+                "label": "cat",
+                "said": "dog",
+                "chance_label": 0.25,
+                "chance_said": 0.75,
+            }
+        ],
+        "balance": {
+            "classes": [
+                {"name": "cat", "train": 28, "val": 3, "test": 2},
+                {"name": "dog", "train": 2, "val": 3, "test": 2},
+            ],
+            "ratio": 14.0,
+            "few": ["dog"],
+        },
+        "odd": [{"key": "b.png", "row": 1, "why": "one colour throughout"}],
+        "verdict": "1 images occur byte for byte in more than one part: what is measured on val "
+        "and test is flattered; 1 pairs across parts look nearly the same; 1 images occur twice "
+        "or more within a part; 1 labels (2.5%) look wrong or doubtful; the largest class has "
+        "14.0 times the images of the smallest; 1 classes have fewer than ten training images; "
+        "1 files are odd or cannot be read.",
+    }
+    assert list(found.to_json())[-1] == "verdict"
+    assert json.loads(json.dumps(found.to_json())) == found.to_json()
+
+
+def test_at_most_200_findings_of_a_kind_are_written_and_all_are_counted() -> None:
+    _, index = pets()
+    rows = np.arange(4)
+    written = findings_of(
+        exact=to_exact_groups([[0, 1]] * 300 + [[0, 3]], rows, index),
+        odd=to_odd_files([Outlier(0, "odd")] * 300, index),
+    ).to_json()
+    assert written["counts"]["exact"] == 301
+    assert written["counts"]["odd"] == 300
+    assert len(written["exact"]) == len(written["odd"]) == 200
+    assert written["exact"][0]["parts"] == ["train", "test"]
+
+
+def test_where_nothing_stands_out_the_verdict_says_so() -> None:
+    assert describe_findings(findings_of()).startswith("Nothing stands out: no duplicates")
+
+
+def test_a_split_gives_every_image_its_part() -> None:
+    images = toy(60)
+    split = images.split()
+    index = ImageIndex.of(images, split)
+    for part in PARTS:
+        assert {index.at(row).part for row in split[part]} == {part}
+    reference = index.at(7)
+    assert reference.key == images.keys[7]
+    assert reference.label == images.classes[images.labels[7]]
 
 
 def planted(tmp_path: Path) -> Path:
@@ -171,11 +319,11 @@ def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> 
     made = ["--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
     assert regraft("fit", photos, *made, "--out", "mine").code == 0
     assert regraft("report", "mine", "-q").code == 0
-    assert "Not looked at in full" in Path("mine/report.html").read_text()
+    assert "Not checked yet" in Path("mine/report.html").read_text()
     assert regraft("check", photos, *made).code == 0
     assert regraft("report", "mine", "-q").code == 0
     text = Path("mine/report.html").read_text()
-    assert "Not looked at in full" not in text
+    assert "Not checked yet" not in text
     assert "near duplicates (pairs)" in text
 
 
@@ -218,5 +366,9 @@ def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look
     None
 ):
     told = {"label": "a", "said": "a", "chance_label": 0.6, "chance_said": 0.6}
-    assert doubt(told) == "is not clearly that (60%)"
-    assert doubt({**told, "said": "b"}) == "looks like b (60%)"
+    assert checking.doubt(told) == "is not clearly that (60%)"
+    assert checking.doubt({**told, "said": "b"}) == "looks like b (60%)"
+    assert describe_doubt("a", "a", 0.6) == "is not clearly that (60%)"
+    assert describe_doubt("a", "b", 0.6) == "looks like b (60%)"
+    image = ImageRef(0, "a.png", "train", "a")
+    assert Suspect(image, "b", 0.1, 0.6).doubt == "looks like b (60%)"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import toy
-from regraft.data.dataset import PARTS, TEST_SHARE, VAL_SHARE, ArrayImages, Dataset, make_dataset
+from regraft.data.dataset import Columns, Dataset, make_dataset
+from regraft.data.images import ArrayImages
+from regraft.data.split import PARTS, TEST_SHARE, VAL_SHARE
 from regraft.errors import UserError
 
 
@@ -24,16 +27,14 @@ def named(
     order = np.arange(len(labels)) if order is None else order
     pixels = np.zeros((len(labels), 2, 2, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(labels)) % 251
-    chosen = lambda given: None if given is None else [given[row] for row in order]  # noqa: E731
-    return make_dataset(
-        "made",
-        labels[order],
-        [f"c{n}" for n in range(len(counts))],
-        ArrayImages(pixels[order]),
-        keys[order],
-        chosen(parts),
-        chosen(groups),
-    )
+    columns: Columns = {}
+    if parts is not None:
+        columns["parts"] = [parts[row] for row in order]
+    if groups is not None:
+        columns["groups"] = [groups[row] for row in order]
+    classes = [f"c{number}" for number in range(len(counts))]
+    images = ArrayImages(pixels[order])
+    return make_dataset("made", labels[order], classes, images, keys[order], **columns)
 
 
 @settings(max_examples=60, deadline=None)
@@ -278,7 +279,7 @@ def test_a_class_with_one_image_beside_a_given_test_part_is_for_training() -> No
             ["a", "b", "c"],
             ArrayImages(np.zeros((len(labels), 2, 2, 3), np.uint8)),
             [f"{row:03}" for row in range(len(labels))],
-            parts,
+            parts=parts,
         )
         for seed in range(10):
             split = made.split(seed)
@@ -292,3 +293,30 @@ def test_labels_that_are_fractions_are_refused() -> None:
     assert make_dataset(
         "f", np.array([0.0, 1, 0, 1, 0, 1]), ["a", "b"], images, list("abcdef")
     ).labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_rows_that_leave_their_part_are_noted_and_the_digest_stays() -> None:
+    split = named([60, 60]).split()
+    first = split.without("train", [int(split.train[3]), int(split.train[0])])
+    assert first.digest == split.digest
+    assert first.dropped == (int(split.train[0]), int(split.train[3]))
+    assert first.train.tolist() == np.delete(split.train, [0, 3]).tolist()
+    assert first.train.dtype == split.train.dtype
+    assert first.val is split.val
+    second = first.without("test", split.test)
+    assert (len(second.test), len(second.train)) == (0, len(split.train) - 2)
+    assert second.dropped == tuple(sorted({*first.dropped, *split.test.tolist()}))
+    assert split.without("val", []).val.tolist() == split.val.tolist()
+    assert split.dropped == ()
+    for part, rows in (("train", split.test), ("val", [10_000]), ("train", first.dropped)):
+        with pytest.raises(ValueError, match=f"are not in the {part} part"):
+            first.without(part, rows)
+
+
+def test_hashes_that_are_known_are_not_computed_again() -> None:
+    made = toy(12)
+    known = np.array([f"{row:032}" for row in range(12)])
+    copy = replace(made, known_hashes=known)
+    assert (copy.hashes == known).all()
+    assert (copy.take(np.arange(3, 6)).hashes == known[3:6]).all()
+    assert copy.fingerprint != made.fingerprint

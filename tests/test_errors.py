@@ -9,8 +9,8 @@ def test_an_unknown_name_is_answered_with_what_was_given_the_nearest_and_all() -
     error = unknown_name_error("technique", "prob", ["linear-probe", "fine-tune", "probe-all"])
     assert isinstance(error, UserError)
     assert (
-        str(error)
-        == "No technique is called 'prob'. Did you mean 'probe-all'? Known: fine-tune, linear-probe, probe-all."
+        str(error) == "No technique is called 'prob'. Did you mean 'probe-all'? "
+        "Known: fine-tune, linear-probe, probe-all."
     )
 
 

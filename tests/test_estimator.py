@@ -12,6 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from regraft.workflow import named
+from regraft.workflow.named import fit_named
+from regraft.workflow.planning import Wish
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import (
@@ -30,14 +33,14 @@ from sklearn.utils.estimator_checks import (
 import regraft as api
 from conftest import toy
 from regraft import cache
-from regraft.data.dataset import PARTS, ArrayImages, make_dataset
-from regraft.data.load import load_dataset
+from regraft.data.dataset import make_dataset
+from regraft.data.images import ArrayImages
+from regraft.data.split import PARTS
 from regraft.errors import UserError
 from regraft.features import extract
 from regraft.features.extract import run_prefix
-from regraft.features.store import clear_cache, default_cache_dir
-from regraft.workflow.named import fit_named
-from regraft.workflow.planning import Wish
+from regraft.features.store import clear_cache
+from regraft.options import default_cache_dir
 
 Tiny = dict[str, object]
 TINY: Tiny = {"backbone": "test_resnet", "weights": "random", "resolution": 32}
@@ -357,7 +360,7 @@ def test_the_table_says_key_label_part_features_and_how(regraft, photos: Path) -
     assert sum(counts.values()) == 120
     assert min(counts.values()) > 5
     features = np.stack(read["features"].to_numpy())
-    images = load_dataset(str(photos), default_cache_dir())
+    images = named.sources.load(str(photos), default_cache_dir())
     whole = api.embed(images, "test_resnet", 32, weights="random")
     assert features.shape[1] == told["features"] > whole.shape[1]
     assert np.allclose(features[:, -whole.shape[1] :], whole, atol=2e-2, rtol=1e-2)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
 from regraft.evaluation.calibration import (
-    calibration_error,
     coverage_curve,
+    expected_calibration_error,
     fit_temperature,
     reliability_bins,
 )
-from regraft.evaluation.metrics import class_metrics, hardest_examples
+from regraft.evaluation.metrics import hardest_examples, metrics_json
 from regraft.evaluation.paired import compare_paired, pareto_front
 from regraft.evaluation.scores import compute_scores, log_softmax, wilson_interval
 
@@ -55,10 +55,10 @@ def test_paired_differences_use_the_same_images() -> None:
     b = a.copy()
     b[rng.choice(np.flatnonzero(a), 60, replace=False)] = False
     found = compare_paired(a, b)
-    assert found.points == pytest.approx(0.03)
-    assert found.real
+    assert found.delta == pytest.approx(0.03)
+    assert found.significant
     assert found.ci95[0] < 0.03 < found.ci95[1]
-    assert not compare_paired(a, a).real
+    assert not compare_paired(a, a).significant
     assert compare_paired(a, a).p == 1.0
     with pytest.raises(ValueError, match="not the same images"):
         compare_paired(a, b[:10])
@@ -86,7 +86,7 @@ def test_measures_agree_with_scikit_learn() -> None:
 
     seen = tops = 0
     for logits, targets, classes in cases(150):
-        found = class_metrics(logits, targets, [str(number) for number in range(classes)])
+        found = metrics_json(logits, targets, [str(number) for number in range(classes)])
         said = logits.argmax(1)
         labels = np.arange(classes)
         assert [row["recall"] for row in found["per_class"]] == pytest.approx(
@@ -118,7 +118,7 @@ def test_calibration_agrees_with_torchmetrics() -> None:
         theirs = multiclass_calibration_error(
             chances, torch.from_numpy(targets), classes, n_bins=15
         )
-        assert calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
+        assert expected_calibration_error(logits, targets) == pytest.approx(float(theirs), abs=2e-4)
         assert sum(one.n for one in reliability_bins(logits, targets)) == len(targets)
         seen += 1
     assert seen == 150
@@ -148,13 +148,13 @@ def test_coverage_answers_the_surest_first() -> None:
     seen = 0
     for logits, targets, _ in cases(60):
         rows = coverage_curve(logits, targets)
-        assert [row["coverage"] for row in rows] == [step / 20 for step in range(20, 0, -1)]
-        assert rows[0]["accuracy"] == pytest.approx(compute_scores(logits, targets).accuracy)
-        assert all(a["confidence"] <= b["confidence"] for a, b in itertools.pairwise(rows))
+        assert [point.coverage for point in rows] == [step / 20 for step in range(20, 0, -1)]
+        assert rows[0].accuracy == pytest.approx(compute_scores(logits, targets).accuracy)
+        assert all(a.confidence <= b.confidence for a, b in itertools.pairwise(rows))
         seen += 1
     assert seen == 60
     sure = np.array([[9.0, 0], [8, 0], [0.1, 0], [0.2, 0]])
-    assert coverage_curve(sure, np.array([0, 0, 1, 1]))[10]["accuracy"] == 1.0
+    assert coverage_curve(sure, np.array([0, 0, 1, 1]))[10].accuracy == 1.0
 
 
 def test_the_worst_mistakes_are_wrong_and_sure() -> None:
@@ -180,14 +180,14 @@ def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
         np.arange(1000) < 80,
         (np.arange(1000) >= 80) & (np.arange(1000) < 130),
     )  # only A right on 8 %, only B on 5 %
-    needed = compare_paired(a, b).needed
+    needed = compare_paired(a, b).required_n
     assert needed is not None
     found = 0
     for _ in range(300):
         kind = rng.choice(3, needed, p=[0.08, 0.05, 0.87])
-        found += compare_paired(kind == 0, kind == 1).real
+        found += compare_paired(kind == 0, kind == 1).significant
     assert 0.7 <= found / 300 <= 0.88
-    assert compare_paired(a, a).needed is None
+    assert compare_paired(a, a).required_n is None
 
 
 def test_a_difference_is_said_in_one_plain_sentence() -> None:

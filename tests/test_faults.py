@@ -17,19 +17,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from regraft.workflow import story
 
 import regraft as api
 from conftest import toy, write_folder
-from regraft.data import folders
+from regraft.data.archives import archive, unpack_archive
 from regraft.data.load import load_dataset
 from regraft.errors import DiskFull, UserError
 from regraft.features.extract import cached_pixels
 from regraft.features.store import evict_entries, list_entries
 from regraft.runs import folder as runs
-from regraft.runs.folder import Run, load_run, write_json
+from regraft.runs.folder import Run, load_run
 from regraft.system import files
-from regraft.system.files import atomic_write, is_full, is_internal, lock_path, remove_partials
-from regraft.workflow import story
+from regraft.system.disk import is_disk_full
+from regraft.system.files import atomic_write, is_internal, remove_partials
+from regraft.system.locks import lock_path
+from regraft.system.output import write_json
 
 FAULTS = Path(__file__).parent / "faults"
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
@@ -100,7 +103,7 @@ STOPPED_EARLY = [
 def test_no_epoch_is_trained_twice_once_training_is_over(
     photos: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    from regraft.training.trainer import TransferModule
+    from regraft.training.module import TransferModule
 
     options = {**OPTIONS, "changes": STOPPED_EARLY}
     whole = api.fit(str(photos), "feature-extraction", "test_resnet", out="whole", **options)  # type: ignore[arg-type]
@@ -140,7 +143,7 @@ def test_checkpoints_stay_until_the_scores_are_written(
         write(path, values)
 
     write = write_json
-    monkeypatch.setattr("regraft.runs.folder.write_json", dies)
+    monkeypatch.setattr("regraft.run.write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         api.fit(
             str(photos),
@@ -229,7 +232,7 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
     if verb == "predict":
         api.fit(str(photos), "linear-probe", "test_resnet", out="done", **OPTIONS)  # type: ignore[arg-type]
     code = (
-        "import sys, time; from regraft.training.trainer import TransferModule; from regraft.inference.writers import ResultWriter; from regraft.workflow.matrix import _Work\n"
+        "import sys, time; from regraft.train.tune import Tuning; from regraft.predict import Results; from regraft.workflow.matrix import _Work\n"
         f"for owner, name in ((Tuning, 'training_step'), (Results, 'add'), (_Work, '_judge')):\n"
         f"    if {stage!r} in name:\n"
         "        def outer(*given, inner=getattr(owner, name)):\n"
@@ -277,7 +280,7 @@ FULL = {
     ),
     "weights": ("safetensors.torch.save_file", lambda tensors, path: half(path)),
     "predictions": ("numpy.savez_compressed", half),
-    "scores": ("regraft.evaluation.scores.compute_scores", full),  # any place: the log, a table
+    "scores": ("regraft.evaluate.scores", full),  # any place: the log, a table
 }
 
 
@@ -314,9 +317,9 @@ def test_torch_and_safetensors_say_that_a_disk_is_full_in_words_of_their_own() -
     ):
         with pytest.raises((OSError, RuntimeError)) as caught:
             write()
-        assert is_full(caught.value), caught.value
-    assert not is_full(OSError(errno.EACCES, "Permission denied"))
-    assert not is_full(None)
+        assert is_disk_full(caught.value), caught.value
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_disk_full(None)
 
 
 def test_a_comparison_on_a_full_disk_stops_instead_of_failing_row_after_row(photos: Path) -> None:
@@ -344,9 +347,9 @@ def test_predictions_on_a_full_disk_keep_what_was_written(
         calls.append(path)
         full() if len(calls) > 4 else write(path, values)
 
-    monkeypatch.setattr("regraft.inference.writers._PART", 20)
+    monkeypatch.setattr("regraft.predict.results._PART", 20)
     with monkeypatch.context() as patch:
-        patch.setattr("regraft.runs.folder.write_json", soon_full)
+        patch.setattr("regraft.run.write_json", soon_full)
         stopped = regraft(*words, "--out", f"out.{kind}")
     assert (
         stopped.code,
@@ -366,7 +369,7 @@ def test_an_image_that_vanishes_is_named(photos: Path, tmp_path: Path) -> None:
     lost.unlink()
     with pytest.raises(
         api.errors.UserError,
-        match=rf"1 image cannot be decoded: {lost} \(it is not there any more\).* --skip-bad",
+        match=rf"1 image cannot be decoded: {lost} \(the file does not exist any more\).* --skip-bad",
     ):
         api.fit(data, "linear-probe", "test_resnet", out="out", **OPTIONS)  # type: ignore[arg-type]
     assert not Path("out").exists()
@@ -387,11 +390,11 @@ def test_what_cannot_be_written_is_said_before_any_work(
         raise AssertionError("work began")
 
     for place in (
-        "regraft.data.load.load_dataset",
-        "regraft.models.backbone.load_backbone",
-        "regraft.inference.network.restore_network",
-        "regraft.reporting.evidence.gather_evidence",
-        "regraft.inference.classifier.Classifier",
+        "regraft.sources.load",
+        "regraft.backbone.load",
+        "regraft.predict.restored",
+        "regraft.report.evidence.gathered",
+        "regraft.predict.Classifier",
     ):
         monkeypatch.setattr(place, works)
     cases = [
@@ -615,7 +618,7 @@ def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_
         shutil.rmtree(folder / next(iter(keep)))  # type: ignore[call-overload]
         return evict(folder, keep, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("regraft.features.store.evict", greedy)
+    monkeypatch.setattr("regraft.cache.store.evict", greedy)
     data = toy(30)
     made = cached_pixels(data, 32, "bicubic", tmp_path / "home")
     assert (made.arrays[0] == np.stack(data.images.read(np.arange(30)))).all()
@@ -690,20 +693,17 @@ def test_files_written_by_two_processes_never_meet(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "shared.json").read_text())["n"] == 399
 
 
-def test_one_archive_unpacked_by_two_is_unpacked_once(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_archive_unpacked_by_two_is_unpacked_once(photos: Path, tmp_path: Path) -> None:
     packed = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
-    other, unpack = tmp_path / "other", folders._unpack
+    other = tmp_path / "other"
 
     def slower(path: Path, target: Path) -> None:
-        unpack(path, target)
+        unpack_archive(path, target)
         if not other.exists():  # another process is done first
             other.mkdir()
             assert len(load_dataset(packed, tmp_path / "home")) == 120
 
-    monkeypatch.setattr("regraft.data.folders._unpack", slower)
-    assert len(load_dataset(packed, tmp_path / "home")) == 120
+    assert len(archive(packed, tmp_path / "home", unpack=slower)) == 120
     assert len(list((tmp_path / "home" / "archives").iterdir())) == 1
 
 
@@ -740,7 +740,17 @@ def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_numb
         "back": ("back", "other", 4),
         "one": ("forth", "third", 1),
     }
-    code = "import sys; from regraft.data import decode; decode._WORKERS = int(sys.argv.pop(1)); sys.argv[0] = 'regraft'; from regraft.cli import main; main()"
+    code = """
+import concurrent.futures, sys
+count = int(sys.argv.pop(1))
+class Pool(concurrent.futures.ThreadPoolExecutor):
+    def __init__(self, max_workers=None, *given, **more):
+        super().__init__(count, *given, **more)
+concurrent.futures.ThreadPoolExecutor = Pool
+sys.argv[0] = "regraft"
+from regraft.cli import main
+main()
+"""
     for out, (table, home, workers) in cases.items():
         given = ["fit", str(tables[table]), *words, "--cache", home, "--out", out]
         done = subprocess.run(

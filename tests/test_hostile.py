@@ -1,4 +1,7 @@
-"""Every kind of bad or odd file at least once, and what the command line says of them; the long form is `python tests/faults/dirty.py`."""
+"""Every kind of bad or odd file at least once, and what the command line says of them.
+
+The long form is `python tests/faults/dirty.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import toy, write_folder
-from regraft.data import decode
 from regraft.data.decode import decode_image, image_size
 from regraft.data.load import load_dataset
 from regraft.data.stream import iterate_images
 from regraft.errors import UserError, escape_control
 from regraft.models import transforms
 from regraft.models.transforms import decode_pixels, resize_center_crop
-from regraft.plans.schema import override_plan, parse_head, read_plan
+from regraft.plans.head import parse_head
+from regraft.plans.toml import override_plan, read_plan
 from regraft.probing.halving import parse_duration
 from regraft.runs.folder import write_table
 
@@ -191,7 +194,7 @@ def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     assert (np.concatenate(chunks) == toy(95).images.read(np.arange(95))).all()
 
 
-def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_convert_as_the_whole_image_does() -> None:
     seen = 0
     for form, mode in (
         ("PNG", "RGB"),
@@ -206,9 +209,7 @@ def test_strips_convert_as_the_whole_image_does(monkeypatch: pytest.MonkeyPatch)
     ):
         content = dirty.saved(dirty.picture(37, 23).convert(mode), form)
         whole = decode_image(content)
-        with monkeypatch.context() as patch:
-            patch.setattr(decode, "_STRIP", 50)
-            assert (decode_image(content) == whole).all(), mode
+        assert (decode_image(content, strip=50) == whole).all(), mode
         seen += 1
     assert seen == 9
 

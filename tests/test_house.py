@@ -18,10 +18,18 @@ NOUNS = {
     "errors",
     "watch",
     "files",
+    "locks",
+    "disk",
+    "images",
+    "split",
     "machine",
     "stratify",
     "data",
     "plan",
+    "plan_faults",
+    "plan_head",
+    "plan_schema",
+    "plan_toml",
     "techniques",
     "sources",
     "backbone",
@@ -125,7 +133,7 @@ def test_what_needs_no_network_loads_no_torch(words: str) -> None:
 
 
 def test_the_nouns_and_the_package_itself_load_no_torch() -> None:
-    code = "import sys, regraft, regraft.errors, regraft.data, regraft.plans.schema, regraft.plans.techniques, regraft.evaluation.scores, regraft.evaluation.transferability, regraft.system.progress; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    code = "import sys, regraft, regraft.errors, regraft.data, regraft.plan, regraft.techniques, regraft.evaluate, regraft.transferability, regraft.watch; print('torch' in sys.modules, 'sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
 

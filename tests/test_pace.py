@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from regraft.train import head
+from regraft.workflow import keeping
+from regraft.workflow.settings import Settings
 from torch import nn
 
 import regraft as api
@@ -32,22 +35,21 @@ from regraft.features.store import clear_cache, list_entries
 from regraft.models import transforms
 from regraft.models.backbone import Backbone, load_backbone, model_info
 from regraft.models.compile import compile_prefix, count_multiply_adds, has_compiler
-from regraft.models.cut import Prefix
-from regraft.models.head import make_head
+from regraft.models.cut import cut_backbone
 from regraft.models.joint import merge_prefixes
-from regraft.models.layers import cut_backbone, distance_to_head
+from regraft.models.layers import distance_to_head
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.parts import Prefix
 from regraft.models.transforms import NO_AUGMENTATION, sample_ids, transform
-from regraft.plans.schema import Phase, Plan, parse_plan
+from regraft.plans.schema import Phase, Plan
+from regraft.plans.toml import parse_plan
 from regraft.system import hardware
 from regraft.system.hardware import extraction_batch_size, is_out_of_memory
 from regraft.system.progress import ProgressReporter
 from regraft.training import autotune
 from regraft.training.autotune import choose_execution
-from regraft.training.trainer import TransferModule, fit_phase
-from regraft.workflow import keeping
-from regraft.workflow.keeping import Decision, costs, decide, pace
-from regraft.workflow.settings import Settings
+from regraft.training.module import TransferModule
+from regraft.training.trainer import fit_phase
 
 DATA = toy(60)
 
@@ -297,14 +299,14 @@ def decision(
     keep: str = "auto",
     free: float = 1e15,
     **phase: object,
-) -> Decision:
+) -> keeping.Decision:
     source = load_backbone(TINY, "random", 32)
     plan = Plan(backbone=TINY, resolution=32, phases=(Phase(train="layer4", **phase),))  # type: ignore[arg-type]
     prefix, _ = cut_backbone(source, "layer4")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     monkeypatch.setattr(keeping, "pace", lambda *_: (disk, disk))
     monkeypatch.setattr(keeping, "seconds", lambda *_: 1e-3)
-    return decide(
+    return keeping.decide(
         source,
         prefix,
         plan,
@@ -354,7 +356,7 @@ def test_costs_count_every_time_an_image_is_needed() -> None:
         (Phase(train="layer4", epochs=3, augment="flip", views=2), 3 * 110, 2 * 100 + 10),
     ):
         plan = Plan(backbone=TINY, resolution=32, phases=(phase,))
-        once, again = costs(prefix, plan, phase, (100, 10), 0.5, (1e3, 1e4))
+        once, again = keeping.costs(prefix, plan, phase, (100, 10), 0.5, (1e3, 1e4))
         assert again == pytest.approx(needed * 0.5)
         assert once == pytest.approx(first * (0.5 + bytes_each / 1e3) + needed * bytes_each / 1e4)
         seen += 1
@@ -363,7 +365,7 @@ def test_costs_count_every_time_an_image_is_needed() -> None:
 
 def test_the_pace_of_the_disk_is_measured_and_nothing_stays(tmp_path: Path) -> None:
     for needed in (1, 10**15):
-        writing, reading = pace(tmp_path / "new", needed)
+        writing, reading = keeping.pace(tmp_path / "new", needed)
         assert 1e6 < writing < 1e12
         assert 1e6 < reading < 1e12
     assert list((tmp_path / "new").iterdir()) == []
@@ -455,11 +457,12 @@ def test_a_comparison_computes_its_frozen_parts_in_one_pass(
 def test_plans_that_train_the_head_only_share_one_network_and_the_others_do_not(
     photos: Path,
 ) -> None:
+    from regraft.workflow import sharing
+
     from regraft.data.dataset import DatasetInfo
     from regraft.plans.techniques import TECHNIQUES, make_technique_plan
-    from regraft.workflow.sharing import Shelf
 
-    shelf = Shelf(Settings())
+    shelf = sharing.Shelf(Settings())
     facts, data = model_info(TINY), DatasetInfo("toy", 120, ("a", "b"), (16, 16))
     given = {
         way: shelf.of(
@@ -513,7 +516,7 @@ def tiny_module(batch_norm: str = "adapt") -> TransferModule:
     _, suffix = cut_backbone(source, "all")
     return TransferModule(
         suffix,
-        make_head("", 96, 3, 0),
+        head.make("", 96, 3, 0),
         Phase(train="all", batch_norm=batch_norm),
         0,
         distance_to_head(source),
@@ -559,7 +562,7 @@ def test_compiling_that_fails_is_said_and_training_goes_on(monkeypatch: pytest.M
 def test_whole_batches_run_compiled_and_the_last_one_does_not(tmp_path: Path) -> None:
     sizes: list[int] = []
     made = TransferModule(
-        nn.Identity(), make_head("", 8, 3, 0), Phase(epochs=2, batch_size=16), 0, lambda _: 1
+        nn.Identity(), head.make("", 8, 3, 0), Phase(epochs=2, batch_size=16), 0, lambda _: 1
     )
     values, labels = torch.randn(40, 8), np.arange(40) % 3
     batches = [Batches(lambda rows, epoch: (values[rows],), labels, 16, seed) for seed in (0, None)]
@@ -582,7 +585,7 @@ def test_half_batches_whose_gradients_add_up_train_the_same(tmp_path: Path) -> N
     for share in (1, 2, 4):
         made = TransferModule(
             nn.Identity(),
-            make_head("dense 6 relu", 8, 3, 0),
+            head.make("dense 6 relu", 8, 3, 0),
             Phase(epochs=3, lr=0.1, optimizer="sgd"),
             0,
             lambda _: 1,
@@ -760,8 +763,9 @@ def test_precision_keep_and_compile_are_flags_and_their_mistakes_one_sentence(
 def test_sizes_and_hashes_of_files_are_read_once(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regraft.data import dataset, decode
+    from regraft.data import decode
     from regraft.data.decode import image_size
+    from regraft.data.images import hash_content
     from regraft.data.load import load_dataset
 
     data = load_dataset(photos, Path("home"))
@@ -773,7 +777,7 @@ def test_sizes_and_hashes_of_files_are_read_once(
     assert (part.images.sizes(np.arange(10))[:5] == first[5:]).all()
     assert len(read) == 15
     hashed: list[int] = []
-    content_hash = dataset.content_hash
+    content_hash = hash_content
     monkeypatch.setattr(
         decode, "content_hash", lambda content: hashed.append(1) or content_hash(content)
     )

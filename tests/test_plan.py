@@ -7,17 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regraft.errors import UserError
-from regraft.plans.schema import (
-    AUGMENTATIONS,
-    ModelInfo,
-    Phase,
-    Plan,
-    override_plan,
-    parse_head,
-    parse_plan,
-    read_plan,
-    write_plan,
-)
+from regraft.plans.head import parse_head
+from regraft.plans.schema import AUGMENTATIONS, ModelInfo, Phase, Plan
+from regraft.plans.toml import override_plan, parse_plan, read_plan, write_plan
 
 FACTS = ModelInfo(
     "net",
@@ -114,7 +106,7 @@ def test_a_plan_that_does_not_fit_the_model_names_the_nearest_stage() -> None:
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        ("dens 32", "'dens 32' is no layer, did you mean 'dense'?"),
+        ("dens 32", "'dens 32' is not a layer, did you mean 'dense'?"),
         ("dense", "'dense' needs a number, as in 'dense 256'"),
         ("dropout 1.5", "'dropout 1.5' is out of range"),
         ("dense 3 relu extra", "'dense 3 relu extra' has too many words"),
@@ -146,13 +138,13 @@ def test_heads_are_read_in_order() -> None:
     [
         (
             {"phases": [{"train": "layer1", "optimizer": "lbfgs"}]},
-            "optimizer 'lbfgs' solves a head only",
+            "optimizer 'lbfgs' fits a head only",
         ),
         (
             {"head": "dense 3", "phases": [{"optimizer": "lbfgs"}]},
-            "solves a linear head, but head has dense",
+            "fits a linear head, but head has dense",
         ),
-        ({"phases": [{"optimizer": "lbfgs", "augment": "flip"}]}, "looks at every image once"),
+        ({"phases": [{"optimizer": "lbfgs", "augment": "flip"}]}, "sees every image once"),
         (
             {"until": ["a", "b"], "phases": [{"train": "all"}]},
             "a list of stages in until is pooled and stays frozen",
@@ -169,17 +161,44 @@ def test_contradictions_are_refused(fields: dict[str, object], says: str) -> Non
 def test_unreadable_plans_and_changes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("backbone = ")
     for path, says in (
-        (tmp_path / "bad.toml", "is no readable TOML"),
+        (tmp_path / "bad.toml", "is not readable TOML"),
         (tmp_path / "none.toml", "There is no plan at"),
     ):
         with pytest.raises(UserError, match=says):
             read_plan(path)
     for change, says in (
-        ("lr", "is no change. Expected KEY=VALUE"),
-        ("phases.9.lr=1", "points nowhere"),
+        ("lr", "is not a change. Expected KEY=VALUE"),
+        ("phases.9.lr=1", "names no field"),
     ):
         with pytest.raises(UserError, match=says):
             override_plan(made().model_dump(), [change])
+
+
+def test_the_old_name_of_warm_up_and_cosine_is_read_and_digests_stay_those_of_version_0_1(
+    tmp_path: Path,
+) -> None:
+    old = {"backbone": "net", "resolution": 64, "phases": [{"schedule": "one-cycle"}]}
+    new = {"backbone": "net", "resolution": 64, "phases": [{"schedule": "warmup-cosine"}]}
+    plan = parse_plan(old)
+    assert plan.phases[0].schedule == "warmup-cosine"
+    assert plan == parse_plan(new)
+    assert plan.digest == parse_plan(new).digest == "e1eb414985e5082f"  # as version 0.1 computed it
+    write_plan(plan, tmp_path / "plan.toml")
+    old_text = (tmp_path / "plan.toml").read_text().replace("warmup-cosine", "one-cycle")
+    (tmp_path / "old.toml").write_text(old_text)
+    assert read_plan(tmp_path / "old.toml") == plan
+
+
+def test_names_from_pytorch_are_read_as_those_of_the_plan() -> None:
+    phases = [{"batch_norm": "update"}, {"batch_norm": "freeze"}]
+    plan = made(phases=phases)
+    assert [phase.batch_norm for phase in plan.phases] == ["adapt", "keep"]
+    stored = made(phases=[{"batch_norm": "adapt"}, {"batch_norm": "keep"}])
+    assert plan.digest == stored.digest
+    assert parse_head("linear 256 relu") == parse_head("dense 256 relu")
+    assert made(head="linear 256 relu").head == "linear 256 relu"
+    with pytest.raises(ValueError, match="'linear' needs a number, as in 'linear 256'"):
+        parse_head("linear")
 
 
 def test_every_field_is_described() -> None:
@@ -196,7 +215,7 @@ def test_every_field_is_described() -> None:
             "optimizer 'lbfgs' has no use for mixup, ema",
         ),
         ({"train": "layer1", "cutmix": 1.0}, "cutmix needs images to cut, but train is 'layer1'"),
-        ({"views": 4}, "views counts augmented looks, but augment is 'none'"),
+        ({"views": 4}, "views counts augmented views, but augment is 'none'"),
     ],
 )
 def test_what_would_do_nothing_is_refused(phase: dict[str, object], says: str) -> None:

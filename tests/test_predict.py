@@ -1,4 +1,4 @@
-"""Many images through a finished run: whatever they come in, whatever is wrong with some of them, and a job that was broken off."""
+"""Many images through a finished run: their containers, their faults, and interrupted jobs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +25,16 @@ from PIL import Image
 
 import regraft as api
 from conftest import TINY, toy, unsealed, write_folder
+from regraft.commands.predict import predict_to
 from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
-from regraft.inference import prefetch, writers
-from regraft.inference.classifier import Classifier
-from regraft.inference.prefetch import DecodedImage, decode_one
-from regraft.inference.writers import ResultWriter
-from regraft.runs.folder import load_run, write_predictions
+from regraft.inference.classifier import Classifier, Prediction
+from regraft.inference.writers import PredictionJob, ResultWriter
+from regraft.runs.folder import load_run
+from regraft.runs.writer import write_predictions
 from regraft.system.hardware import has_bfloat16
-from regraft.workflow.using import predict_to
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of(regraft, run: Path, *words: object) -> dict[str, dict[str, object]]:  # type: ignore[no-untyped-def]
+def rows_of(  # type: ignore[no-untyped-def]
+    regraft, run: Path, *words: object
+) -> dict[str, dict[str, object]]:
     result = regraft("predict", run, *words, "--json", "-q")
     assert result.code == 0, result.err
     rows = json.loads(result.out)["predictions"]
@@ -245,24 +247,26 @@ def many(count: int) -> Iterator[StreamItem]:
 
 def test_order_is_kept_and_few_images_are_held_whatever_their_number(finished: Path) -> None:
     classifier = Classifier(load_run(finished), batch_size=8)
-    alone = [said.label for said in classifier.stream(many(12))]
-    asked, said = 0, []
+    alone = [prediction.label for prediction in classifier.stream(many(12))]
+    asked = 0
+    predictions: list[Prediction] = []
 
     def counted() -> Iterator[StreamItem]:
         nonlocal asked
-        for one in many(1000):
+        for image in many(1000):
             asked += 1
-            yield one
+            yield image
 
     most = 0
-    for one in classifier.stream(counted()):
-        said.append(one)
-        most = max(most, asked - len(said))
-    assert [one.path for one in said] == list(map(str, range(1000)))
-    assert [number for number, one in enumerate(said) if one.error] == list(range(3, 1000, 7))
+    for prediction in classifier.stream(counted()):
+        predictions.append(prediction)
+        most = max(most, asked - len(predictions))
+    assert [prediction.path for prediction in predictions] == list(map(str, range(1000)))
+    failed = [number for number, prediction in enumerate(predictions) if prediction.error]
+    assert failed == list(range(3, 1000, 7))
     checked = [
-        (number, one.label)
-        for number, one in enumerate(said)
+        (number, prediction.label)
+        for number, prediction in enumerate(predictions)
         if number >= 12 and number % 7 != 3 and number % 12 % 7 != 3
     ]
     assert len(checked) > 500
@@ -278,32 +282,28 @@ def test_images_of_many_sizes_share_batches_and_answer_as_alone(finished: Path) 
     images = [
         rng.integers(0, 255, (*shapes[number % 5], 3), dtype=np.uint8) for number in range(40)
     ]
-    together, alone = (
-        classifier.logits(images),
-        np.concatenate([classifier.logits([image]) for image in images]),
-    )
+    together = classifier.logits(images)
+    alone = np.concatenate([classifier.logits([image]) for image in images])
     assert np.abs(together - alone).max() < 1e-4
     assert np.ptp(alone, axis=0).min() > 1e-2
 
 
-def test_short_memory_halves_the_batch_and_loses_nothing(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifier = Classifier(load_run(finished), batch_size=32)
-    wanted = classifier.logits(toy(40).images.read(np.arange(40)))
-    original, sizes = Classifier._once, list[int]()
+def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path) -> None:
+    images = toy(40).images.read(np.arange(40))
+    expected = Classifier(load_run(finished), batch_size=32).logits(images)
+    sizes: list[int] = []
 
-    def short(self: Classifier, ready: list[np.ndarray]) -> np.ndarray:
-        sizes.append(len(ready))
-        if len(ready) > 8:
+    def refuse_large_batches(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return original(self, ready)
 
-    monkeypatch.setattr(Classifier, "_once", short)
-    found = Classifier(load_run(finished), batch_size=32).logits(toy(40).images.read(np.arange(40)))
+    classifier = Classifier(load_run(finished), batch_size=32)
+    classifier.network[1].register_forward_pre_hook(refuse_large_batches)
+    logits = classifier.logits(images)
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
-    assert (found.argmax(1) == wanted.argmax(1)).all()
+    assert (logits.argmax(1) == expected.argmax(1)).all()
 
 
 @pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "multi-layer-probe"])
@@ -332,26 +332,24 @@ def test_answers_are_those_that_the_run_was_scored_by(
     assert classifier.network[1].precision == (precision if here else "float32")
 
 
-class Breaking:
-    """Stops a job after some batches, once, and notes every image that is read."""
+class OpenedFiles:
+    """Notes every file of a folder that is opened; one of them is answered by Ctrl-C, once."""
 
-    def __init__(self, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        one, add, self.read = decode_one, ResultWriter.add, list[str]()
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.interrupt_at = ""
+        original = open
 
-        def noted(found: StreamItem, *rest: object) -> DecodedImage:
-            self.read.append(found.name)
-            return one(found, *rest)  # type: ignore[arg-type]
+        def noted(file: object, *args: object, **options: object) -> object:
+            name = str(file)
+            if name.startswith(str(folder)):
+                self.names.append(name)
+                if name == self.interrupt_at:
+                    self.interrupt_at = ""
+                    raise KeyboardInterrupt
+            return original(file, *args, **options)  # type: ignore[call-overload]
 
-        def breaks(results: ResultWriter, rows: list[dict[str, object]]) -> None:
-            nonlocal after
-            add(results, rows)
-            after -= 1
-            if not after:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(prefetch, "one", noted)
-        monkeypatch.setattr(ResultWriter, "add", breaks)
-        monkeypatch.setattr(writers, "_PART", 10)
+        monkeypatch.setattr("builtins.open", noted)
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
@@ -365,18 +363,21 @@ def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(
     words = ("predict", finished, photos, "--batch-size", 6, "--top", 2, "-q")
     whole = json.loads(regraft(*words, "--out", f"whole.{kind}", "--json").out)
     assert (whole["rows"], whole["new"], whole["unreadable"]) == (62, 62, 1)
-    breaking, path = Breaking(5, monkeypatch), Path(f"parts.{kind}")
+    path = Path(f"parts.{kind}")
+    opened = OpenedFiles(photos, monkeypatch)
+    opened.interrupt_at = sorted(map(str, photos.rglob("*.png")))[40]
     assert regraft(*words, "--out", path).code == 2
+    assert not opened.interrupt_at
     if kind != "parquet":
         with path.open("ab") as file:
             file.write(b'"half a row')
     refused = regraft(*words, "--out", path)
     assert (refused.code, f"{path} exists already" in refused.err) == (2, True)
     other = regraft("predict", finished, photos, "--top", 1, "-q", "--out", path, "--resume")
-    assert (other.code, "was begun by another job: top differ" in other.err) == (2, True)
-    breaking.read.clear()
-    told = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
-    assert (told["rows"], told["new"], len(breaking.read)) == (62, 32, 32)
+    assert (other.code, "was started by another job: top differ" in other.err) == (2, True)
+    opened.names.clear()
+    summary = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
+    assert (summary["rows"], summary["new"], len(opened.names)) == (62, 32, 32)
     names = [row["path"] for row in table_of(path, kind)]
     assert len(set(names)) == len(names) == 62
     assert str(odd) in names
@@ -407,21 +408,61 @@ def table_of(path: Path, kind: str) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: str(row["path"]))
 
 
+KILLED_JOB = """
+import json, os, sys
+from itertools import islice
+from pathlib import Path
+from regraft import predict, run
+from regraft.sources import streams
+
+job = predict.PredictionJob(**json.loads(sys.argv[3]))
+results = predict.Results(Path("p.parquet"), job, overwrite=True, part_rows=10)
+classifier = predict.Classifier(run.load(Path(sys.argv[1])), batch_size=8)
+predictions = classifier.stream(streams.found([sys.argv[2]]))
+for _ in range(3):
+    results.add([prediction.to_json(1) for prediction in islice(predictions, 8)])
+os._exit(9)
+"""
+
+
 def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from regraft import predict; from regraft.workflow import predict_to; add = predict.Results.add\n"
-        "def dies(self, rows):\n    add(self, rows)\n    os._exit(9) if self.rows >= 24 else None\n"
-        "predict.results._PART = 10; predict.Results.add = dies\n"
-        "predict_to(Path(sys.argv[1]), [sys.argv[2]], Path('p.parquet'), batch_size=8)"
-    )
     photos = write_folder(tmp_path / "photos", toy(60))
-    assert (
-        subprocess.run([sys.executable, "-c", code, finished, photos], check=False).returncode == 9
-    )
+    predict_to(finished, [photos], Path("p.parquet"))
+    job = json.dumps(json.loads(Path("p.parquet.job.json").read_text())["job"])
+    words = [sys.executable, "-c", KILLED_JOB, finished, photos, job]
+    assert subprocess.run(words, check=False).returncode == 9
     assert not Path("p.parquet").exists()
-    told = predict_to(finished, [photos], Path("p.parquet"), resume=True)
-    assert (told["rows"], told["new"]) == (60, 44)  # a part of 16 was whole
+    summary = predict_to(finished, [photos], Path("p.parquet"), resume=True)
+    assert (summary["rows"], summary["new"]) == (60, 44)  # a part of 16 was whole
     assert pq.read_metadata("p.parquet").num_rows == 60
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_file_written_in_parts_equals_one_written_at_once(kind: str) -> None:
+    job = PredictionJob("run", "plan", "weights", kind, top=2)
+    ranked = (("=a", 0.75), ("b", 0.25))
+    rows = [Prediction(f"-{row}", "=a", 0.75, ranked).to_json(2) for row in range(37)]
+    whole = ResultWriter(Path(f"whole.{kind}"), job)
+    whole.add(rows)
+    whole.finish()
+    path, done = Path(f"parts.{kind}"), 0
+    for stop in (5, 12, 24, 37):
+        results = ResultWriter(path, job, resume=True, part_rows=6)
+        assert results.rows == results.before == done
+        stored = [row["path"] in results for row in rows]
+        assert stored == [True] * done + [False] * (37 - done)
+        for start in range(done, stop, 4):
+            results.add(rows[start : min(stop, start + 4)])
+        done = stop
+        results.close()
+    if kind == "parquet":
+        assert len(list(Path("parts.parquet.parts").iterdir())) > 4
+    results = ResultWriter(path, job, resume=True)
+    results.finish()
+    again = ResultWriter(path, job, resume=True)
+    assert again.before == 37
+    again.finish()
+    assert table_of(path, kind) == table_of(Path(f"whole.{kind}"), kind)
 
 
 def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
@@ -438,20 +479,20 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
     heat = fit_temperature(wrong, kept["targets"])
     assert heat > 1.5
     plain = rows_of(regraft, run, photos, "--top", 3)
-    calm = sorted(
-        row["probability"]
-        for row in rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
-    )  # type: ignore[type-var]
-    least = round(float(calm[20]), 4)
+    calibrated = rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
+    calm = sorted(float(str(row["probability"])) for row in calibrated)
+    least = round(calm[20], 4)
     sure = rows_of(regraft, run, photos, "--top", 3, "--min-confidence", least)
     abstained = 0
     for path, row in plain.items():
-        logits = np.log([chance for _, chance in row["ranked"]])  # type: ignore[attr-defined]
+        ranked: Any = row["ranked"]
+        other: dict[str, Any] = sure[path]
+        logits = np.log([probability for _, probability in ranked])
         wanted = np.exp(log_softmax(logits[None] / heat))[0]
-        other = sure[path]
-        assert [chance for _, chance in other["ranked"]] == pytest.approx(list(wanted), abs=2e-3)  # type: ignore[attr-defined]
-        assert row["label"] == row["ranked"][0][0] == other["ranked"][0][0]  # type: ignore[index]
-        assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)  # type: ignore[operator]
+        probabilities = [probability for _, probability in other["ranked"]]
+        assert probabilities == pytest.approx(list(wanted), abs=2e-3)
+        assert row["label"] == ranked[0][0] == other["ranked"][0][0]
+        assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)
         abstained += bool(other["abstained"])
     assert 0 < abstained < 40
     told = regraft("predict", run, photos, "--min-confidence", least, "--out", "p.csv")
@@ -469,15 +510,9 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
 
 def test_a_reader_that_has_gone_is_no_fault(finished: Path, photos: Path) -> None:
     many = " ".join([str(photos)] * 20)  # more than a pipe holds
-    done = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q | head -1; exit ${{PIPESTATUS[0]}}",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    command = f"{sys.executable} -m regraft predict {finished} {many} --top 3 -q"
+    script = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert "Error" not in done.stderr
 
@@ -500,7 +535,9 @@ def test_names_on_standard_input_may_be_bytes_that_are_no_text(
     assert (row["path"], row["error"]) == (f"{tmp_path}/caf\\xe9.png", None)
 
 
-def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_formats_that_are_printed(  # type: ignore[no-untyped-def]
+    regraft, finished: Path, photos: Path
+) -> None:
     words = ("predict", finished, photos / "class0", "--top", 2, "-q")
     lines = list(csv.DictReader(io.StringIO(regraft(*words, "--format", "csv").out)))
     assert len(lines) == 40
@@ -517,7 +554,8 @@ def test_the_formats_that_are_printed(regraft, finished: Path, photos: Path) -> 
     ]
     assert all(row["label"] == row["label_1"] for row in lines)
     rows = [json.loads(line) for line in regraft(*words, "--format", "json").out.splitlines()]
-    assert [row["path"] for row in rows] == [row["path"] for row in lines]
+    paths = [row["path"] for row in lines]
+    assert [row["path"] for row in rows] == paths
     assert [len(row["ranked"]) for row in rows] == [2] * 40
     assert len(regraft(*words).out.splitlines()) == 40
 
@@ -607,7 +645,13 @@ def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_re
     assert classifier.predict(
         np.stack([np.asarray(Image.open(file)) for file in files])
     ) == classifier.predict(files)
-    assert [one.label for one in classifier.files(files)] == classifier.predict(files)
+    predictions = list(classifier.files(files))
+    assert [prediction.label for prediction in predictions] == classifier.predict(files)
+    for prediction in predictions:
+        row = prediction.to_json(2)
+        assert list(row) == ["path", "label", "probability", "ranked", "abstained", "error"]
+        assert row["ranked"] == [list(pair) for pair in prediction.ranked[:2]]
+        assert len(prediction.to_json()["ranked"]) == 3
     assert classifier.predict([]) == []
     pixels = np.asarray(Image.open(files[0]))
     mistakes = {

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from regraft.workflow import matrix
 
 import regraft as api
 from conftest import reading, toy, write_folder
-from regraft.data.load import load_dataset
+from regraft import workflow
 from regraft.features import extract
 from regraft.plans.schema import Phase
 from regraft.probing import halving
@@ -36,12 +37,18 @@ from regraft.probing.halving import (
     images_per_round,
     parse_duration,
 )
-from regraft.probing.learning_curve import forecast, learning_curve
-from regraft.probing.rank_correlation import hit_rate
+from regraft.probing.learning_curve import CurvePoint, forecast_accuracy, measure_learning_curve
+from regraft.probing.rank_correlation import correlate_ranks
 from regraft.probing.recommend import probe_front, recommend
+from regraft.probing.successive_halving import (
+    BudgetTooShortError,
+    Dropped,
+    SuccessiveHalving,
+    TimeBudget,
+)
 from regraft.runs.folder import list_runs
 from regraft.system.progress import ProgressReporter
-from regraft.workflow import keeping, matrix
+from regraft.training.linear import LabelledFeatures
 
 SOLVED = Phase(train="head", optimizer="lbfgs", l2=(0.01, 0.1, 1.0))
 TINY = ("--backbones", "test_resnet", "--weights", "random", "-q")
@@ -309,56 +316,193 @@ def test_what_the_budget_cannot_afford_is_the_dearest() -> None:
     assert affordable_candidates(costs, 1000, 100) == ["a", "b", "c"]
 
 
+class Clock:
+    """A clock that stands still until somebody works."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Judge:
+    """Gives every candidate its score, in a time that its true cost and overhead say."""
+
+    def __init__(self, clock: Clock, scores: list[float], seconds: list[float]) -> None:
+        self.clock, self.scores, self.seconds = clock, scores, seconds
+        self.judged: list[tuple[int, int]] = []
+
+    def __call__(self, candidate: int, images: int) -> float:
+        self.judged.append((candidate, images))
+        self.clock.now += self.seconds[candidate] * images
+        return self.scores[candidate]
+
+
+def halve_in_one_go(
+    costs: dict[int, float], budget: TimeBudget, total: int, least: int, judge: Judge
+) -> tuple[list[int], list[int]]:
+    """Return who is left and who was dropped, by the rules in one function with its own clock."""
+    clock, dropped = budget.clock, []
+
+    def left() -> float:
+        return budget.seconds * 0.7 - (clock() - budget.began)
+
+    cheapest = min(costs, key=costs.__getitem__)
+    if costs[cheapest] * least < left():
+        started = clock()
+        judge(cheapest, least)
+        judging = max(0.0, (clock() - started) / least - costs[cheapest])
+        costs = {key: cost + judging for key, cost in costs.items()}
+    going = [key for key in costs if key in affordable_candidates(costs, left(), least)]
+    if not going:
+        spent = clock() - budget.began
+        needed = int(np.ceil((spent + costs[cheapest] * least) / 0.7 + 1))
+        raise BudgetTooShortError(cheapest, least, spent, needed)
+    dropped += [key for key in costs if key not in going]
+    seen = 0
+    while True:
+        count = images_per_round([costs[key] for key in going], left(), len(going), total)
+        if count <= seen:
+            return going, dropped
+        seen = count = max(count, least)
+        reached = {}
+        for key in going:
+            started = clock()
+            reached[key] = judge(key, count)
+            costs[key] = (clock() - started) / count
+        if count == total or len(going) == 1:
+            return going, dropped
+        better = better_half(reached)
+        dropped += [key for key in going if key not in better]
+        going = [key for key in going if key in better]
+
+
+def halve_by_rounds(
+    costs: dict[int, float], budget: TimeBudget, total: int, least: int, judge: Judge
+) -> tuple[list[int], list[int]]:
+    at_once: list[Dropped[int]] = []
+    schedule = SuccessiveHalving(costs, budget, total, least, on_drop=at_once.append)
+    for round_ in schedule.rounds():
+        for candidate in round_.candidates:
+            started = budget.clock()
+            score = judge(candidate, round_.images)
+            schedule.record(candidate, score, budget.clock() - started)
+    assert at_once == schedule.dropped
+    return schedule.candidates, [dropped.candidate for dropped in schedule.dropped]
+
+
+def outcome(run, costs, scores, seconds, budget, total, least):  # type: ignore[no-untyped-def]
+    """Return what was judged, and who was left and dropped, or how the budget was too short."""
+    clock = Clock(1000.0)
+    judge = Judge(clock, scores, seconds)
+    limits = TimeBudget(budget, 990.0, clock)
+    try:
+        result = run(dict(enumerate(costs)), limits, total, least, judge)
+    except BudgetTooShortError as error:
+        result = (error.candidate, error.images, error.spent, error.needed)
+    return judge.judged, result, clock.now
+
+
+CANDIDATES = st.lists(
+    st.tuples(
+        st.floats(1e-4, 0.1),  # seconds an image, as estimated
+        st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.75]),  # score, with ties
+        st.floats(0.5, 4.0),  # true over estimated seconds
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=400)
+@given(CANDIDATES, st.floats(1.0, 2000.0), st.integers(20, 3000), st.integers(1, 200))
+def test_the_rounds_decide_as_the_rules_in_one_function_do(
+    candidates: list[tuple[float, float, float]], budget: float, total: int, least: int
+) -> None:
+    costs, scores, factors = (list(column) for column in zip(*candidates, strict=True))
+    seconds = [cost * factor + 1e-5 for cost, factor in zip(costs, factors, strict=True)]
+    arguments = (costs, scores, seconds, budget, total, min(least, total))
+    assert outcome(halve_by_rounds, *arguments) == outcome(halve_in_one_go, *arguments)
+
+
+def test_rounds_halve_the_candidates_and_say_why_each_was_dropped() -> None:
+    clock = Clock(0.0)
+    costs = {"a": 0.01, "b": 0.01, "c": 0.01, "d": 0.01, "dear": 9.0}
+    scores = {"a": 0.5, "b": 0.7, "c": 0.6, "d": 0.9}
+    schedule = SuccessiveHalving(costs, TimeBudget(100, 0.0, clock), images=10_000, least=100)
+    seen = []
+    for round_ in schedule.rounds():
+        seen.append(round_)
+        for candidate in round_.candidates:
+            clock.now += 0.01 * round_.images
+            schedule.record(candidate, scores[candidate], 0.01 * round_.images)
+    assert [round_.candidates for round_ in seen] == [
+        ("a",),  # the trial
+        ("a", "b", "c", "d"),
+        ("b", "d"),
+        ("d",),
+    ]
+    images = [round_.images for round_ in seen]
+    assert images == sorted(images)
+    assert schedule.candidates == ["d"]
+    assert [dropped.candidate for dropped in schedule.dropped] == ["dear", "a", "c", "b"]
+    assert schedule.dropped[0].why.startswith("the budget has no room for it")
+    assert schedule.dropped[1].why == (
+        f"after {images[1]:,} training images its best layer reached 0.500, the last one kept 0.700"
+    )
+    assert clock.now <= 70
+
+
 # ── learning curve and hit rate
 
 
 def test_a_power_law_is_continued_to_the_digit() -> None:
     for exponent in (0.1, 0.3, 0.5):
         points = [
-            {
-                "images": n,
-                "accuracy": 1 - 0.9 * n**-exponent,
-                "spread": 0.0 if n < 1600 else None,
-                "repeats": 3,
-            }
+            CurvePoint(n, 1 - 0.9 * n**-exponent, 0.0 if n < 1600 else None, 3)
             for n in (200, 400, 800, 1600)
         ]
-        told = forecast(points, 3200, 10**9)
-        assert told is not None
-        assert told["accuracy"] == pytest.approx(1 - 0.9 * 3200**-exponent, abs=1e-6)
-        assert told["gain"] == pytest.approx(told["accuracy"] - points[-1]["accuracy"])
-    assert forecast(points[:1], 400, 100) is None
+        forecast = forecast_accuracy(points, 3200, 10**9)
+        assert forecast is not None
+        assert forecast.accuracy == pytest.approx(1 - 0.9 * 3200**-exponent, abs=1e-6)
+        assert forecast.gain == pytest.approx(forecast.accuracy - points[-1].accuracy)
+    assert forecast_accuracy(points[:1], 400, 100) is None
 
 
 def test_a_noisier_curve_has_a_wider_forecast() -> None:
     widths = []
     for spread in (0.001, 0.01, 0.05):
-        points = [
-            {"images": n, "accuracy": 1 - 2 * n**-0.3, "spread": spread, "repeats": 3}
-            for n in (200, 400, 800, 1600)
-        ]
-        low, high = forecast(points, 3200, 1000)["ci95"]  # type: ignore[index]
+        sizes = (200, 400, 800, 1600)
+        points = [CurvePoint(n, 1 - 2 * n**-0.3, spread, 3) for n in sizes]
+        low, high = forecast_accuracy(points, 3200, 1000).ci95  # type: ignore[union-attr]
         widths.append(high - low)
     assert widths == sorted(widths)
     assert widths[0] < widths[-1] / 5
 
 
 def test_the_curve_grows_and_ends_at_all_images() -> None:
-    data, one = toy(240), cell(0, 240, widths=(6,))
-    x, x_val = one.features(["b0"])
-    y, y_val = (torch.from_numpy(labels) for labels in one.labels)
-    told = learning_curve(
-        (x, y),
-        (x_val, y_val),
+    data, candidate = toy(240), cell(0, 240, widths=(6,))
+    x, x_val = candidate.features(["b0"])
+    y, y_val = (torch.from_numpy(labels) for labels in candidate.labels)
+    measured = measure_learning_curve(
+        LabelledFeatures(x, y),
+        LabelledFeatures(x_val, y_val),
         4,
         SOLVED,
         (0.9, 0.1),
         lambda size, number: data.subset(np.arange(240), size, number),
     )
-    assert [point["images"] for point in told["points"]] == [15, 30, 60, 120, 240]
-    assert told["points"][0]["accuracy"] < told["points"][-1]["accuracy"]
-    assert [point["repeats"] for point in told["points"]] == [3, 3, 3, 3, 1]
-    assert told["forecast"]["images"] == 480
+    assert [point.images for point in measured.points] == [15, 30, 60, 120, 240]
+    assert measured.points[0].accuracy < measured.points[-1].accuracy
+    assert [point.repeats for point in measured.points] == [3, 3, 3, 3, 1]
+    assert measured.points[-1].spread is None
+    assert measured.forecast is not None
+    assert measured.forecast.images == 480
+    written = measured.to_json()
+    assert list(written) == ["points", "forecast"]
+    assert list(written["points"][0]) == ["images", "accuracy", "spread", "repeats"]
+    assert list(written["forecast"]) == ["images", "accuracy", "ci95", "gain"]
 
 
 def finished(
@@ -387,15 +531,17 @@ def test_the_hit_rate_is_the_order_in_which_fine_tuning_came_out() -> None:
         finished(side, accuracy)
         for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
     ]
-    told = {one["score"]: one for one in hit_rate(rows, same)}  # type: ignore[arg-type]
-    assert set(told) == {"accuracy", "knn", "logme", "h_score"}  # no head, no LEEP
-    assert told["accuracy"]["kendall"] == told["accuracy"]["spearman"] == pytest.approx(1.0)
-    assert told["accuracy"]["runs"] == 4
+    by_score = {found.score: found for found in correlate_ranks(rows, same)}  # type: ignore[arg-type]
+    assert set(by_score) == {"accuracy", "knn", "logme", "h_score"}  # no head, no LEEP
+    assert by_score["accuracy"].kendall == by_score["accuracy"].spearman == pytest.approx(1.0)
+    assert by_score["accuracy"].runs == 4
+    keys = ["technique", "score", "runs", "kendall", "p", "spearman"]
+    assert list(by_score["accuracy"].to_json()) == keys
     against = [
         finished(side, 1 - accuracy)
         for side, accuracy in ((32, 0.7), (64, 0.8), (96, 0.85), (128, 0.9))
     ]
-    assert hit_rate(rows, against)[0]["kendall"] == pytest.approx(-1.0)  # type: ignore[arg-type]
+    assert correlate_ranks(rows, against)[0].kendall == pytest.approx(-1.0)  # type: ignore[arg-type]
 
 
 def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
@@ -403,14 +549,14 @@ def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
         row("end", accuracy, 1, resolution=side)
         for side, accuracy in ((32, 0.5), (64, 0.6), (96, 0.7))
     ]
-    assert hit_rate(rows, [finished(32, 0.7), finished(64, 0.8)]) == []  # type: ignore[list-item]
-    assert (
-        hit_rate(rows, [finished(side, 0.7 + side / 1000, train="head") for side in (32, 64, 96)])
-        == []
-    )  # type: ignore[misc]
-    assert hit_rate(rows, [finished(200 + side, 0.7 + side / 1000) for side in (32, 64, 96)]) == []  # type: ignore[misc]
-    seeds = [finished(side, side / 200 + shift) for side in (32, 64, 96) for shift in (0.0, 0.3)]
-    assert hit_rate(rows, seeds)[0]["runs"] == 3  # type: ignore[arg-type]
+    sides = (32, 64, 96)
+    two = [finished(32, 0.7), finished(64, 0.8)]
+    heads = [finished(side, 0.7 + side / 1000, train="head") for side in sides]
+    elsewhere = [finished(200 + side, 0.7 + side / 1000) for side in sides]
+    for too_few in (two, heads, elsewhere):
+        assert correlate_ranks(rows, too_few) == []  # type: ignore[arg-type]
+    seeds = [finished(side, side / 200 + shift) for side in sides for shift in (0.0, 0.3)]
+    assert correlate_ranks(rows, seeds)[0].runs == 3  # type: ignore[arg-type]
 
 
 # ── the verb
@@ -585,7 +731,7 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
 ) -> None:
     monkeypatch.setattr(matrix, "_FEWEST", 12)
     monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
-    dataset = load_dataset(photos, Path("home"))
+    dataset = workflow.named.sources.load(photos, Path("home"))
     seen: list[tuple[tuple[str, int], int]] = []
     judge = matrix._Work._judge
 
@@ -598,7 +744,7 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
         halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most)
     )
     monkeypatch.setattr(
-        keeping, "seconds", lambda model, *_: model.resolution * 1e-6
+        matrix.keeping, "seconds", lambda model, *_: model.resolution * 1e-6
     )  # else noise may make another cell the cheapest
     done = api.probe(
         dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p"

@@ -1,4 +1,4 @@
-"""Nothing is asked of anybody outside, and no dependency reports home: every verb in a process in which no socket opens."""
+"""No connection is opened, and no dependency reports home: every verb without sockets."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ for words in json.loads(sys.argv[1]):
         main()
     except SystemExit as stop:
         codes[words[0]] = stop.code
-told = [name for name in ("gradio", "wandb", "mlflow", "requests.sessions", "sentry_sdk", "posthog", "analytics") if name in sys.modules]
-flags = [os.environ.get("HF_HUB_DISABLE_TELEMETRY"), sys.modules["huggingface_hub"].constants.HF_HUB_DISABLE_TELEMETRY]
-print("\\n" + json.dumps({"codes": codes, "asked": asked, "told": told, "flags": flags}), file=sys.stderr)
+reporting = ("gradio", "wandb", "mlflow", "requests.sessions", "sentry_sdk", "posthog", "analytics")
+told = [name for name in reporting if name in sys.modules]
+hub = sys.modules["huggingface_hub"].constants
+flags = [os.environ.get("HF_HUB_DISABLE_TELEMETRY"), hub.HF_HUB_DISABLE_TELEMETRY]
+result = {"codes": codes, "asked": asked, "told": told, "flags": flags}
+print("\\n" + json.dumps(result), file=sys.stderr)
 """
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from regraft.workflow import cooking
+from regraft.workflow.planning import Wish
 
 import regraft as api
 from regraft.models.backbone import load_backbone, model_info
@@ -14,8 +16,6 @@ from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.plans import recipes
 from regraft.plans.recipes import all_recipes, find_recipe
 from regraft.plans.schema import Plan
-from regraft.workflow.cooking import recipe_plan, show_recipe
-from regraft.workflow.planning import Wish
 
 NAMED = {
     "vgg16-frozen",
@@ -81,7 +81,7 @@ def test_every_experiment_is_a_recipe_with_a_source_and_a_plan_that_fits_its_net
 def test_parameters_are_those_that_were_reported_to_the_digit(
     name: str, counts: dict[str, int]
 ) -> None:
-    told = show_recipe(name)
+    told = cooking.show_recipe(name)
     assert (
         {what: told["parameters"][what] for what in counts}
         == counts
@@ -97,7 +97,7 @@ def test_parameters_are_those_that_were_reported_to_the_digit(
 def test_the_head_and_the_totals_of_the_resnet_are_those_of_the_write_up_but_for_the_biases_that_pytorch_lacks() -> (
     None
 ):
-    told = show_recipe("resnet50-last-stage")
+    told = cooking.show_recipe("resnet50-last-stage")
     head = [
         row["parameters"] + row["statistics"]
         for row in told["layers"]
@@ -276,7 +276,7 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
     for name in ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage"):
         for other in ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit"):
             with pytest.raises(api.UserError, match="has no such stage; its stages are") as caught:
-                recipe_plan(find_recipe(name), Wish(backbone=other))
+                cooking.recipe_plan(find_recipe(name), Wish(backbone=other))
             offered = (
                 str(caught.value)
                 .partition("cut with ")[2]
@@ -284,7 +284,7 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
                 .removeprefix("--set ")
                 .split(" --set ")
             )
-            plan = recipe_plan(find_recipe(name), Wish(backbone=other, changes=offered))
+            plan = cooking.recipe_plan(find_recipe(name), Wish(backbone=other, changes=offered))
             plan.check(model_info(other), [])
             seen += 1
     assert seen == 12
@@ -301,19 +301,19 @@ def test_places_that_a_user_names_are_his_and_a_comparison_moves_the_recipes_own
     regraft, photos: Path
 ) -> None:  # type: ignore[no-untyped-def]
     lite = Wish(backbone="tf_efficientnet_lite0")
-    asked = recipe_plan(
+    asked = cooking.recipe_plan(
         find_recipe("vgg16-frozen"),
         Wish(backbone="tf_efficientnet_lite0", changes=['until=["blocks.2", "blocks.4"]']),
     )
     assert asked.until == ("blocks.2", "blocks.4")
-    typo = recipe_plan(
+    typo = cooking.recipe_plan(
         find_recipe("resnet50-last-stage"),
         Wish(backbone="tf_efficientnet_lite0", changes=["phases.0.train=blocks.9"]),
     )
     with pytest.raises(api.UserError, match="tf_efficientnet_lite0 has no stage 'blocks.9'"):
         typo.check(model_info("tf_efficientnet_lite0"), [])
     with pytest.raises(api.UserError, match=r"--set until=blocks.2"):
-        recipe_plan(find_recipe("vgg16-three-blocks"), lite)
+        cooking.recipe_plan(find_recipe("vgg16-three-blocks"), lite)
     told = json.loads(
         regraft(
             "recipes",

@@ -1,4 +1,4 @@
-"""What people look at: the report, its evidence, and that it opens in a real browser without asking anybody."""
+"""The report: its evidence, its words, and that it opens in a browser and loads nothing else."""
 
 from __future__ import annotations
 
@@ -6,32 +6,47 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from regraft.workflow.comparison import compare
+from regraft.workflow.named import fit_named
+from regraft.workflow.pages import report_named
+from regraft.workflow.planning import Wish, make
+from regraft.workflow.settings import Settings
+from regraft.workflow.story import fit
 
 from conftest import TINY, toy, write_folder
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.reporting import evidence
-from regraft.reporting.evidence import gather_evidence
+from regraft.evaluation.paired import PairedDifference
+from regraft.models.backbone import Backbone, load_backbone
+from regraft.reporting.evidence import (
+    PairedDifference,
+    RunEvidence,
+    build_evidence,
+    gather_evidence,
+)
 from regraft.reporting.html import Gallery, PageExtras, Thumbnail, render_html
-from regraft.reporting.leaderboard import build_leaderboard_json
+from regraft.reporting.leaderboard import (
+    LeaderboardRow,
+    build_leaderboard,
+    build_leaderboard_json,
+    flat_row,
+    to_failed_rows,
+)
 from regraft.runs.folder import Run, load_run
-from regraft.workflow.comparison import compare
-from regraft.workflow.named import fit_named
-from regraft.workflow.pages import report_named
-from regraft.workflow.planning import Wish
-from regraft.workflow.settings import Settings
+from regraft.system.progress import ProgressReporter
 
 QUICK = ["--weights", "random", "--resolution", "32", "-q"]
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of three rows, one of which failed, on images in folders; one test image is also a training image."""
+    """Two comparisons, of one row and of two rows, on images in folders."""
     root = tmp_path_factory.mktemp("compared")
     photos = write_folder(root / "photos", toy(180))
     settings = Settings(home=root / "cache", origin=str(photos))
@@ -67,17 +82,19 @@ def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(
     )
     assert done.code == 0, done.err
     text = out.read_text()
-    assert "does best on validation" in text
+    assert "has the best validation accuracy" in text
     for heading in (
         "Leaderboard",
-        "What it costs",
-        "How they learned",
+        "Cost",
+        "Learning curves",
+        "Errors of",
         "Worst mistakes",
         "Least certain",
         "Where it looks",
-        "Was frozen really frozen?",
-        "Is anything wrong",
-        "Doing it again",
+        "Calibration",
+        "Freeze check",
+        "Data checks",
+        "Reproduce",
     ):
         assert heading in text, heading
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
@@ -250,47 +267,45 @@ def test_images_that_are_gone_leave_galleries_out_and_say_so(
     assert "Name them with --data" in text
 
 
+class Loosening(ProgressReporter):
+    """Changes a frozen statistic of a network while its head is solved."""
+
+    def __init__(self, network: Backbone) -> None:
+        self.network = network
+
+    def step(self, what: str, done: int, total: int) -> None:
+        if what == "solve" and done == total:
+            norm = self.network.model.get_submodule("bn1")
+            norm.running_mean.add_(0.1)  # type: ignore[operator, union-attr]
+
+
 def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regraft
+    own_cache: Path, tmp_path: Path, regraft
 ) -> None:
-    from regraft.training import linear
-    from regraft.training.linear import fit_linear_probe
-    from regraft.workflow import story
-
-    solve = fit_linear_probe
-
-    def loose(*args, **kwargs):  # type: ignore[no-untyped-def]
-        held[0].model.get_submodule("bn1").running_mean.add_(0.1)
-        return solve(*args, **kwargs)
-
-    held = []
-    loaded = story.loaded
-
-    def kept(plan, settings):  # type: ignore[no-untyped-def]
-        held.append(loaded(plan, settings))
-        return held[-1]
-
-    monkeypatch.setattr(story, "loaded", kept)
     photos = write_folder(tmp_path / "photos", toy())
-    assert regraft("fit", photos, "--backbone", TINY, "--out", "good", *QUICK).code == 0
-    held.clear()
-    monkeypatch.setattr(linear, "solve", loose)
-    assert regraft("fit", photos, "--backbone", TINY, "--out", "loose", *QUICK).code == 0
+    settings = Settings(home=own_cache, origin=str(photos))
+    data = load_dataset(str(photos), own_cache)
+    wish = Wish(backbone=TINY, weights="random", resolution=32)
+    plan = make(data, settings.split(data), wish)
+    fit(data, plan, Path("good"), settings)
+    network = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    loosening = replace(settings, watcher=Loosening(network))
+    fit(data, plan, Path("loose"), loosening, network)
+
     contract = json.loads(Path("loose/freeze.json").read_text())[0]
     assert contract["kept"] is False
     assert contract["changed"] == ["body.bn1.running_mean"]
     assert json.loads(Path("good/freeze.json").read_text())[0]["kept"] is True
     assert load_run(Path("loose")).scores["contract"] == "broken"
     assert "BROKEN" in Path("loose/log.txt").read_text()
-    done = regraft("report", "loose", "good", "--out", "report.html", "-q")
-    assert done.code == 0
-    assert "The freeze contract of loose is broken" in done.out.splitlines()[0]
+    report = regraft("report", "loose", "good", "--out", "report.html", "-q")
+    assert report.code == 0
+    warning = "The freeze contract of loose is broken"
+    assert warning in report.out.splitlines()[0]
     assert "BROKEN: body.bn1.running_mean" in Path("report.html").read_text()
-    assert (
-        "The freeze contract of loose is broken" in regraft("evaluate", "loose").out.splitlines()[0]
-    )
-    told = json.loads(regraft("report", "loose", "good", "--format", "md", "--json").out)
-    assert told["board"]["selected"] == "good"
+    assert warning in regraft("evaluate", "loose").out.splitlines()[0]
+    result = json.loads(regraft("report", "loose", "good", "--format", "md", "--json").out)
+    assert result["board"]["selected"] == "good"
 
 
 def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Path, regraft) -> None:
@@ -481,7 +496,10 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for width, scheme in ((1200, "light"), (390, "dark")):
-            view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+            view = browser.new_page(
+                viewport={"width": width, "height": 800},
+                color_scheme=scheme,  # type: ignore[arg-type]
+            )
             said: list[str] = []
             view.on("console", lambda message, said=said: said.append(message.text))
             view.on("pageerror", lambda error, said=said: said.append(str(error)))
@@ -495,7 +513,10 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
             )
             view.goto(out.as_uri())
             assert view.evaluate("document.documentElement.scrollWidth") <= width
-            rows = "[...document.querySelectorAll('#leaderboard tbody tr')].map(row => row.cells[1].dataset.value)"
+            rows = (
+                "[...document.querySelectorAll('#leaderboard tbody tr')]"
+                ".map(row => row.cells[1].dataset.value)"
+            )
             for _ in range(2):
                 view.click("#leaderboard th:nth-child(2) button")
                 values = [float(value) for value in view.evaluate(rows)]
@@ -506,7 +527,8 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
             broken = "[...document.images].filter(image => !image.naturalWidth).length"
             assert view.evaluate(broken) == 0
             ink, paper = view.evaluate(
-                "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+                "[getComputedStyle(document.body).color, "
+                "getComputedStyle(document.body).backgroundColor]"
             )
             assert (
                 sum(map(int, re.findall(r"\d+", ink))) > sum(map(int, re.findall(r"\d+", paper)))
@@ -569,7 +591,7 @@ def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     assert len(text) < 8e6
 
 
-def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:
     words = (
         "--backbone",
         "test_resnet",
@@ -594,26 +616,58 @@ def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, pho
     )
 
 
-def test_the_verdict_names_a_run_that_cannot_be_told_apart() -> None:
-    def pair(name: str, real: bool) -> dict[str, object]:
-        return {"name": name, "real": real, "points": -0.01, "sentence": f"said of {name}"}
+def test_the_verdict_names_a_run_that_cannot_be_told_apart(compared: Path) -> None:
+    def get_pair(name: str, p: float) -> PairedDifference:
+        difference = PairedDifference(-0.01, (-0.03, 0.01), p, 500, None)
+        return PairedDifference(name, difference, f"sentence on {name}")
 
-    scores = {"accuracy": 0.9, "ci95": (0.88, 0.92), "n": 500}
-    runs = {
-        name: {"measures": scores, "scores": {"seconds": {"total": 1.0}}}
-        for name in ("best", "worse", "alike")
-    }
-    told = {
-        "board": {"selected": "best"},
-        "part": "val",
-        "runs": runs,
-        "pairs": [pair("worse", True), pair("alike", False)],
-    }
-    assert evidence._verdict(told).endswith("said of alike")
-    assert evidence._verdict({**told, "pairs": told["pairs"][:1]}).endswith("said of worse")  # type: ignore[index]
+    def get_run(name: str, seconds: float) -> RunEvidence:
+        return replace(fitted, name=name, scores={"seconds": {"total": seconds}})
+
+    result = build_evidence([load_run(compared / "compare" / "linear-probe")])
+    fitted = result.runs[0]
+    assert result.pairs == ()
+    assert result.verdict.endswith("%).")
+    worse, similar = get_pair("worse", 0.01), get_pair("similar", 0.5)
+    runs = (get_run("best", 1.0), get_run("worse", 0.1), get_run("similar", 1.0))
+    assert replace(result, runs=runs, pairs=(worse, similar)).verdict.endswith("on similar")
+    assert replace(result, runs=runs, pairs=(worse,)).verdict.endswith("on worse")
+    cheap = (*runs[:2], get_run("similar", 0.5))
+    verdict = replace(result, runs=cheap, pairs=(worse, similar)).verdict
+    assert "similar is not significantly different" in verdict
+    assert verdict.endswith("took 2.0 times less time.")
 
 
-def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_leaderboard_says_which_rows_differ_significantly(compared: Path) -> None:
+    leaderboard = build_leaderboard([load_run(compared / "compare" / "linear-probe")])
+
+    def get_row(name: str, points: float, p: float) -> LeaderboardRow:
+        difference = PairedDifference(points, (points, points), p, 500, None)
+        return replace(leaderboard.rows[0], name=name, versus_selected=difference)
+
+    def get_verdict(*rows: LeaderboardRow) -> str:
+        return replace(leaderboard, rows=(leaderboard.rows[0], *rows)).verdict
+
+    better, similar, worse = get_row("a", 0.1, 0.01), get_row("b", 0, 1), get_row("c", -0.1, 0.01)
+    assert get_verdict(worse).endswith("Every other row is significantly worse.")
+    assert get_verdict(better, worse).endswith("On the test part a is significantly better.")
+    assert get_verdict(similar, worse).endswith("shows no significant difference to b.")
+    assert "a is significantly better. The test part" in get_verdict(better, similar)
+    assert replace(leaderboard, rows=()).verdict == "No row finished."
+
+
+def test_typed_results_say_what_the_plain_ones_say(compared: Path) -> None:
+    runs = [load_run(compared / "compare" / "linear-probe")]
+    row = {"name": "bad", "backbone": None, "technique": "x", "seed": 0, "error": "no"}
+    failed = to_failed_rows([row])
+    assert build_leaderboard_json(runs, [row]) == build_leaderboard(runs, failed).to_json()
+    assert build_leaderboard_json(runs, [row])["rows"][1] == row == flat_row(row)
+    plain = gather_evidence(runs, [row])
+    assert plain == build_evidence(runs, failed).to_json()
+    assert json.loads(json.dumps(plain))["runs"].keys() == {"linear-probe"}
+
+
+def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:
     words = (
         "--backbone",
         "test_resnet",

@@ -1,4 +1,4 @@
-"""The server as programs, people and their mistakes meet it: a real one on a port of its own, a tiny network behind it."""
+"""The server as programs and people meet it: a real one on its own port, with a tiny network."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from regraft.workflow.named import fit_named
+from regraft.workflow.planning import Wish
+from regraft.workflow.settings import Settings
 
 import regraft as api
 from conftest import toy, write_folder
 from regraft.errors import UserError
-from regraft.serving.batching import Batcher, Full
-from regraft.workflow.named import fit_named
-from regraft.workflow.planning import Wish
-from regraft.workflow.settings import Settings
+from regraft.serving.batching import Batcher, QueueFull
 
 EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class
 SMALL = {
@@ -50,38 +50,42 @@ SMALL = {
 CHILD = """
 import json, sys, time
 from pathlib import Path
-import numpy as np
-from regraft import attention, predict
-from regraft.serving.limits import Limits
-from regraft.serving.server import serve
-from regraft.system.progress import ProgressReporter
+from regraft import attention, predict, run
+from regraft.serve import Backend, Limits, ServeOptions, serve_run
+from regraft.watch import Watcher
+from regraft.workflow import Settings
 
-given = json.loads(sys.argv[1])
-original, gate = predict.Classifier.logits, given["gate"]
+words = json.loads(sys.argv[1])
+gate = words["gate"]
 
-def slow(self, images):
-    images = list(images)
-    with open(gate + ".log", "a") as log:
-        log.write(f"{len(images)}\\n")
-    while not Path(gate).exists():
-        time.sleep(0.01)
-    return original(self, images)
+class Gated(predict.Classifier):
+    def logits(self, images):
+        images = list(images)
+        with open(gate + ".log", "a") as log:
+            log.write(f"{len(images)}\\n")
+        while not Path(gate).exists():
+            time.sleep(0.01)
+        return super().logits(images)
 
-true = attention.maps
+def load(path, device):
+    return Gated(run.load(Path(path)), device) if gate else predict.load(path, device)
 
-def maps(classifier, images, classes):
-    Path(given["run"] + ".asked").write_text(str(classes))
-    return true(classifier, images, classes)
+def compute_maps(classifier, images, classes):
+    Path(words["run"] + ".asked").write_text(str(classes))
+    return attention.maps(classifier, images, classes)
 
-if gate:
-    predict.Classifier.logits = slow
-attention.maps = maps
-
-class Told(Watcher):
+class Printing(Watcher):
     def say(self, text):
         print(text, file=sys.stderr, flush=True)
 
-serve(given["run"], port=0, data=given["data"], similar=not gate, limits=Limits(**given["limits"]), watcher=Told(), home=given["home"])
+limits = Limits(**words["limits"])
+serve_run(
+    words["run"],
+    ServeOptions(port=0, data=words["data"], similar=not gate, limits=limits),
+    Settings(home=Path(words["home"])),
+    Printing(),
+    backend=Backend(load, compute_maps),
+)
 """
 
 
@@ -269,7 +273,10 @@ def test_it_describes_itself(server: Running) -> None:
 
 
 def sending(port: int, head: str, piece: bytes, most: int) -> tuple[int, bytes]:
-    """Send a request piece by piece until there is an answer, or the other side hangs up; returns the bytes sent and the answer."""
+    """Send a request piece by piece until there is an answer, or the other side hangs up.
+
+    Returns the number of bytes sent, and the answer.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sent:
         sent.sendall(head.encode())
         count, answer = 0, b""
@@ -325,12 +332,15 @@ def test_a_body_that_is_too_large_is_refused_without_being_read_whole(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(server: Running) -> None:
-    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sent:
         sent.sendall(head.encode() + b"--x\r\n")
         answer = b"".join(iter(lambda: sent.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"has not come whole in 2 s" in answer
+    assert b"was not complete after 2 s" in answer
 
 
 def header_only(side: int) -> bytes:
@@ -365,7 +375,8 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "where Pillow refuses": (header_only(60_000), "more pixels than the 4,000,000 allowed"),
         "a lie": (header_only(1500), "cannot be decoded"),
         "svg": (
-            b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+            b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg">'
+            b"<script>alert(1)</script></svg>",
             "not an image that can be read",
         ),
         "html": (b"<!doctype html><html><img src=x onerror=alert(1)></html>", "not an image"),
@@ -456,25 +467,25 @@ def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(
 def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on() -> None:
     sizes: list[int] = []
 
-    def say(images):  # type: ignore[no-untyped-def]
+    def predict(images):  # type: ignore[no-untyped-def]
         sizes.append(len(images))
         time.sleep(0.02)
         if any(image.max() == 255 for image in images):
             raise RuntimeError("the network broke")
         return np.stack([image.reshape(-1)[:2] for image in images])
 
-    async def story() -> None:
-        batcher = Batcher(say, waiting=50, most=8, collect=0.01)
+    async def check_batcher() -> None:
+        batcher = Batcher(predict, capacity=50, max_batch=8, max_wait=0.01)
         await batcher.start()
         images = [np.full((1, 2), number, np.uint8) for number in range(20)]
-        said = await asyncio.gather(*[batcher.ask([image]) for image in images])
+        said = await asyncio.gather(*[batcher.submit([image]) for image in images])
         assert [int(row[0, 0]) for row in said] == list(range(20))
         assert sizes == [8, 8, 4]
-        assert (await batcher.ask(images))[:, 0].tolist() == list(range(20))
-        with pytest.raises(Full):
-            await batcher.ask(images * 3)
+        assert (await batcher.submit(images))[:, 0].tolist() == list(range(20))
+        with pytest.raises(QueueFull):
+            await batcher.submit(images * 3)
         sizes.clear()
-        tasks = [asyncio.create_task(batcher.ask([image])) for image in images[:16]]
+        tasks = [asyncio.create_task(batcher.submit([image])) for image in images[:16]]
         await asyncio.sleep(0.015)
         for task in tasks[10:]:
             task.cancel()
@@ -490,11 +501,11 @@ def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on()
         )
         assert sizes == [8, 2]
         with pytest.raises(RuntimeError, match="the network broke"):
-            await batcher.ask([np.full((1, 2), 255, np.uint8)])
-        assert (await batcher.ask(images[:1])).tolist() == [[0, 0]]
+            await batcher.submit([np.full((1, 2), 255, np.uint8)])
+        assert (await batcher.submit(images[:1])).tolist() == [[0, 0]]
         await batcher.stop()
 
-    asyncio.run(asyncio.wait_for(story(), 30))
+    asyncio.run(asyncio.wait_for(check_batcher(), 30))
 
 
 # ── beginning and ending
@@ -510,8 +521,8 @@ def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(
         return str(done.err)
 
     assert (
-        f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). Expected a free port."
-        in refused(server.run, "--port", server.port)
+        f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). "
+        "Expected a free port." in refused(server.run, "--port", server.port)
     )
     assert "cannot be listened on" in refused(
         server.run, "--host", "no.such.host.invalid", "--port", 0
@@ -564,46 +575,60 @@ def test_it_ends_cleanly_whoever_is_connected(
 
 
 def test_serving_help_loads_neither_torch_nor_gradio() -> None:
-    code = "import sys\nsys.argv = ['regraft', 'serve', '--help']\nfrom regraft.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.splitlines()[-1]
-        == "False False"
-    )
+    code = """
+import sys
+sys.argv = ["regraft", "serve", "--help"]
+from regraft.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("torch" in sys.modules, "gradio" in sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "False False"
 
 
 # ── the page
 
 
-def test_similar_images_are_the_run_s_training_images_or_a_sentence(
+def test_similar_images_are_the_run_s_training_images(fitted: tuple[Path, Path, Path]) -> None:
+    from regraft.serving.similar import find_images
+
+    run, _, home = fitted
+    classifier = api.load(run)
+    settings = Settings(home=home)
+    similar = find_images(classifier, None, settings)
+    assert (similar.state, len(similar.examples)) == ("preparing", 3)
+    assert "are being prepared" in similar.note
+    similar.prepare(settings)
+    assert (similar.state, similar.note) == ("ready", "")
+    train = similar.train
+    assert train is not None
+    with (run / "split.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "train"]
+    names = [train.classes[label] for label in train.labels]
+    assert set(zip(train.keys, names, strict=True)) == {(row["key"], row["label"]) for row in rows}
+    for row in (0, 20, 40):
+        image = train.images.read(np.array([row]))[0]
+        neighbours = similar.find_similar(image)
+        assert np.array_equal(neighbours[0][0], image)  # itself first
+        assert neighbours[0][1] == f"{names[row]} 1.00"
+        assert len(neighbours) == 6
+    new = find_images(classifier, None, settings)
+    new.prepare(settings, max_bytes=4 * similar.features.shape[1] * 12)  # type: ignore[union-attr]
+    assert len(new.features) == len(new.train) == 12  # type: ignore[arg-type]
+    assert set(new.train.labels) == {0, 1, 2}  # type: ignore[union-attr]
+
+
+def test_similar_images_that_cannot_be_had_are_left_out_with_a_sentence(
     fitted: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    from regraft.serving.similar import find_similar_images, stoppable
+    from regraft.serving.similar import find_images, with_stop_event
 
     run, photos, home = fitted
-    loaded = api.load(run)
+    classifier = api.load(run)
     settings = Settings(home=home)
-    found = find_similar_images(loaded, None, settings)
-    assert (found.state, len(found.examples)) == ("preparing", 3)
-    assert "still being looked up" in found.note
-    found.prepare(settings)
-    assert (found.state, found.note) == ("ready", "")
-    assert found.train is not None
-    with (run / "split.csv").open(newline="") as file:
-        kept = {
-            (row["key"], row["label"]) for row in csv.DictReader(file) if row["part"] == "train"
-        }
-    assert {
-        (key, found.train.classes[label])
-        for key, label in zip(found.train.keys, found.train.labels, strict=True)
-    } == kept
-    for row in (0, 20, 40):
-        image = found.train.images.read(np.array([row]))[0]
-        near = found.near(image)
-        assert np.array_equal(near[0][0], image)  # itself first
-        assert near[0][1] == f"{found.train.classes[found.train.labels[row]]} 1.00"
-        assert len(near) == 6
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
     scores = json.loads((run / "scores.json").read_text())
@@ -614,23 +639,24 @@ def test_similar_images_are_the_run_s_training_images_or_a_sentence(
     ):
         scores["origin"]["data"] = origin
         (moved / "scores.json").write_text(json.dumps(scores))
-        left_out = find_similar_images(api.load(moved), None, settings)
+        left_out = find_images(api.load(moved), None, settings)
         assert (left_out.state, left_out.examples, text in left_out.note) == ("none", [], True)
-        assert left_out.near(np.zeros((9, 9, 3), np.uint8)) == []
-    assert find_similar_images(api.load(moved), photos, settings).state == "preparing"
+        assert left_out.find_similar(np.zeros((9, 9, 3), np.uint8)) == []
+    assert find_images(api.load(moved), photos, settings).state == "preparing"
     scores["origin"]["data"] = "digits"
     (moved / "scores.json").write_text(json.dumps(scores))
-    assert (
-        "holds none of the training images"
-        in find_similar_images(api.load(moved), None, settings).note
-    )
+    other = find_images(api.load(moved), None, settings)
+    assert "holds none of the training images" in other.note
     with pytest.raises(UserError, match="holds none of the training images"):
-        find_similar_images(loaded, "digits", settings)
-    ended = threading.Event()
-    ended.set()
-    new = find_similar_images(loaded, None, Settings(home=tmp_path / "cache"))
-    new.prepare(stoppable(Settings(home=tmp_path / "cache"), ended))
-    assert (new.state, new.note) == ("none", "No similar training images: the server is ending")
+        find_images(classifier, "digits", settings)
+
+    stop = threading.Event()
+    stop.set()
+    empty_cache = Settings(home=tmp_path / "cache")
+    stopped = find_images(classifier, None, empty_cache)
+    stopped.prepare(with_stop_event(empty_cache, stop))
+    message = "No similar training images: the server is stopping"
+    assert (stopped.state, stopped.note) == ("none", message)
 
 
 @dataclass
@@ -643,9 +669,9 @@ class Browsing:
 
     def drop(self, path: Path) -> None:
         """Give the page an image instead of the one before."""
-        if self.page.locator("#given button[aria-label='Remove Image']").count():
-            self.page.click("#given button[aria-label='Remove Image']")
-        self.page.set_input_files("#given input[type=file]", path)
+        if self.page.locator("#image button[aria-label='Remove Image']").count():
+            self.page.click("#image button[aria-label='Remove Image']")
+        self.page.set_input_files("#image input[type=file]", path)
 
 
 @pytest.fixture
@@ -665,19 +691,19 @@ def browsing(server: Running) -> Iterator[Browsing]:
         )
         one.page.on("pageerror", lambda error: one.faults.append(str(error)))
         one.page.goto(server.address)
-        one.page.wait_for_selector("#given")
+        one.page.wait_for_selector("#image")
         yield one
         browser.close()
     assert one.faults == []
 
 
-def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_and_nobody_outside_is_asked(
+def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_from_here_only(
     server: Running, browsing: Browsing, tmp_path: Path
 ) -> None:
     (tmp_path / "two.png").write_bytes(of_class(2))
     (tmp_path / "none.png").write_bytes(b"<svg/>")
     page = browsing.page
-    assert "right on" in page.inner_text("body")
+    assert "validation accuracy" in page.inner_text("body")
     assert page.locator("#map img").count() == 0
     browsing.drop(tmp_path / "two.png")
     page.wait_for_selector("#classes >> text=class2")

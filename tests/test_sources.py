@@ -7,9 +7,10 @@ import tarfile
 import tracemalloc
 import urllib.error
 import zipfile
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import dirty
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +18,10 @@ import pytest
 from PIL import Image
 
 from conftest import toy, write_folder
-from regraft.data import hub
-from regraft.data.dataset import Unreadable
+from regraft.data.dataset import make_dataset
 from regraft.data.decode import decode_image, image_size
-from regraft.data.hub import TORCHVISION, unpickled
+from regraft.data.hub import TORCHVISION, load_torchvision_parts
+from regraft.data.images import ArrayImages, Unreadable
 from regraft.data.load import load_dataset
 from regraft.data.stream import count_images, iterate_images
 from regraft.errors import UserError
@@ -331,56 +332,69 @@ def test_no_network_is_one_sentence_with_ways_out(
         load("hf:somebody/cats", tmp_path)
 
 
-def official_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, content: object = None) -> None:
-    from torchvision.datasets import CIFAR10
-
-    folder = root / "datasets" / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for file, _ in [*CIFAR10.train_list, *CIFAR10.test_list]:
-        entry = {
-            "data": rng.integers(0, 255, (20, 3072), dtype=np.uint8),
-            "labels": [n % 10 for n in range(20)],
-        }
-        (folder / file).write_bytes(pickle.dumps(content or entry))
-    (folder / "batches.meta").write_bytes(
-        pickle.dumps({"label_names": [f"c{n}" for n in range(10)]})
-    )
-    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda *_: True)
-
-
-def test_the_official_cifar_layout_is_read_without_unpickling_anything_but_arrays(
+def test_the_official_cifar_layout_is_read_in_its_own_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    official_cifar(tmp_path / "home", monkeypatch)
-    found = load("cifar10", tmp_path)
-    assert (len(found), int((found.parts == "test").sum()), found.classes[3]) == (120, 20, "c3")
+    top = dirty.official_cifar(tmp_path / "home" / "datasets", monkeypatch.setattr)
+    dataset = load("cifar10", tmp_path)
+    assert (len(dataset), int((dataset.parts == "test").sum())) == (120, 20)
+    assert dataset.classes == tuple(f"c{number}" for number in range(10))
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    contents = [pickle.loads((top / name).read_bytes()) for name in [*names, "test_batch"]]
+    pixels = np.concatenate([content["data"] for content in contents])
+    images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    labels = [label for content in contents for label in content["labels"]]
+    parts = ["train"] * 100 + ["test"] * 20
+    expected = make_dataset("cifar10", labels, dataset.classes, ArrayImages(images), parts=parts)
+    assert dataset.fingerprint == expected.fingerprint
+    assert dataset.split().digest == expected.split().digest
 
 
-def test_a_pickle_with_code_in_it_is_refused() -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            import os
+def test_no_other_file_is_taken_for_one_of_cifar_and_no_code_in_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = dirty.official_cifar(tmp_path / "home" / "datasets", monkeypatch.setattr)
+    refused = 0
+    for path in sorted(top.iterdir()):
+        official = path.read_bytes()
+        for content in (pickle.dumps(dirty.Evil(tmp_path)), official[:-1], official + b"."):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="cifar10 cannot be downloaded"):
+                load("cifar10", tmp_path)
+            refused += 1
+        path.write_bytes(official)
+    assert refused == 21
+    assert not (tmp_path / "pwned").exists()
+    assert len(load("cifar10", tmp_path)) == 120
 
-            return os.system, ("touch /tmp/pwned",)
 
-    with pytest.raises(UserError, match="A CIFAR file holds more than arrays"):
-        unpickled(pickle.dumps(Evil()))
-
-
-def test_a_damaged_pickle_takes_no_memory_for_what_it_only_promises() -> None:
+def test_a_damaged_pickle_takes_no_memory_for_what_it_only_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = dirty.official_cifar(tmp_path / "home" / "datasets", monkeypatch.setattr)
     promises = {
         "bytearray": b"\x80\x05\x96" + (300_000_000).to_bytes(8, "little") + b"ab",
         "memo": b"\x80\x02}r" + (300_000_000).to_bytes(4, "little") + b".",
         "bytes": b"\x80\x04\x8e" + (300_000_000).to_bytes(8, "little") + b"ab",
     }
     for name, content in promises.items():
+        (top / "data_batch_2").write_bytes(content)
         tracemalloc.start()
-        with suppress(UserError):
-            unpickled(content)
+        with pytest.raises(UserError, match="cifar10 cannot be downloaded"):
+            load("cifar10", tmp_path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 10_000_000, name
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_threads_decodes_the_same(photos: Path, tmp_path: Path, workers: int) -> None:
+    rows = np.arange(120)
+    images = load(photos, tmp_path).images
+    other = replace(load(photos, tmp_path).images, workers=workers)
+    assert (other.hashes() == images.hashes()).all()
+    assert (other.sizes(rows) == images.sizes(rows)).all()
+    assert (np.stack(other.read(rows)) == np.stack(images.read(rows))).all()
 
 
 def test_archives_cannot_write_outside_their_folder(tmp_path: Path) -> None:
@@ -552,11 +566,14 @@ def test_trainval_counts_only_where_there_is_no_train(tmp_path: Path) -> None:
 
     found = {
         part: made.split
-        for part, made in hub._made(kind({"train", "val", "trainval", "test"}), tmp_path).items()
+        for part, made in load_torchvision_parts(
+            kind({"train", "val", "trainval", "test"}), tmp_path
+        ).items()
     }
     assert found == {"train": "train", "val": "val", "test": "test"}
     found = {
-        part: made.split for part, made in hub._made(kind({"trainval", "test"}), tmp_path).items()
+        part: made.split
+        for part, made in load_torchvision_parts(kind({"trainval", "test"}), tmp_path).items()
     }
     assert found == {"train": "trainval", "test": "test"}
 

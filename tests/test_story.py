@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from regraft.workflow import opening, story
 
 import regraft as api
 from conftest import reading, toy, write_folder
+from regraft.commands.evaluate import open_test
 from regraft.data.load import load_dataset
-from regraft.models.backbone import load_backbone
-from regraft.runs.folder import load_run, write_json, write_weights
-from regraft.system.progress import ProgressReporter
-from regraft.workflow.opening import open_test, score
-from regraft.workflow.story import final_cut
+from regraft.runs.folder import load_run
+from regraft.runs.writer import write_weights
+from regraft.system.output import write_json
 
 QUICK = ("--backbone", "test_resnet", "--weights", "random", "--resolution", "32", "-q")
 EPOCHS = ("--set", "phases.0.epochs=2", "--set", "phases.0.batch_size=16")
@@ -100,8 +100,8 @@ def test_every_technique_runs_and_freezes_what_it_says(
     scores = json.loads(result.out)
     finished = load_run(Path("out"))
     original = api.load("out").network[0].model.state_dict()
-    random = load_backbone("test_resnet", "random", 32, finished.plan.seed).model.state_dict()
-    frozen = final_cut(load_backbone("test_resnet", "random", 32), finished.plan)[0]
+    random = story.backbone.load("test_resnet", "random", 32, finished.plan.seed).model.state_dict()
+    frozen = story.final_cut(story.backbone.load("test_resnet", "random", 32), finished.plan)[0]
     names = {
         name.removeprefix("body.")
         for name, _ in (*frozen.named_parameters(), *frozen.named_buffers())
@@ -247,7 +247,7 @@ def test_rows_that_are_given_one_network_in_turn_score_as_each_would_alone(photo
     dataset = load_dataset(photos, Path("home"))
     for one in done.runs:
         together = one.predictions("test")
-        alone = open_test(one, dataset).predictions("test")
+        alone = opening.open_test(one, dataset).predictions("test")
         assert np.array_equal(together["logits"], alone["logits"]), one.name
         assert together["keys"].tolist() == alone["keys"].tolist()
 
@@ -378,7 +378,7 @@ def test_predictions_of_a_folder_equal_those_of_the_run(regraft, photos: Path) -
 
 
 def stop_after(watched: str, epochs: int):  # type: ignore[no-untyped-def]
-    class Stop(ProgressReporter):
+    class Stop(story.Watcher):
         def step(self, what: str, done: int, total: int) -> None:
             if what == watched and done >= epochs:
                 raise KeyboardInterrupt
@@ -668,7 +668,7 @@ def test_a_disk_without_room_computes_the_frozen_part_again_and_says_so(
         out="kept",
         changes=["precision=float32"],
     )
-    monkeypatch.setattr("regraft.features.store.has_room", lambda needed, folder: False)
+    monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
     live = api.fit(
         str(photos),
         "fine-tune-top",
@@ -811,7 +811,7 @@ def test_what_is_kept_already_is_used_on_a_full_disk(
     first = api.fit(
         str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="first"
     )
-    monkeypatch.setattr("regraft.features.store._RESERVE", 10**15)
+    monkeypatch.setattr("regraft.cache.store._RESERVE", 10**15)
     second = api.fit(
         str(photos), "fine-tune-top", "test_resnet", weights="random", resolution=32, out="second"
     )
@@ -832,7 +832,7 @@ def test_a_linear_probe_without_room_for_its_features_is_still_solved(
         out="kept",
         changes=["precision=float32"],
     )
-    monkeypatch.setattr("regraft.features.store.has_room", lambda needed, folder: False)
+    monkeypatch.setattr("regraft.cache.fits", lambda needed, folder: False)
     monkeypatch.setattr("regraft.workflow.story._SOLVED_AT_ONCE", 7)
     live = api.fit(
         str(photos),
@@ -999,7 +999,7 @@ def test_a_run_scored_on_other_images_says_what_it_said_of_its_own(photos: Path)
         changes=["phases.0.epochs=1"],
     )
     dataset = load_dataset(photos, Path("home"))
-    said, _ = score(done, dataset)
+    said, _ = opening.score(done, dataset)
     mine = done.predictions()
     rows = [dataset.keys.tolist().index(key) for key in mine["keys"].tolist()]
     assert len(rows) >= 9

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from regraft.data.dataset import DatasetInfo
@@ -63,11 +66,23 @@ def test_more_images_mean_fewer_epochs() -> None:
     assert epochs == sorted(epochs, reverse=True)
 
 
-def test_own_techniques_come_by_dotted_path(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "mylab.py").write_text(
-        "from regraft.plans.techniques import make_technique_plan as make\ndef careful(model, data):\n    return make('linear-probe', model, data).model_copy(update={'technique': 'careful'})\ndef wrong(model, data):\n    return 3\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+OWN_MODULE = """
+from regraft.techniques import make
+
+def careful(model, data):
+    import mylab_names  # another file of the same folder, only when it is called
+    plan = make("linear-probe", model, data)
+    return plan.model_copy(update={"technique": mylab_names.CAREFUL})
+
+def wrong(model, data):
+    return 3
+"""
+
+
+def test_own_techniques_come_by_dotted_path_from_the_current_folder() -> None:
+    Path("mylab.py").write_text(OWN_MODULE)
+    Path("mylab_names.py").write_text("CAREFUL = 'careful'\n")
+    before = list(sys.path)
     assert make_technique_plan("mylab:careful", MODELS[1], DATA[0]).technique == "careful"
     for name, says in (
         ("mylab:wrong", "returned int. Expected a regraft Plan"),
@@ -76,6 +91,7 @@ def test_own_techniques_come_by_dotted_path(monkeypatch: pytest.MonkeyPatch, tmp
     ):
         with pytest.raises(UserError, match=says):
             make_technique_plan(name, MODELS[1], DATA[0])
+    assert sys.path == before
 
 
 def test_every_technique_says_what_it_does() -> None:
@@ -84,8 +100,6 @@ def test_every_technique_says_what_it_does() -> None:
 
 
 def test_the_multi_layer_probe_spreads_over_the_depth_and_always_takes_the_end() -> None:
-    taken = [
-        make_technique_plan("multi-layer-probe", model, DATA[0]).stages_taken for model in MODELS
-    ]
-    assert [len(one) for one in taken] == [14, 2, 1]
-    assert [one[-1] for one in taken] == [model.blocks[-1] for model in MODELS]
+    plans = [make_technique_plan("multi-layer-probe", model, DATA[0]) for model in MODELS]
+    assert [len(plan.stages_taken) for plan in plans] == [14, 2, 1]
+    assert [plan.stages_taken[-1] for plan in plans] == [model.blocks[-1] for model in MODELS]

@@ -7,22 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from regraft.train import head
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from regraft.features.batches import Batches
 from regraft.models.backbone import load_backbone
-from regraft.models.head import class_weights, make_head
-from regraft.models.layers import cut_backbone, distance_to_head
+from regraft.models.cut import cut_backbone
+from regraft.models.layers import distance_to_head
 from regraft.plans.schema import Phase
 from regraft.training import trainer
-from regraft.training.linear import fit_linear_probe
-from regraft.training.trainer import (
-    FitResult,
-    TransferModule,
-    learning_rate_factor,
-    parameter_groups,
-)
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
+from regraft.training.module import TransferModule, learning_rate_factor, parameter_groups
+from regraft.training.trainer import FitResult
 
 
 def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,42 +35,61 @@ def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.
 def test_the_solved_head_agrees_with_scikit_learn() -> None:
     worst = 0.0
     for seed, l2 in ((0, 1e-3), (1, 1e-2), (2, 1e-1)):
-        train, val = blobs(600, 40, 5, seed), blobs(400, 40, 5, seed + 50)
-        found = fit_linear_probe(train, val, 5, (l2,))
-        mean, std = train[0].mean(0), train[0].std(0)
+        train = LabelledFeatures(*blobs(600, 40, 5, seed))
+        val = LabelledFeatures(*blobs(400, 40, 5, seed + 50))
+        probe = fit_logistic(train, val, CrossEntropy(5), (l2,))
+        mean, std = train.features.mean(0), train.features.std(0)
         reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(
-            ((train[0] - mean) / std).numpy(), train[1].numpy()
+            ((train.features - mean) / std).numpy(), train.labels.numpy()
         )
-        wanted = torch.tensor(reference.predict_proba(((val[0] - mean) / std).numpy()))
-        got = found.layer(val[0]).softmax(dim=1).detach()
+        wanted = torch.tensor(reference.predict_proba(((val.features - mean) / std).numpy()))
+        got = probe.layer(val.features).softmax(dim=1).detach()
         worst = max(worst, float((wanted - got).abs().max()))
     assert worst < 2e-2  # of a probability; scikit-learn goes on in double precision
 
 
 def test_the_best_l2_is_chosen_on_validation_and_the_whole_path_is_kept() -> None:
-    train, val = blobs(80, 200, 4, 0), blobs(500, 200, 4, 1)
-    found = fit_linear_probe(train, val, 4, (1e-4, 1e-2, 1.0))
-    assert [row["l2"] for row in found.history] == [1.0, 1e-2, 1e-4]
-    best = max(found.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-    assert found.l2 == best["l2"]
-    accuracy = float((found.layer(val[0]).argmax(1) == val[1]).float().mean())
-    assert accuracy == pytest.approx(best["val_accuracy"], abs=0.003)
+    train = LabelledFeatures(*blobs(80, 200, 4, 0))
+    val = LabelledFeatures(*blobs(500, 200, 4, 1))
+    probe = fit_logistic(train, val, CrossEntropy(4), (1e-4, 1e-2, 1.0))
+    assert [point.l2 for point in probe.history] == [1.0, 1e-2, 1e-4]
+    best = max(probe.history, key=lambda point: (point.val_accuracy, -point.val_loss))
+    assert probe.l2 == best.l2
+    assert probe.chosen == best
+    accuracy = float((probe.layer(val.features).argmax(1) == val.labels).float().mean())
+    assert accuracy == pytest.approx(best.val_accuracy, abs=0.003)
+    keys = ["l2", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    assert list(best.to_json()) == keys
+
+
+def test_class_weights_and_smoothing_give_the_loss_of_pytorch() -> None:
+    logits, labels = torch.randn(50, 4), torch.arange(50) % 4
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    for class_weights, smoothing in ((None, 0.0), (weights, 0.0), (None, 0.2), (weights, 0.2)):
+        coefficients = CrossEntropy(4, class_weights, smoothing).coefficients(labels)
+        wanted = nn.functional.cross_entropy(
+            logits, labels, class_weights, label_smoothing=smoothing
+        )
+        assert -(coefficients * logits.log_softmax(dim=1)).sum() == pytest.approx(float(wanted))
 
 
 def test_class_weights_balance_or_follow_the_names() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
-    assert class_weights("none", labels, ("a", "b")) is None
-    balanced = class_weights("auto", labels, ("a", "b"))
+    assert head.class_weights("none", labels, ("a", "b")) is None
+    balanced = head.class_weights("auto", labels, ("a", "b"))
     assert balanced is not None
     assert float(balanced[1] / balanced[0]) == pytest.approx(9)
-    named = class_weights({"b": 3.0}, labels, ("a", "b"))
+    named = head.class_weights({"b": 3.0}, labels, ("a", "b"))
     assert named is not None
     assert float(named[1] / named[0]) == pytest.approx(3)
     assert float(named[labels].mean()) == pytest.approx(1)
+    absent = head.class_weights("auto", labels, ("a", "b", "none of these"))
+    assert absent is not None
+    assert torch.isfinite(absent).all()
 
 
 def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
-    made = make_head("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    made = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     kinds = [type(layer).__name__ for layer in made]
     assert kinds == [
         "BatchNorm1d",
@@ -86,7 +102,7 @@ def test_a_head_has_the_layers_of_its_line_and_starts_undecided() -> None:
         "Linear",
     ]
     assert torch.equal(made.eval()(torch.randn(4, 32)), torch.zeros(4, 3))
-    again = make_head("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
+    again = head.make("flatten, bn, dense 16 relu, dropout 0.5, ln, dense 8 gelu", 32, 3, 0)
     assert torch.equal(made[1].weight, again[1].weight)
 
 
@@ -119,7 +135,7 @@ def module(train: str, **fields: object) -> TransferModule:
     _, suffix = cut_backbone(source, train)
     return TransferModule(
         suffix,
-        make_head("bn, dense 8 relu", 96, 3, 0),
+        head.make("bn, dense 8 relu", 96, 3, 0),
         Phase(train=train, **fields),
         0,
         distance_to_head(source),
@@ -144,7 +160,7 @@ def test_every_parameter_is_in_exactly_one_group_and_norms_and_biases_do_not_dec
 
 
 def test_the_rate_warms_up_and_falls_as_the_schedule_says() -> None:
-    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("one-cycle", 0.0)):
+    for schedule, end in (("constant", 1.0), ("cosine", 0.0), ("warmup-cosine", 0.0)):
         phase = Phase(schedule=schedule, warmup=0.1)
         course = [learning_rate_factor(step, 100, phase) for step in range(101)]
         assert course[0] < 0.2
@@ -196,7 +212,7 @@ def short(
 
     made = TransferModule(
         nn.Identity(),
-        make_head("dense 16 relu", 8, 3, 0),
+        head.make("dense 16 relu", 8, 3, 0),
         Phase(epochs=4, lr=0.05, batch_size=16, **fields),
         0,
         lambda _: 1,
@@ -265,7 +281,7 @@ def test_averaged_weights_differ_from_the_last_ones(tmp_path: Path) -> None:
 def test_every_optimizer_trains_with_clipped_gradients_in_both_precisions(
     tmp_path: Path, optimizer: str, precision: str
 ) -> None:
-    before = make_head("dense 16 relu", 8, 3, 0)
+    before = head.make("dense 16 relu", 8, 3, 0)
     made, left, _ = short(tmp_path, precision, optimizer=optimizer, gradient_clip=0.5)
     assert not torch.equal(made.head[0].weight, before[0].weight)
     assert left.without_gradient == []
@@ -294,10 +310,11 @@ def test_where_single_precision_does_not_converge_double_does_and_the_solution_i
 
     for n, d in ((90, 20), (40, 60)):  # more images than features, and fewer
         x, y = torch.randn(n, d, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 3
-        usual = fit_linear_probe((x, y), (x, y), 3, (0.1,)).layer
+        part = LabelledFeatures(x, y)
+        usual = fit_logistic(part, part, CrossEntropy(3), (0.1,)).layer
         with monkeypatch.context() as patch:
             patch.setattr(torch.linalg, "eigh", stubborn)
-            found = fit_linear_probe((x, y), (x, y), 3, (0.1,)).layer
+            found = fit_logistic(part, part, CrossEntropy(3), (0.1,)).layer
         assert torch.allclose(usual.weight, found.weight, atol=2e-3)
     assert asked == [torch.float32, torch.float64] * 2
 
@@ -308,12 +325,8 @@ def test_fewer_images_than_features_are_solved_within_what_they_span() -> None:
         rng = np.random.default_rng(n)
         y = np.arange(n) % 3
         x = (rng.standard_normal((n, d)) + 0.5 * rng.standard_normal((3, d))[y]).astype(np.float32)
-        layer = fit_linear_probe(
-            (torch.from_numpy(x), torch.from_numpy(y)),
-            (torch.from_numpy(x), torch.from_numpy(y)),
-            3,
-            (0.1,),
-        ).layer
+        part = LabelledFeatures(torch.from_numpy(x), torch.from_numpy(y))
+        layer = fit_logistic(part, part, CrossEntropy(3), (0.1,)).layer
         std = x.std(axis=0, ddof=1)
         theirs = LogisticRegression(C=1 / (n * 0.1), max_iter=5000, tol=1e-8).fit(
             (x - x.mean(axis=0)) / std, y

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from conftest import toy
-from regraft.data.dataset import ArrayImages, make_dataset
+from regraft.data.dataset import make_dataset
+from regraft.data.images import ArrayImages
 from regraft.models import transforms
 from regraft.models.transforms import (
     NO_AUGMENTATION,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import regraft.workflow  # noqa: F401  brings regraft's files into the system's memory, as `installing` does with the peers'
 import timm
 import torch
 from PIL import Image
 
-import regraft.workflow  # noqa: F401  brings regraft's files into the system's memory, as `installing` does with the peers'
 from regraft.system.hardware import describe_environment
 
 TEST_IMAGES = 100  # regraft asks for three parts; this one is never opened

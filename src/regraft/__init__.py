@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from regraft.commands.compare import Comparison
+    from regraft.commands.probe import Probe
     from regraft.data.dataset import Dataset
     from regraft.inference.classifier import Classifier
     from regraft.plans.schema import Plan
     from regraft.runs.folder import Run
     from regraft.sklearn import TransferClassifier
-    from regraft.workflow.comparison import Comparison
-    from regraft.workflow.matrix import Probe
 
 os.environ.setdefault(
     "HF_HUB_DISABLE_TELEMETRY", "1"

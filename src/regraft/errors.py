@@ -1,7 +1,4 @@
-"""The sentences a user may see, and the base class that the front door catches.
-
-Refuses everything else: a bug of ours is an ordinary exception and keeps its traceback.
-"""
+"""Errors that a user can mend, and the sentences they are made of."""
 
 from __future__ import annotations
 
@@ -9,54 +6,77 @@ import difflib
 import re
 from collections.abc import Iterable
 
-# control characters but the end of a line, marks that turn the direction of text, and halves of characters that no encoding knows
-_UNSEEN = re.compile(
+# Control characters except the newline, marks that change the direction of text, and halves of
+# surrogate pairs, which no encoding can write.
+_UNSAFE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
-_LONGEST = 200  # characters of one thing in a list
+_LONGEST = 200  # characters of one item in a list
+_MOST_NAMES = 12  # names that a message lists
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text says what was given, what was expected, what to do."""
+    """A mistake that the user can mend; says what was given, what was expected and what to do."""
 
 
 class DiskFull(UserError):
-    """A disk is full: whatever comes next would meet the same, so a comparison stops and does not go on to its next row."""
+    """A disk is full: whatever is written next would fail too, so a comparison stops."""
 
 
 def unknown_name_error(kind: str, given: str, known: Iterable[str], more: str = "") -> UserError:
-    """Return the error for a name that does not exist, with the nearest names offered.
+    """Return the error for a name that does not exist, with the nearest names as suggestions.
 
     Args:
         kind: What the name should have named, in the singular ("technique").
         given: The name as the user wrote it.
         known: Every name that exists.
-        more: A sentence to add, with the way to see all names.
+        more: A sentence instead of the known names, for instance with the way to see them all.
     """
     names = sorted(known)
-    near = close_matches(given, names)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    tail = more or f"Known: {listed or 'none'}."
+    matches = close_matches(given, names)
+    hint = ""
+    if matches:
+        suggestions = " or ".join(map(repr, matches))
+        hint = f" Did you mean {suggestions}?"
+    shown = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        shown += ", …"
+    tail = more or f"Known: {shown or 'none'}."
     return UserError(f"No {kind} is called {given!r}.{hint} {tail}")
 
 
 def close_matches(given: str, names: Iterable[str], n: int = 2) -> list[str]:
     """Return up to `n` of `names` that look like `given`, the best first."""
     names = list(names)
-    near = difflib.get_close_matches(given, names, n=n, cutoff=0.6)
-    return near or [name for name in names if given and name.startswith(given)][:n]
+    matches = difflib.get_close_matches(given, names, n=n, cutoff=0.6)
+    if matches or not given:
+        return matches
+    return [name for name in names if name.startswith(given)][:n]
 
 
 def escape_control(text: str) -> str:
-    """Return text that does nothing to a terminal: control characters and marks that turn the direction of text are spelled out."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    """Return text that does nothing to a terminal.
+
+    Control characters and marks that change the direction of text are spelled out, as `\\x1b`.
+    """
+    return _UNSAFE.sub(_spell_out, text)
 
 
-def join_truncated(things: Iterable[object], limit: int = 5) -> str:
-    """Return the first few things as a comma-separated line, with a count of the rest."""
-    texts = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…" for text in map(str, things)]
+def _spell_out(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
+
+
+def join_truncated(items: Iterable[object], limit: int = 5) -> str:
+    """Return the first few items, separated by commas, and how many more there are."""
+    texts = [_shorten(str(item)) for item in items]
+    shown = ", ".join(texts[:limit])
     rest = len(texts) - limit
-    return ", ".join(texts[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
+    if rest > 0:
+        return f"{shown} and {rest:,} more"
+    return shown
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return text[:_LONGEST] + "…"

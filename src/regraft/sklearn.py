@@ -21,7 +21,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.inputs import images_from_input
 from regraft.errors import UserError
-from regraft.runs.folder import load_run, prepare_dir
+from regraft.runs.directory import prepare_dir
+from regraft.runs.folder import load_run
 
 if TYPE_CHECKING:
     from regraft.plans.schema import Plan

@@ -10,6 +10,7 @@ import argparse
 import bz2
 import csv
 import gzip
+import hashlib
 import html.parser
 import io
 import json
@@ -93,8 +94,8 @@ def image(
     folder: Path, given: tuple[str, bytes] | tuple[str, bytes, Callable[[np.ndarray], bool]]
 ) -> None:
     """An image among good ones: by a folder's table, by its size alone, and by the stream that `predict` reads."""
-    from regraft.data.dataset import Unreadable
     from regraft.data.decode import decode_image, image_size
+    from regraft.data.images import Unreadable
     from regraft.data.load import load_dataset
     from regraft.data.stream import iterate_images
     from regraft.models.transforms import resize_center_crop
@@ -179,7 +180,7 @@ def both(folder: Path, path: Path) -> None:
 
 
 def plan(folder: Path, text: str | bytes) -> None:
-    from regraft.plans.schema import read_plan, write_plan
+    from regraft.plans.toml import read_plan, write_plan
 
     path = folder / "plan.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -190,19 +191,67 @@ def plan(folder: Path, text: str | bytes) -> None:
 
 
 def change(folder: Path, text: str) -> None:
-    from regraft.plans.schema import override_plan
+    from regraft.plans.toml import override_plan
 
     override_plan({"backbone": "test_resnet", "resolution": 32, "phases": [{}]}, [text])
 
 
-def cifar(folder: Path, content: bytes) -> None:
-    from regraft.data.hub import unpickled
+def official_cifar(root: Path, put: Callable[[object, str, object], None] = setattr) -> Path:
+    """Write a tiny CIFAR-10 in its official layout, whose checksums torchvision takes for its own.
 
-    try:
-        unpickled(content)
-    finally:
-        if (folder / "pwned").exists():
-            raise Wrong("code in a pickle was run")
+    Nothing can be downloaded from then on. `put` replaces an attribute; returns the folder.
+    """
+    from torchvision.datasets import CIFAR10, utils
+
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0)
+
+    def write(name: str, entry: object) -> list[str]:
+        content = pickle.dumps(entry)
+        (folder / name).write_bytes(content)
+        return [name, hashlib.md5(content).hexdigest()]
+
+    def batch(name: str) -> list[str]:
+        data = pixels.integers(0, 255, (20, 3072), dtype=np.uint8)
+        return write(name, {"data": data, "labels": [number % 10 for number in range(20)]})
+
+    names = [f"data_batch_{number}" for number in range(1, 6)]
+    put(CIFAR10, "train_list", [batch(name) for name in names])
+    put(CIFAR10, "test_list", [batch("test_batch")])
+    meta, checksum = write("batches.meta", {"label_names": [f"c{n}" for n in range(10)]})
+    put(CIFAR10, "meta", {"filename": meta, "key": "label_names", "md5": checksum})
+    put(utils, "_urlretrieve", _offline)
+    return folder
+
+
+def _offline(*_: object, **__: object) -> None:
+    raise OSError("no connection in this test")
+
+
+def cifar(folder: Path, content: bytes) -> None:
+    """A pickle in the place of each kind of CIFAR's official files."""
+    from regraft.data.load import load_dataset
+    from regraft.errors import UserError
+
+    top = official_cifar(folder / "home" / "datasets")
+    if len(load_dataset("cifar10", folder / "home")) != 120:
+        raise Wrong("the official files are not read")
+    refused: UserError | None = None
+    for name in ("data_batch_3", "test_batch", "batches.meta"):
+        official = (top / name).read_bytes()
+        (top / name).write_bytes(content)
+        try:
+            load_dataset("cifar10", folder / "home")
+        except UserError as error:
+            refused = error
+        else:
+            raise Wrong(f"another file was taken for {name}")
+        (top / name).write_bytes(official)
+    if (folder / "pwned").exists():
+        raise Wrong("code in a pickle was run")
+    if refused is not None:
+        raise refused
 
 
 def weights(folder: Path, given: tuple[str, bytes]) -> None:
@@ -230,7 +279,7 @@ def names(folder: Path, classes: list[str]) -> None:
     """Class names through a folder of class folders, to every place that shows them."""
     from regraft.data.load import load_dataset
     from regraft.errors import escape_control
-    from regraft.inference.writers import row_cells
+    from regraft.inference.storage import row_cells
 
     top = folder / "photos"
     for number, name in enumerate(classes):

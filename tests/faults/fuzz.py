@@ -68,7 +68,7 @@ def _image(content: bytes) -> None:
 
 def _plan(content: bytes) -> None:
     from regraft.errors import UserError
-    from regraft.plans.schema import read_plan, write_plan
+    from regraft.plans.toml import read_plan, write_plan
 
     (HERE / "plan.toml").write_bytes(content)
     try:
@@ -80,7 +80,7 @@ def _plan(content: bytes) -> None:
 
 
 def _head(content: bytes) -> None:
-    from regraft.plans.schema import parse_head
+    from regraft.plans.head import parse_head
 
     with contextlib.suppress(ValueError):
         parse_head(content.decode("utf-8", "replace"))
@@ -96,21 +96,13 @@ def _budget(content: bytes) -> None:
 
 def _change(content: bytes) -> None:
     from regraft.errors import UserError
-    from regraft.plans.schema import override_plan
+    from regraft.plans.toml import override_plan
 
     with contextlib.suppress(UserError):
         override_plan(
             {"backbone": "test_resnet", "resolution": 32, "phases": [{}]},
             content.decode("utf-8", "replace").split("\0"),
         )
-
-
-def _cifar(content: bytes) -> None:
-    from regraft.data.hub import unpickled
-    from regraft.errors import UserError
-
-    with contextlib.suppress(UserError):
-        unpickled(content)
 
 
 def _run(content: bytes) -> None:
@@ -185,15 +177,6 @@ PARSERS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "head": (_head, lambda: [b"flatten, dense 256 relu, dropout 0.5, bn"]),
     "budget": (_budget, lambda: [b"1.5h", b"90s", b"5 min"]),
     "change": (_change, lambda: [b"phases.0.lr=3e-4\0head=dense 5"]),
-    "pickle": (
-        _cifar,
-        lambda: [
-            __import__("pickle").dumps(
-                {"data": np.zeros((2, 4), np.uint8), "labels": [0, 1]}, protocol
-            )
-            for protocol in (0, 2, 4)
-        ],
-    ),
     "run": (
         _run,
         lambda: (
@@ -257,7 +240,9 @@ def main() -> None:
         with atheris.instrument_imports(
             include=["regraft", "zipfile", "tarfile", "csv", "tomllib", "PIL", "numpy.lib"]
         ):
-            pass
+            import regraft.plan
+            import regraft.run
+            import regraft.sources  # noqa: F401
         options = [
             f"-max_total_time={given.seconds}",
             "-timeout=30",

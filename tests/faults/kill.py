@@ -185,10 +185,11 @@ class Moments:
 
     def watch(self) -> None:
         """Take up the post in this process."""
+        from regraft.workflow import comparison, story
+
         from regraft import cache, report
         from regraft.inference.writers import ResultWriter
-        from regraft.training.trainer import TransferModule
-        from regraft.workflow import comparison, story
+        from regraft.training.module import TransferModule
 
         self.stage(cache, "together", lambda *_: "extract")
         self.stage(cache, "pixels", lambda *_: "decode")
@@ -491,7 +492,7 @@ def main() -> None:
     if options.child:
         words, log, kill_at, slack = json.loads(options.child)
         sys.exit(command(words, Path(log), kill_at, slack))
-    import regraft.training.trainer
+    import regraft.train.tune
     import regraft.workflow  # noqa: F401  what children shall not import again
 
     began, chance = time.monotonic(), random.Random(options.seed)

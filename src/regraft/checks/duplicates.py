@@ -1,8 +1,9 @@
-"""Images that occur twice: byte for byte, or so alike that a network cannot tell them apart."""
+"""Images that occur twice: byte for byte, or nearly the same to look at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,116 +12,170 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.data.dataset import PARTS, Dataset, Split
+from regraft.data.dataset import Dataset
+from regraft.data.split import PARTS, Split
 from regraft.system.progress import SILENT, ProgressReporter
 
-SAME = 0.975  # cosine of thumbnails from which on two images are called near duplicates
-ALIKE = 0.9  # the same of centred features
+THUMBNAIL_THRESHOLD = (
+    0.975  # cosine of thumbnails from which on two images are called near duplicates
+)
+FEATURE_THRESHOLD = 0.9  # the same of centred features
 _SIDE = 16  # pixels of a thumbnail
 _BLOCK = 2000  # images compared at once
-_SIEVE = 0.02  # by which bfloat16 may be off
+_ROUNDING = 0.02  # the largest error of a cosine in bfloat16
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """Two images that look the same.
+
+    Args:
+        rows: Of both, the smaller first.
+        cosine: How similar they are, at most 1.
+        by: What is similar: "pixels", "mirrored" (pixels, one mirrored) or "features".
+    """
+
+    rows: tuple[int, int]
+    cosine: float
+    by: str
 
 
 def exact_duplicates(hashes: NDArray[np.str_]) -> list[list[int]]:
-    """Return the groups of rows, two or more, whose images are the same byte for byte, in the order of their first rows."""
-    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    """Return the groups of two or more rows with equal hashes, in the order of their first rows.
+
+    Args:
+        hashes: Content hash of each image, `(n,)`.
+    """
+    _, group_of, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts[group_of] > 1)
     groups: dict[int, list[int]] = {}
-    for row in np.flatnonzero(counts[inverse] > 1).tolist():
-        groups.setdefault(int(inverse[row]), []).append(row)
+    for row in repeated.tolist():
+        groups.setdefault(int(group_of[row]), []).append(row)
     return sorted(groups.values())
 
 
 def count_leaks(data: Dataset, split: Split) -> int:
-    """Return how many images of val and test are, byte for byte, also in a part in front of theirs (train, val)."""
+    """Return how many val images are also in train, and test images in train or val.
+
+    Images are the same when they are equal byte for byte.
+    """
     known: set[str] = set()
-    found = 0
+    count = 0
     for part in PARTS:
-        mine = data.hashes[split[part]].tolist()
-        found += sum(one in known for one in mine)
-        known.update(mine)
-    return found
+        hashes = data.hashes[split[part]].tolist()
+        count += sum(content in known for content in hashes)
+        known.update(hashes)
+    return count
 
 
-def near_duplicates(
+def find_near_duplicates(
+    pixels: Sequence[NDArray[np.uint8]],
+    features: NDArray[np.floating[Any]],
+    hashes: NDArray[np.str_],
+    watcher: ProgressReporter = SILENT,
+) -> list[NearDuplicate]:
+    """Return the pairs of images that look the same but are not equal, the most similar first.
+
+    They look the same where their thumbnails agree (saved again, resized, brightened), where a
+    thumbnail agrees with the other's mirror image, or where the features of a network agree
+    (cropped a little, tinted). `benchmarks/checks.py` measures what the thresholds find.
+
+    Args:
+        pixels: All images in their order, in arrays `(n, h, w, 3)` that may differ in size.
+        features: Of the end of a network, `(n, d)`. They are centred and compared by cosine.
+        hashes: Content hash of each image; pairs of equal ones are left to `exact`.
+        watcher: Is told the progress.
+    """
+    matches: dict[tuple[int, int], NearDuplicate] = {}
+    for comparison in _comparisons(pixels, features):
+        for a, b, cosine in comparison.pairs(watcher):
+            if hashes[a] != hashes[b]:
+                matches.setdefault((a, b), NearDuplicate((a, b), cosine, comparison.name))
+    return sorted(matches.values(), key=lambda match: (-match.cosine, match.rows))
+
+
+def near_json(
     pixels: Sequence[NDArray[np.uint8]],
     features: NDArray[np.floating[Any]],
     hashes: NDArray[np.str_],
     watcher: ProgressReporter = SILENT,
 ) -> list[dict[str, Any]]:
-    """Return the pairs of images that are not the same but look the same, the most alike first.
+    """Return `find_near_duplicates` as dicts: the old name, until its callers use the new one."""
+    rows = []
+    for match in find_near_duplicates(pixels, features, hashes, watcher):
+        rows.append({"rows": list(match.rows), "cosine": match.cosine, "by": match.by})
+    return rows
 
-    They look the same where their thumbnails agree (saved again, resized, brightened), where one's agrees with the other's mirror image, or where a
-    network cannot tell them apart (cropped a little, tinted). The thresholds are those at which `benchmarks/checks.py` finds what was planted and
-    little else.
 
-    Args:
-        pixels: All images in their order, in arrays `(n, h, w, 3)` that may differ in size.
-        features: Of the end of a network, `(n, d)`; they are centred, and compared by their cosine.
-        hashes: Content hash of each image; pairs of equal ones are left to `exact`.
-        watcher: Hears how far it is.
+@dataclass(frozen=True)
+class _Comparison:
+    """Unit vectors `(n, d)` to compare with others, and the cosine from which on they match."""
 
-    Returns:
-        Rows `rows` (two, the smaller first), `cosine` and `by`: "pixels", "mirrored" or "features".
-    """
-    small = _thumbnails(pixels)
+    name: str
+    vectors: Tensor
+    others: Tensor
+    threshold: float
+
+    def pairs(self, watcher: ProgressReporter) -> Iterator[tuple[int, int, float]]:
+        """Yield the pairs of rows that match, the smaller first, with their cosine."""
+        n = len(self.vectors)
+        for start in range(0, n, _BLOCK):
+            first, second = self._candidates(start)
+            cosines = (self.vectors[first] * self.others[second]).sum(dim=1)
+            matches = cosines >= self.threshold
+            yield from zip(
+                first[matches].tolist(),
+                second[matches].tolist(),
+                cosines[matches].tolist(),
+                strict=True,
+            )
+            watcher.step(f"compare {self.name}", min(start + _BLOCK, n), n)
+
+    def _candidates(self, start: int) -> tuple[Tensor, Tensor]:
+        """Return the rows of pairs in a block that may match: a fast and coarse filter."""
+        vectors = self.vectors[start : start + _BLOCK]
+        others = self.others[start:]
+        if len(self.vectors) > _BLOCK:
+            vectors = vectors.to(torch.bfloat16)
+            others = others.to(torch.bfloat16)
+        cosines = (vectors @ others.T).float()
+        may_match = cosines.triu(1) > self.threshold - _ROUNDING
+        first, second = torch.nonzero(may_match, as_tuple=True)
+        return start + first, start + second
+
+
+def _comparisons(
+    pixels: Sequence[NDArray[np.uint8]], features: NDArray[np.floating[Any]]
+) -> list[_Comparison]:
+    thumbnails = _thumbnails(pixels)
+    images = _unit_vectors(thumbnails)
+    mirrored = _unit_vectors(thumbnails.flip(3))
     deep = torch.from_numpy(np.asarray(features, dtype=np.float32))
     deep = functional.normalize(deep - deep.mean(dim=0), dim=1)
-    looks = {
-        "pixels": (_vectors(small), _vectors(small), SAME),
-        "mirrored": (_vectors(small), _vectors(small.flip(3)), SAME),
-        "features": (deep, deep, ALIKE),
-    }
-    found: dict[tuple[int, int], tuple[float, str]] = {}
-    for by, (mine, theirs, alike) in looks.items():
-        for a, b, cosine in _pairs(mine, theirs, alike, by, watcher):
-            if hashes[a] != hashes[b]:
-                found.setdefault((a, b), (cosine, by))
-    ordered = sorted(found.items(), key=lambda one: (-one[1][0], one[0]))
-    return [{"rows": list(rows), "cosine": cosine, "by": by} for rows, (cosine, by) in ordered]
+    return [
+        _Comparison("pixels", images, images, THUMBNAIL_THRESHOLD),
+        _Comparison("mirrored", images, mirrored, THUMBNAIL_THRESHOLD),
+        _Comparison("features", deep, deep, FEATURE_THRESHOLD),
+    ]
 
 
 def _thumbnails(pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Return every image as `(3, 16, 16)`."""
-    blocks = [
-        np.array(part[start : start + _BLOCK])
-        for part in pixels
-        for start in range(0, len(part), _BLOCK)
-    ]
-    return torch.cat(
-        [
-            functional.adaptive_avg_pool2d(
-                torch.from_numpy(block).permute(0, 3, 1, 2).float(), _SIDE
-            )
-            for block in blocks
-        ]
-    )
+    thumbnails = []
+    for images in pixels:
+        for start in range(0, len(images), _BLOCK):
+            block = torch.from_numpy(np.array(images[start : start + _BLOCK]))
+            block = block.permute(0, 3, 1, 2).float()
+            thumbnails.append(functional.adaptive_avg_pool2d(block, _SIDE))
+    return torch.cat(thumbnails)
 
 
-def _vectors(small: Tensor) -> Tensor:
-    """Return thumbnails as vectors of length 1, brightness and contrast taken out; what is one colour throughout is like nothing."""
-    flat = small.flatten(1)
-    flat = flat - flat.mean(dim=1, keepdim=True)
-    return torch.where(flat.norm(dim=1, keepdim=True) > 1, functional.normalize(flat, dim=1), 0)
+def _unit_vectors(thumbnails: Tensor) -> Tensor:
+    """Return thumbnails as vectors of length 1, without brightness and contrast.
 
-
-def _pairs(
-    mine: Tensor, theirs: Tensor, alike: float, what: str, watcher: ProgressReporter
-) -> Iterator[tuple[int, int, float]]:
-    """Yield pairs of rows, the smaller first, whose cosine is at least `alike`."""
-    rough = (
-        (mine.to(torch.bfloat16), theirs.to(torch.bfloat16))
-        if len(mine) > _BLOCK
-        else (mine, theirs)
-    )  # a sieve; what passes is looked at again
-    for start in range(0, len(mine), _BLOCK):
-        close = (rough[0][start : start + _BLOCK] @ rough[1][start:].T).float().triu(
-            1
-        ) > alike - _SIEVE
-        first, second = torch.nonzero(close, as_tuple=True)
-        cosine = (mine[start + first] * theirs[start + second]).sum(dim=1)
-        yield from (
-            (start + int(a), start + int(b), float(c))
-            for a, b, c in zip(first, second, cosine, strict=True)
-            if c >= alike
-        )
-        watcher.step(f"compare {what}", min(start + _BLOCK, len(mine)), len(mine))
+    Single-colour images become the zero vector and match nothing.
+    """
+    vectors = thumbnails.flatten(1)
+    vectors = vectors - vectors.mean(dim=1, keepdim=True)
+    has_contrast = vectors.norm(dim=1, keepdim=True) > 1
+    return torch.where(has_contrast, functional.normalize(vectors, dim=1), 0)

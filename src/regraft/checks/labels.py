@@ -1,4 +1,4 @@
-"""Images whose label is probably wrong: a probe that never saw them says something else, and is sure of it."""
+"""Images whose label is probably wrong: a linear probe that never saw them predicts another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from regraft.system.progress import SILENT, ProgressReporter
-from regraft.training.linear import fit_linear_probe
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
 FOLDS = 5
 _L2 = (1.0, 0.3, 0.1, 0.03)
@@ -17,20 +17,29 @@ _L2 = (1.0, 0.3, 0.1, 0.03)
 
 @dataclass(frozen=True)
 class SuspectLabels:
-    """Every image ranked by how little its label is believed, and how many of them stand out.
+    """Every image ranked by how doubtful its label is.
 
     Args:
         ranking: All rows, the most suspicious first.
-        count: How many images stand out: another class is at least as sure of them as it is of its own images on average. About as many at the top
-            of the ranking are worth a look.
-        said: The class that the probe says, for each image.
-        chances: Out-of-sample probabilities `(n, classes)`.
+        count: How many labels are doubtful: about as many at the top are worth a look.
+        predicted: The class that the probe predicts, `(n,)`.
+        probabilities: Out-of-sample, `(n, classes)`.
     """
 
     ranking: NDArray[np.int64]
     count: int
-    said: NDArray[np.int64]
-    chances: NDArray[np.float32]
+    predicted: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    @property
+    def said(self) -> NDArray[np.int64]:
+        """The old name of `predicted`, until its readers use the new one."""
+        return self.predicted
+
+    @property
+    def chances(self) -> NDArray[np.float32]:
+        """The old name of `probabilities`, until its readers use the new one."""
+        return self.probabilities
 
 
 def find_suspect_labels(
@@ -40,58 +49,71 @@ def find_suspect_labels(
     seed: int = 0,
     watcher: ProgressReporter = SILENT,
 ) -> SuspectLabels:
-    """Return which labels are probably wrong.
+    """Return which labels are probably wrong, by confident learning (Northcutt 2021).
 
-    Each fifth of the images is judged by a linear probe solved on the other four. An image stands out where some other class is at least as sure of
-    it as of the images that carry that class's label on average (confident learning, Northcutt 2021); ranked by the label's probability as a share of
-    what images with that label have on average, so that a class which is hard on the whole does not fill the top.
+    Each fifth of the images is judged by a linear probe fitted to the other four. A label is
+    doubtful where another class is at least as probable as that class is, on average, on the
+    images that carry its label. The ranking is by the probability of an image's label, divided by
+    its average on the images with that label, so that one difficult class does not fill the top.
 
     Args:
         features: Of the end of a network, `(n, d)`.
-        labels: `(n,)`.
+        labels: Class numbers `(n,)`.
         classes: Number of classes.
         seed: Of the folds.
-        watcher: Hears how far it is.
+        watcher: Is told the progress.
     """
-    x, y = torch.from_numpy(np.asarray(features, dtype=np.float32)), torch.from_numpy(labels)
-    folds = _folds(labels, seed)
-    chances = np.zeros((len(labels), classes), dtype=np.float32)
-    path: tuple[float, ...] = _L2
-    for number in range(FOLDS):
-        away = torch.from_numpy(folds == number)
-        solved = fit_linear_probe(
-            (x[~away], y[~away]), (x[away], y[away]), classes, path, "val_loss"
-        )
-        path = (solved.l2,)  # chosen on the first fold
+    data = LabelledFeatures(
+        torch.from_numpy(np.asarray(features, dtype=np.float32)), torch.from_numpy(labels)
+    )
+    folds = _assign_folds(labels, seed)
+    probabilities = np.zeros((len(labels), classes), dtype=np.float32)
+    l2_path: tuple[float, ...] = _L2
+    for fold in range(FOLDS):
+        held_out = torch.from_numpy(folds == fold)
+        train = LabelledFeatures(data.features[~held_out], data.labels[~held_out])
+        val = LabelledFeatures(data.features[held_out], data.labels[held_out])
+        probe = fit_logistic(train, val, CrossEntropy(classes), l2_path, "val_loss")
+        l2_path = (probe.l2,)  # chosen on the first fold
         with torch.inference_mode():
-            chances[away.numpy()] = solved.layer(x[away]).softmax(dim=1).numpy()
-        watcher.step("doubt", number + 1, FOLDS)
-    return _ranked(chances, labels)
+            predictions = probe.layer(val.features).softmax(dim=1)
+        probabilities[held_out.numpy()] = predictions.numpy()
+        watcher.step("doubt", fold + 1, FOLDS)
+    return _rank(probabilities, labels)
 
 
-def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def _assign_folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Return the fold of each image, every class spread evenly."""
     rng = np.random.default_rng(seed)
     folds = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        folds[rows] = (np.arange(len(rows)) + rng.integers(FOLDS)) % FOLDS
+        first_fold = rng.integers(FOLDS)
+        folds[rows] = (np.arange(len(rows)) + first_fold) % FOLDS
     return folds
 
 
-def _ranked(chances: NDArray[np.float32], labels: NDArray[np.int64]) -> SuspectLabels:
-    rows = np.arange(len(labels))
-    own = chances[rows, labels]
-    usual = np.array(
-        [
-            chances[labels == label, label].mean() if (labels == label).any() else np.inf
-            for label in range(chances.shape[1])
-        ]
-    )
-    stands_out = ((chances >= usual) & (chances > own[:, None])).any(axis=1)
+def _rank(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> SuspectLabels:
+    own = probabilities[np.arange(len(labels)), labels]
+    typical = _typical(probabilities, labels)
+    confident = probabilities >= typical
+    likelier = probabilities > own[:, None]
+    doubtful = (confident & likelier).any(axis=1)
     return SuspectLabels(
-        np.argsort(own / usual[labels], kind="stable"),
-        int(stands_out.sum()),
-        chances.argmax(axis=1),
-        chances,
+        ranking=np.argsort(own / typical[labels], kind="stable"),
+        count=int(doubtful.sum()),
+        predicted=probabilities.argmax(axis=1),
+        probabilities=probabilities,
     )
+
+
+def _typical(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.floating]:
+    """Return each class's mean probability on the images that carry its label, `(classes,)`.
+
+    Infinite for a class without images.
+    """
+    means = []
+    for label in range(probabilities.shape[1]):
+        of_label = labels == label
+        means.append(probabilities[of_label, label].mean() if of_label.any() else np.inf)
+    return np.array(means)

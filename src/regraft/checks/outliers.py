@@ -1,94 +1,163 @@
-"""Classes that are much rarer than others, and images that are much unlike the rest in form."""
+"""Outliers and imbalance: files unlike the rest in form, and classes much rarer than others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.data.dataset import PARTS, Dataset, Split, Unreadable
+from regraft.data.dataset import Dataset
+from regraft.data.images import Rows, Unreadable
+from regraft.data.split import PARTS, Split
 
-UNEVEN_RATIO = 3.0  # times by which the largest class may outnumber the smallest before it is said
-_FEW = 10  # images of a class in train below which it is said
+Pixels = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+
+UNEVEN_RATIO = 3.0  # largest over smallest class, from which on it is reported
+_FEW = 10  # images of a class in train below which it is reported
 _LONG = 4.0  # longer side over shorter side
-_FLAT = 4  # steps of brightness in which an image is called one colour
+_FLAT = 4  # range of brightness within which an image counts as one colour
 _SMALL = 4.0  # median side over shorter side
 
 
-def class_balance(data: Dataset, split: Split) -> dict[str, Any]:
-    """Return `classes` (rows `name` and a count for each part), `ratio` of the largest to the smallest in train, and `few`, the names of rare ones."""
-    counts = {
-        part: np.bincount(data.labels[split[part]], minlength=len(data.classes)) for part in PARTS
-    }
-    rows: list[dict[str, Any]] = [
-        {"name": name, **{part: int(counts[part][label]) for part in PARTS}}
-        for label, name in enumerate(data.classes)
-    ]
+@dataclass(frozen=True)
+class ClassBalance:
+    """How many images each class has.
+
+    Args:
+        classes: Names of the classes.
+        counts: Images of each class by part.
+        ratio: Largest over smallest class in train.
+        few: Names of the classes with fewer than ten images in train.
+    """
+
+    classes: list[str]
+    counts: dict[str, list[int]]
+    ratio: float
+    few: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the balance as it is written to JSON."""
+        rows = []
+        for label, name in enumerate(self.classes):
+            by_part = {part: counts[label] for part, counts in self.counts.items()}
+            rows.append({"name": name, **by_part})
+        return {"classes": rows, "ratio": self.ratio, "few": self.few}
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """The row of an image and the reason why it is odd."""
+
+    row: int
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outlier as it is written to JSON."""
+        return asdict(self)
+
+
+def count_classes(data: Dataset, split: Split) -> ClassBalance:
+    """Return how many images of each class there are in each part."""
+    counts: dict[str, list[int]] = {}
+    for part in PARTS:
+        labels = data.labels[split[part]]
+        in_part = np.bincount(labels, minlength=len(data.classes))
+        counts[part] = in_part.tolist()
     train = counts["train"]
-    return {
-        "classes": rows,
-        "ratio": float(train.max() / max(1, train.min())),
-        "few": [row["name"] for row in rows if row["train"] < _FEW],
-    }
+    smallest = max(1, min(train))
+    ratio = max(train) / smallest
+    few = [data.classes[label] for label, count in enumerate(train) if count < _FEW]
+    return ClassBalance(list(data.classes), counts, ratio, few)
 
 
-def find_odd_files(
-    data: Dataset, rows: NDArray[np.int64]
-) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
-    """Return what is odd about files, and the rows that can be decoded at all.
+def find_odd_files(data: Dataset, rows: Rows) -> tuple[list[Outlier], Rows]:
+    """Return the files that cannot be read, are very long or very small, and the readable rows.
+
+    Opens every file, to read its size.
 
     Args:
         data: Labelled images.
-        rows: Those to look at.
-
-    Returns:
-        Rows `row` and `why`: unreadable, very long, very small; and the readable ones of `rows`.
+        rows: Those to check.
     """
-    found: list[dict[str, Any]] = []
+    outliers: list[Outlier] = []
     try:
         sizes = data.images.sizes(rows)
     except Unreadable as error:
-        bad = set(error.rows)
-        found += [
-            {"row": int(row), "why": f"cannot be read: {reason}"}
-            for row, reason in zip(error.rows, error.reasons, strict=True)
-        ]
-        rows = np.array([row for row in rows.tolist() if row not in bad], dtype=np.int64)
+        outliers += find_unreadable(error)
+        rows = rows[~np.isin(rows, error.rows)]
         sizes = data.images.sizes(rows)
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    usual = float(np.median(short)) if len(short) else 0.0
-    for row, height, width in zip(
-        rows[long > _LONG * short].tolist(), *sizes[long > _LONG * short].T.tolist(), strict=True
-    ):
-        found.append({"row": row, "why": f"{width} × {height} pixels: only the centre is seen"})
-    for row, height, width in zip(
-        rows[short * _SMALL < usual].tolist(),
-        *sizes[short * _SMALL < usual].T.tolist(),
-        strict=True,
-    ):
-        found.append(
-            {
-                "row": row,
-                "why": f"{width} × {height} pixels, most are {usual:.0f} on the shorter side",
-            }
-        )
-    return found, rows
+    outliers += _odd_sizes(rows, sizes)
+    return outliers, rows
 
 
-def find_flat_images(
-    stored: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], rows: NDArray[np.int64]
-) -> list[dict[str, Any]]:
-    """Return `row` and `why` of the images that are one colour throughout.
+def find_unreadable(error: Unreadable, rows: Rows | None = None) -> list[Outlier]:
+    """Return the images that an error names.
 
     Args:
-        stored: Pixels `(h, w, 3)` of each of `rows`.
-        rows: Where they are in the table.
+        error: What reading them raised.
+        rows: The rows that were read, where the error's rows are positions among them.
     """
-    plain = [
-        row
-        for row, image in zip(rows.tolist(), stored, strict=True)
-        if int(np.ptp(image.reshape(-1, 3), axis=0).max()) < _FLAT
-    ]
-    return [{"row": row, "why": "one colour throughout"} for row in plain]
+    outliers = []
+    for number, reason in zip(error.rows, error.reasons, strict=True):
+        row = number if rows is None else rows[number]
+        outliers.append(Outlier(int(row), f"cannot be read: {reason}"))
+    return outliers
+
+
+def find_single_colour(images: Pixels, rows: Rows) -> list[Outlier]:
+    """Return the images that are one colour throughout.
+
+    Args:
+        images: Pixels `(h, w, 3)` of each of `rows`.
+        rows: Their rows in the table.
+    """
+    outliers = []
+    for row, image in zip(rows.tolist(), images, strict=True):
+        pixels = image.reshape(-1, 3)
+        brightness_range = np.ptp(pixels, axis=0).max()
+        if int(brightness_range) < _FLAT:
+            outliers.append(Outlier(row, "one colour throughout"))
+    return outliers
+
+
+def balance_json(data: Dataset, split: Split) -> dict[str, Any]:
+    """Return `count_classes` as a dict: the old name, until its callers use the new one."""
+    return count_classes(data, split).to_json()
+
+
+def odd_json(data: Dataset, rows: Rows) -> tuple[list[dict[str, Any]], Rows]:
+    """Return `find_odd_files` as dicts: the old name, until its callers use the new one."""
+    outliers, rows = find_odd_files(data, rows)
+    return [outlier.to_json() for outlier in outliers], rows
+
+
+def flat_json(images: Pixels, rows: Rows) -> list[dict[str, Any]]:
+    """Return `find_single_colour` as dicts: the old name, until its callers use the new one."""
+    outliers = find_single_colour(images, rows)
+    return [outlier.to_json() for outlier in outliers]
+
+
+def _odd_sizes(rows: Rows, sizes: NDArray[np.int64]) -> Iterator[Outlier]:
+    """Yield the images that are very long, then those that are very small.
+
+    Args:
+        rows: Of the images, `(n,)`.
+        sizes: Their height and width, `(n, 2)`.
+    """
+    short = sizes.min(axis=1)
+    long = sizes.max(axis=1)
+    very_long = long > _LONG * short
+    for number in np.flatnonzero(very_long):
+        row = int(rows[number])
+        height, width = sizes[number].tolist()
+        yield Outlier(row, f"{width} × {height} pixels: only the centre is seen")
+    median = float(np.median(short)) if len(short) else 0.0
+    very_small = short * _SMALL < median
+    for number in np.flatnonzero(very_small):
+        row = int(rows[number])
+        height, width = sizes[number].tolist()
+        usual = f"most are {median:.0f} on the shorter side"
+        yield Outlier(row, f"{width} × {height} pixels, {usual}")

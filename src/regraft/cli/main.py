@@ -342,7 +342,7 @@ def backbones_show(
 
     from regraft.cli.show import as_json, ladder
     from regraft.models.backbone import load_backbone
-    from regraft.models.layers import describe_layers
+    from regraft.models.costs import describe_layers
 
     source = load_backbone(name, "random", resolution)
     rungs = [asdict(place) for place in describe_layers(source, fine=all_places)]
@@ -364,7 +364,8 @@ def backbones_show(
 def cache_list(cache: Cache = None, json: Json = False) -> None:
     """List the entries, the one used last first."""
     from regraft.cli.show import as_json
-    from regraft.features.store import default_cache_dir, list_entries
+    from regraft.features.store import list_entries
+    from regraft.options import default_cache_dir
 
     entries = list_entries(default_cache_dir(cache))
     if json:
@@ -383,7 +384,8 @@ def cache_list(cache: Cache = None, json: Json = False) -> None:
 def cache_size(cache: Cache = None, json: Json = False) -> None:
     """Say how large the cache is, and how large it may become (REGRAFT_CACHE_LIMIT, in GB)."""
     from regraft.cli.show import as_json
-    from regraft.features.store import cache_limit, default_cache_dir, list_entries
+    from regraft.features.store import cache_limit, list_entries
+    from regraft.options import default_cache_dir
 
     folder = default_cache_dir(cache)
     folder.mkdir(parents=True, exist_ok=True)
@@ -400,7 +402,8 @@ def cache_size(cache: Cache = None, json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(cache: Cache = None) -> None:
     """Remove every entry."""
-    from regraft.features.store import clear_cache, default_cache_dir
+    from regraft.features.store import clear_cache
+    from regraft.options import default_cache_dir
 
     typer.echo(
         f"{clear_cache(default_cache_dir(cache)) / 1e6:,.1f} MB freed in {default_cache_dir(cache)}"

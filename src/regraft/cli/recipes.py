@@ -80,7 +80,7 @@ def shown(
 ) -> None:
     """Print a recipe's plan, its layers one by one, frozen or trained, and what was reported."""
     from regraft.cli.show import as_json, recipe
-    from regraft.workflow.cooking import show_recipe
+    from regraft.commands.recipes import show_recipe
     from regraft.workflow.planning import Wish
 
     told = show_recipe(
@@ -120,7 +120,7 @@ def ran(
 ) -> None:
     """Run a recipe on images, and print what was measured beside what was reported; the test part stays shut."""
     from regraft.cli.show import as_json, beside, progress
-    from regraft.workflow.cooking import run_recipe
+    from regraft.commands.recipes import run_recipe
     from regraft.workflow.planning import Wish
 
     with progress(quiet) as watcher:
@@ -168,7 +168,7 @@ def compared(
 ) -> None:
     """Run several recipes and print what was measured beside what was reported; curves on shared axes, the test part opened once at the end."""
     from regraft.cli.show import as_json, beside, leaderboard, progress
-    from regraft.workflow.cooking import compare_recipes
+    from regraft.commands.recipes import compare_recipes
     from regraft.workflow.planning import Wish
 
     *names, data = words

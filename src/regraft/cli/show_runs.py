@@ -106,7 +106,7 @@ def predictions(rows: Iterable[dict[str, Any]], kind: str, top: int) -> None:
     """Print predictions as they come: a table for people, CSV, JSON lines, or one JSON object."""
     import csv
 
-    from regraft.inference.writers import row_cells, row_columns
+    from regraft.inference.storage import row_cells, row_columns
 
     lines = csv.writer(sys.stdout, lineterminator="\n")
     for number, row in enumerate(rows):

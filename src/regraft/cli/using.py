@@ -54,8 +54,9 @@ def predict(
     """Say which class each image is; what cannot be read says why, and the rest goes on."""
     from regraft.cli.show import as_json, progress
     from regraft.cli.show_runs import predictions, written
+    from regraft.commands.predict import predict_to
     from regraft.inference.writers import output_format
-    from regraft.workflow.using import predict_named, predict_to
+    from regraft.workflow.using import predict_named
 
     kind = output_format(format, out)
     if json and out is None and format not in (None, "json"):

@@ -31,8 +31,10 @@ from regraft.checks.outliers import (
     find_unreadable,
 )
 from regraft.commands.resolve import resolve_plan, split_dataset
-from regraft.data.dataset import PARTS, Dataset, Split, Unreadable
+from regraft.data.dataset import Dataset
+from regraft.data.images import Unreadable
 from regraft.data.load import load_dataset
+from regraft.data.split import PARTS, Split
 from regraft.errors import UserError, join_truncated
 from regraft.features.parts import PartImages
 from regraft.models.network import Cut, TransferNetwork

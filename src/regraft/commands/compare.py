@@ -13,8 +13,9 @@ from typing import Any
 from regraft.commands.evaluate import open_test
 from regraft.commands.fit import FitData, fit_plan
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
-from regraft.data.dataset import PARTS, Dataset
+from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
+from regraft.data.split import PARTS
 from regraft.errors import DiskFull, UserError
 from regraft.features.parts import OpenedParts, open_parts
 from regraft.features.policy import CachePolicy
@@ -24,12 +25,13 @@ from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
 from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.options import Options, PlanOverrides
-from regraft.plans.schema import Plan, read_plan
+from regraft.plans.schema import Plan
 from regraft.plans.techniques import DEFAULT_TECHNIQUES, find_technique
+from regraft.plans.toml import read_plan
 from regraft.reporting.leaderboard import build_leaderboard_json, write_leaderboard
-from regraft.runs import layout
 from regraft.runs.directory import choose_dir, lock_dir, prepare_dir
 from regraft.runs.folder import Run
+from regraft.runs.layout import COMPARISON
 from regraft.runs.provenance import describe_origin
 from regraft.system.files import remove_partials
 from regraft.system.hardware import tune_allocator
@@ -152,7 +154,7 @@ def compare_ways(
     with lock_dir(path, "comparison", options.run_dir):
         prepare_dir(path, "comparison", options.run_dir)
         remove_partials(path)
-        write_json(path / layout.COMPARISON, {"finished": False})
+        write_json(path / COMPARISON, {"finished": False})
         return _Comparing(images, path, options, pool).run(rows)
 
 

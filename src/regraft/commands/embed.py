@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.commands.resolve import resolve_plan, split_dataset
-from regraft.data.dataset import PARTS, Dataset
+from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
+from regraft.data.split import PARTS
 from regraft.errors import UserError
 from regraft.features.parts import OpenedParts, open_parts
 from regraft.features.policy import CachePolicy
@@ -22,7 +23,8 @@ from regraft.models.network import TransferNetwork
 from regraft.models.pool import BackbonePool
 from regraft.options import DataOptions, Options, PlanOverrides
 from regraft.plans.schema import Plan
-from regraft.system.files import atomic_write, check_writable, expand_user
+from regraft.system.disk import check_writable
+from regraft.system.files import atomic_write, expand_user
 from regraft.system.hardware import tune_allocator
 
 _NOTED = ("backbone", "weights", "until", "resolution", "precision")

@@ -25,7 +25,7 @@ from regraft.options import CacheOptions, Options
 from regraft.runs.folder import Run, load_run, verify_run
 from regraft.runs.provenance import data_options, load_images, recorded_split
 from regraft.runs.writer import Judged, lock_run, record_test
-from regraft.system.files import ADVICE_REPEAT
+from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import resolve_device, tune_allocator
 
 _WAIT = 30.0  # seconds for another process that opens the same run

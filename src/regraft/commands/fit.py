@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from regraft.checks.duplicates import count_leaks
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
-from regraft.data.dataset import Dataset, Split
+from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
+from regraft.data.split import Split
 from regraft.errors import UserError
 from regraft.evaluation.scores import compute_scores
 from regraft.features.parts import OpenedParts, open_parts

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from regraft.commands.resolve import resolve_plan, split_dataset
-from regraft.data.dataset import PARTS, Dataset, Split
+from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
+from regraft.data.split import PARTS, Split
 from regraft.errors import UserError
 from regraft.features.extract import entry_bytes
 from regraft.features.policy import CachePolicy, FrozenWork
 from regraft.models.network import Cut, TransferNetwork
 from regraft.models.pool import BackbonePool
 from regraft.options import CacheOptions, Options, PlanOverrides
-from regraft.plans.schema import Phase, Plan, write_plan
-from regraft.system.files import check_writable
+from regraft.plans.schema import Phase, Plan
+from regraft.plans.toml import write_plan
+from regraft.system.disk import check_writable
 from regraft.system.hardware import tune_allocator
 
 _TIMED_IMAGES = 16  # of the pass that is timed for the estimate

@@ -17,8 +17,10 @@ from regraft.inference.classifier import Classifier, Prediction
 from regraft.inference.writers import PredictionJob, ResultWriter, output_format
 from regraft.options import Runtime
 from regraft.runs.folder import Run, load_run
-from regraft.system.files import check_writable, expand_user, lock_path
+from regraft.system.disk import check_writable
+from regraft.system.files import expand_user
 from regraft.system.hardware import tune_allocator
+from regraft.system.locks import lock_path
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,23 @@ import torch
 from torch import Tensor
 
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
-from regraft.data.dataset import Dataset, Rows, Split
+from regraft.data.dataset import Dataset
+from regraft.data.images import Rows
 from regraft.data.load import load_dataset
+from regraft.data.split import Split
 from regraft.errors import UserError
 from regraft.features.parts import OpenedParts, PartImages, open_parts
 from regraft.features.policy import time_forward_pass
 from regraft.models.backbone import Backbone, check_backbone_name
-from regraft.models.layers import cut_backbone, layer_multiply_adds
+from regraft.models.costs import layer_multiply_adds
+from regraft.models.cut import cut_backbone
 from regraft.models.network import Cut
 from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
 from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
 from regraft.options import DataOptions, Options, PlanOverrides, RunDir
-from regraft.plans.schema import Phase, Plan, parse_plan, write_plan
+from regraft.plans.schema import Phase, Plan
+from regraft.plans.toml import parse_plan, write_plan
 from regraft.probing.candidates import (
     MAX_NEIGHBOURS,
     Candidate,
@@ -47,12 +51,13 @@ from regraft.probing.successive_halving import (
     SuccessiveHalving,
     TimeBudget,
 )
-from regraft.runs import layout
 from regraft.runs.directory import choose_dir, prepare_dir
 from regraft.runs.folder import Run, find_finished, load_run
+from regraft.runs.layout import PROBE
 from regraft.runs.provenance import SPLIT_OPTIONS
-from regraft.system.files import ADVICE_REPEAT, lock_path
+from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import free_memory, tune_allocator
+from regraft.system.locks import lock_path
 from regraft.system.output import write_csv, write_json
 from regraft.training.linear import LabelledFeatures
 
@@ -290,9 +295,7 @@ class _Prober:
         share = 1 + min(1.0, val / train)
         costs = {key: time_forward_pass(self._cut(key, "end")) * share for key in self.plans}
         fewest = max(_FEWEST, _FEWEST_PER_CLASS * len(self.dataset.classes))
-        halving = SuccessiveHalving(
-            costs, budget, train, min(train, fewest), on_drop=self._drop
-        )
+        halving = SuccessiveHalving(costs, budget, train, min(train, fewest), on_drop=self._drop)
         try:
             for round in halving.rounds():
                 for key in round.candidates:
@@ -609,7 +612,7 @@ def _write(path: Path, conclusion: _Conclusion, run_dir: RunDir) -> None:
         plot_probe_cost(conclusion.last, front, conclusion.recommendations, cost)
         name = result["learning_curve"]["of"]
         plot_learning_curve(conclusion.curve, name, path / "learning-curve.png")
-        write_json(path / layout.PROBE, result)
+        write_json(path / PROBE, result)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}). Give a folder that can with --out."

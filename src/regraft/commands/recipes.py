@@ -20,7 +20,8 @@ from regraft.models.pool import BackbonePool
 from regraft.models.summary import LayerRow, summarize_layers
 from regraft.options import Options, PlanOverrides
 from regraft.plans.recipes import Recipe, find_recipe
-from regraft.plans.schema import RESERVED_LAYERS, Phase, Plan, override_plan
+from regraft.plans.schema import RESERVED_LAYERS, Phase, Plan
+from regraft.plans.toml import override_plan
 from regraft.runs.directory import choose_dir
 from regraft.runs.folder import Run
 from regraft.runs.provenance import describe_origin

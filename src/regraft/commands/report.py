@@ -19,10 +19,11 @@ from regraft.reporting.evidence import gather_evidence
 from regraft.reporting.galleries import check_galleries, run_galleries
 from regraft.reporting.html import Gallery, PageExtras, render_html, render_markdown
 from regraft.reporting.output import require_new_page, write_page
-from regraft.runs import layout
 from regraft.runs.folder import Run, load_run
+from regraft.runs.layout import COMPARISON, LEADERBOARD
 from regraft.runs.provenance import load_images, recorded_split
-from regraft.system.files import check_writable, expand_user
+from regraft.system.disk import check_writable
+from regraft.system.files import expand_user
 from regraft.system.hardware import tune_allocator
 
 FORMATS = ("html", "md")
@@ -109,11 +110,11 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
 
 def _leaderboard_rows(path: Path) -> list[dict[str, Any]] | None:
     """Return the rows of a comparison; None where the folder is none."""
-    board = path / layout.LEADERBOARD
+    board = path / LEADERBOARD
     if board.is_file():
         rows: list[dict[str, Any]] = json.loads(board.read_text())["rows"]
         return rows
-    if (path / layout.COMPARISON).is_file():
+    if (path / COMPARISON).is_file():
         raise UserError(
             f"The comparison in {path} is not finished. Resume it with the same `regraft compare` "
             "command and --resume."

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft.data.dataset import Dataset, Split
+from regraft.data.dataset import Dataset
+from regraft.data.split import Split
 from regraft.models.pool import BackbonePool
 from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.options import DataOptions, PlanOverrides
-from regraft.plans.schema import Plan, override_plan, read_plan_values
+from regraft.plans.schema import Plan
 from regraft.plans.techniques import make_technique_plan
-from regraft.system.files import check_writable, expand_user
+from regraft.plans.toml import override_plan, read_plan_values
+from regraft.system.disk import check_writable
+from regraft.system.files import expand_user
 from regraft.system.hardware import has_bfloat16, resolve_device
 
 

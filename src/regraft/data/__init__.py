@@ -1,15 +1,5 @@
 """Labelled images: the dataset, its split into train, val and test, and the readers of every source."""
 
-from regraft.data.dataset import (
-    ArrayImages,
-    Dataset,
-    DatasetInfo,
-    Images,
-    Split,
-    Unreadable,
-    make_dataset,
-)
-
 __all__ = [
     "ArrayImages",
     "Dataset",

@@ -1,16 +1,19 @@
-"""Datasets that have a name: scikit-learn's digits, torchvision's classification sets, the Hugging Face hub's."""
+"""Datasets that have a name: scikit-learn's digits, torchvision's sets, the Hugging Face hub's."""
 
 from __future__ import annotations
 
 import inspect
-import pickle
+import io
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from regraft.data.dataset import ArrayImages, Dataset, make_dataset
-from regraft.data.tables import as_pixels, load_parquet
+from regraft.data.arrays import to_pixels
+from regraft.data.dataset import Dataset, make_dataset
+from regraft.data.decode import EncodedImages, explain_failure
+from regraft.data.images import ArrayImages
+from regraft.data.parquet import load_parquet
 from regraft.errors import UserError
 
 TORCHVISION = {
@@ -39,45 +42,75 @@ TORCHVISION = {
     "svhn": "SVHN",
     "usps": "USPS",
 }
-_PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test", "trainval": "train"}
+_IN_MEMORY = ("cifar10", "cifar100")  # identified by their content, as arrays are
+_PART_OF_SPLIT = {  # "trainval" counts only where there is no "train"
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "test": "test",
+    "trainval": "train",
+}
+_DIGITS_WHITE = 16  # the largest value in scikit-learn's digits
+
+
+class _Item(NamedTuple):
+    """An image of a torchvision set: its part, the set of that part, and its place there."""
+
+    part: str
+    images: Any
+    row: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}/{self.row}"
 
 
 def load_digits(home: Path) -> Dataset:
-    """Return scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, 10 classes; needs no network."""
+    """Return scikit-learn's 1,797 handwritten digits, 8 × 8 px, 10 classes; needs no network.
+
+    Args:
+        home: The cache folder; not used.
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pixels = as_pixels((bunch.images * (255 / 16)).round().astype(np.uint8), "digits")
-    return make_dataset(
-        "digits", bunch.target, [str(name) for name in bunch.target_names], ArrayImages(pixels)
-    )
+    scaled = (bunch.images * (255 / _DIGITS_WHITE)).round().astype(np.uint8)
+    images = ArrayImages(to_pixels(scaled, "digits"))
+    return make_dataset("digits", bunch.target, [str(name) for name in bunch.target_names], images)
 
 
 def load_torchvision(name: str, home: Path) -> Dataset:
-    """Return a dataset of torchvision, downloaded once into `home` and checked against its official checksum.
+    """Return a dataset of torchvision, downloaded once and checked against its checksum.
+
+    Args:
+        name: One of `TORCHVISION`.
+        home: The cache folder, below which downloads are kept.
 
     Raises:
         UserError: When it cannot be downloaded; says what can be used instead.
     """
     from torchvision import datasets
 
-    root = home / "datasets"
     kind = getattr(datasets, TORCHVISION[name])
     try:
-        if name in ("cifar10", "cifar100"):
-            return _cifar(kind, name, root)
-        parts = {part: made for part, made in _made(kind, root).items() if made is not None}
+        parts = load_torchvision_parts(kind, home / "datasets")
     except (OSError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name} cannot be downloaded ({type(error).__name__}: {text}). Expected a connection to its official server. "
-            f"Give a local copy instead (a folder, zip, CSV, Parquet folder or .npz), or try 'digits', which needs no network."
+            f"{name} cannot be downloaded ({type(error).__name__}: {explain_failure(error)}). "
+            "Expected a connection to its official server. Give a local copy instead (a folder, "
+            "zip, CSV, Parquet folder or .npz), or try 'digits', which needs no network."
         ) from error
+    if name in _IN_MEMORY:
+        return _of_memory(name, parts)
     return _of_torchvision(name, parts)
 
 
 def load_hub(name: str, home: Path) -> Dataset:
-    """Return a dataset of the Hugging Face hub from its Parquet files, downloaded once into `home`.
+    """Return a dataset of the Hugging Face hub from its Parquet files, downloaded once.
+
+    Args:
+        name: As the hub calls it, `owner/name`.
+        home: The cache folder, below which downloads are kept.
 
     Raises:
         UserError: When it cannot be downloaded or has no Parquet files.
@@ -93,130 +126,80 @@ def load_hub(name: str, home: Path) -> Dataset:
         )
     except Exception as error:  # the hub's client has many kinds of its own
         raise UserError(
-            f"hf:{name} cannot be downloaded ({type(error).__name__}). Expected a dataset of the hub and a connection to it. "
+            f"hf:{name} cannot be downloaded ({type(error).__name__}). "
+            "Expected a dataset of the hub and a connection to it. "
             "Check the name, or give a local copy of its Parquet folder."
         ) from error
     files = sorted(Path(local).rglob("*.parquet"))
     if not files:
         raise UserError(
-            f"hf:{name} holds no Parquet files. Expected images in Parquet as the hub converts them. Download it and give a folder."
+            f"hf:{name} holds no Parquet files. Expected images in Parquet as the hub converts "
+            "them. Download it and give a folder."
         )
     return load_parquet(files, f"hf:{name}")
 
 
-def _cifar(kind: Any, name: str, root: Path) -> Dataset:
-    """Return CIFAR from its official archive; the checksum is torchvision's, the pickles are read by an unpickler that knows arrays only."""
-    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+def load_torchvision_parts(kind: Any, root: Path) -> dict[str, Any]:
+    """Return the parts of a torchvision dataset; "" for one without parts.
 
-    base = root / kind.base_folder
-    files = [*kind.train_list, *kind.test_list]
-    if not all(check_integrity(str(base / file), md5) for file, md5 in files):
-        download_and_extract_archive(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
-    pixels, labels, parts = [], [], []
-    for file, _ in files:
-        entry = unpickled((base / file).read_bytes())
-        pixels.append(
-            np.asarray(entry["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        )
-        labels += entry.get("labels", entry.get("fine_labels"))
-        parts += ["test" if "test" in file else "train"] * len(pixels[-1])
-    names = unpickled((base / kind.meta["filename"]).read_bytes())[kind.meta["key"]]
-    return make_dataset(
-        name,
-        labels,
-        names,
-        ArrayImages(np.ascontiguousarray(np.concatenate(pixels))),
-        None,
-        parts,
-    )
-
-
-_OF_PROTOCOL_5 = (
-    *pickle.BYTEARRAY8,
-    *pickle.NEXT_BUFFER,
-    *pickle.READONLY_BUFFER,
-)  # the first makes room for as many bytes as a damaged file says
-
-
-def unpickled(content: bytes) -> Any:
-    """Return what a CIFAR pickle holds; anything but plain values and arrays is refused."""
-    import io
-
-    class Arrays(
-        pickle._Unpickler
-    ):  # the one in Python: the one in C makes room for as many memos as a damaged file says
-        dispatch: ClassVar = {
-            code: does
-            for code, does in pickle._Unpickler.dispatch.items()
-            if code not in _OF_PROTOCOL_5
-        }
-
-        def find_class(self, module: str, name: str) -> Any:
-            if (
-                module in ("numpy.core.multiarray", "numpy._core.multiarray")
-                and name == "_reconstruct"
-            ):
-                return lambda *_: np.ndarray(
-                    (0,), np.int8
-                )  # filled by what comes next, which numpy checks against its bytes
-            if (module, name) == ("numpy", "ndarray"):
-                return "ndarray"  # only ever an argument of the former
-            if (module, name) in {("numpy", "dtype"), ("_codecs", "encode")}:
-                return super().find_class(module, name)
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-    try:
-        return Arrays(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises whatever it meets
-        raise UserError(
-            f"A CIFAR file holds more than arrays, or is damaged ({error}). Expected the official files. Delete them and download again."
-        ) from error
-
-
-def _made(kind: Any, root: Path) -> dict[str, Any]:
-    signature = inspect.signature(kind.__init__).parameters
-    options: dict[str, Any] = {"download": True}
+    Args:
+        kind: The class in torchvision.
+        root: Where downloads are kept.
+    """
+    accepted = inspect.signature(kind.__init__).parameters
     if kind.__name__ == "EMNIST":
-        return {
-            part: kind(root, split="balanced", train=part == "train", **options)
-            for part in ("train", "test")
-        }
-    if "train" in signature:
-        return {part: kind(root, train=part == "train", **options) for part in ("train", "test")}
-    if "split" not in signature:
-        return {"": kind(root, **options)}
-    made: dict[str, Any] = {}
-    for split, part in _PARTS.items():
-        if part not in made:  # "trainval" counts only where there is no "train"
+        return _load_train_and_test(kind, root, split="balanced")
+    if "train" in accepted:
+        return _load_train_and_test(kind, root)
+    if "split" not in accepted:
+        return {"": kind(root, download=True)}
+    parts: dict[str, Any] = {}
+    for split, part in _PART_OF_SPLIT.items():
+        if part not in parts:
             try:
-                made[part] = kind(root, split=split, **options)
-            except ValueError:  # torchvision's word for a split that the set does not have
+                parts[part] = kind(root, split=split, download=True)
+            except ValueError:  # how torchvision says that the set has no such split
                 continue
-    return made
+    return parts
+
+
+def _load_train_and_test(kind: Any, root: Path, **options: str) -> dict[str, Any]:
+    train = kind(root, train=True, download=True, **options)
+    test = kind(root, train=False, download=True, **options)
+    return {"train": train, "test": test}
+
+
+def _of_memory(name: str, parts: dict[str, Any]) -> Dataset:
+    """Return a set that torchvision holds as an array `(n, h, w, 3)`, without keys of its own."""
+    pixels = np.concatenate([members.data for members in parts.values()])
+    labels: list[int] = []
+    names: list[str] = []
+    for part, members in parts.items():
+        labels += members.targets
+        names += [part] * len(members)
+    classes = parts["train"].classes
+    images = ArrayImages(np.ascontiguousarray(pixels))
+    return make_dataset(name, labels, classes, images, parts=names)
 
 
 def _of_torchvision(name: str, parts: dict[str, Any]) -> Dataset:
-    from regraft.data.decode import EncodedImages
-
-    items = [(part, made, row) for part, made in parts.items() for row in range(len(made))]
-    labels = [int(made[row][1]) for _, made, row in items]
+    """Return a set whose images torchvision gives one by one."""
+    items = []
+    for part, members in parts.items():
+        items += [_Item(part, members, row) for row in range(len(members))]
+    labels = [int(item.images[item.row][1]) for item in items]
     first = next(iter(parts.values()))
-    classes = [str(one) for one in getattr(first, "classes", None) or sorted(set(labels))]
+    classes = getattr(first, "classes", None) or sorted(set(labels))
+    keys = [item.key for item in items]
 
     def load(number: int) -> bytes:
-        import io
-
-        _, made, row = items[number]
+        item = items[number]
+        image, _ = item.images[item.row]
         buffer = io.BytesIO()
-        made[row][0].convert("RGB").save(buffer, "BMP")
+        image.convert("RGB").save(buffer, "BMP")
         return buffer.getvalue()
 
-    images = EncodedImages([f"{part}/{row}" for part, _, row in items], load, np.arange(len(items)))
-    return make_dataset(
-        name,
-        labels,
-        classes,
-        images,
-        [f"{part}/{row}" for part, _, row in items],
-        [part for part, _, _ in items] if len(parts) > 1 else None,
-    )
+    class_names = [str(label) for label in classes]
+    images = EncodedImages(keys, load, np.arange(len(items)))
+    part_of = [item.part for item in items] if len(parts) > 1 else None
+    return make_dataset(name, labels, class_names, images, keys, parts=part_of)

@@ -1,30 +1,29 @@
-"""Door 1: functions from a string to a dataset.
+"""Datasets from strings: known names, files, folders, the hub, and your own functions.
 
-Refuses to train, split or download behind anyone's back: only a name that stands for an online set opens a connection.
+Only a name that stands for an online set opens a connection.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regraft.data.archives import archive
+from regraft.data.arrays import npz, of_arrays, to_pixels
+from regraft.data.csv import table
 from regraft.data.dataset import Dataset
 from regraft.data.decode import POINTER
-from regraft.data.folders import ARCHIVES, load_archive, load_csv, load_folder
+from regraft.data.folders import load_folder
 from regraft.data.hub import TORCHVISION, load_digits, load_hub, load_torchvision
-from regraft.data.tables import (
-    as_pixels,
-    dataset_from_arrays,
-    load_npz,
-    load_parquet,
-    load_parquet_folder,
-)
+from regraft.data.names import ARCHIVE_SUFFIXES
+from regraft.data.parquet import load_parquet, load_parquet_folder
 from regraft.errors import UserError, close_matches
 from regraft.system.files import expand_user
 
@@ -47,76 +46,113 @@ FORMS = {
 
 
 def load_dataset(given: str | Path | Dataset, home: Path) -> Dataset:
-    """Return the dataset that a string names: a known name, a file, a folder, `hf:name` or `module:function`.
+    """Return the dataset that a string names.
 
     Args:
-        given: As the user wrote it; a dataset is returned as it is.
-        home: Where downloads and unpacked archives are kept.
+        given: A known name, a file, a folder, `hf:name` or `module:function`, as the user wrote
+            it; a dataset is returned as it is.
+        home: The cache folder, where downloads and unpacked archives are kept.
 
     Raises:
-        UserError: When nothing is called so, or what is found cannot be read as labelled images.
+        UserError: When nothing is called so, or it cannot be read as labelled images.
     """
     if isinstance(given, Dataset):
         return given
     text = str(given)
     path = expand_user(text)
     if text in SOURCES and not path.exists():
-        return SOURCES[text][0](home)
+        load_source, _ = SOURCES[text]
+        return load_source(home)
     if text.startswith("hf:"):
         return load_hub(text.removeprefix("hf:"), home)
     if path.is_dir():
-        packed = load_parquet_folder(path)
-        return load_parquet(packed, path.resolve().name) if packed else load_folder(path)
+        return _of_folder(path)
     if path.is_file():
         return _of_file(path, home)
-    module, colon, function = text.partition(":")
-    if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return _of_code(module, function)
-    near = close_matches(text, SOURCES)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if _is_function(text):
+        return _of_function(text)
+    matches = close_matches(text, SOURCES)
+    hint = f" Did you mean {matches[0]!r}?" if matches else ""
     raise UserError(
         f"{text!r} is neither a known dataset nor an existing file or folder.{hint} "
-        "Expected a name (`regraft sources` lists them), a folder of class folders, or a zip, tar, CSV, Parquet or .npz file."
+        "Expected a name (`regraft sources` lists them), a folder of class folders, or a zip, "
+        "tar, CSV, Parquet or .npz file. Check the name or path."
     )
+
+
+def _of_folder(path: Path) -> Dataset:
+    parquet_files = load_parquet_folder(path)
+    if parquet_files:
+        return load_parquet(parquet_files, path.resolve().name)
+    return load_folder(path)
 
 
 def _of_file(path: Path, home: Path) -> Dataset:
-    name = path.name.lower()
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(
-                f"{path} is a Git-LFS pointer and not the file itself. Expected the file. Fetch it with `git lfs pull`."
-            )
-    if name.endswith(ARCHIVES):
-        return load_archive(path, home)
+        is_pointer = file.read(len(POINTER)) == POINTER
+    if is_pointer:
+        raise UserError(
+            f"{path} is a Git-LFS pointer and not the file itself. Expected the file. "
+            "Fetch it with `git lfs pull`."
+        )
+    name = path.name.lower()
+    if name.endswith(ARCHIVE_SUFFIXES):
+        return archive(path, home)
     if name.endswith(".csv"):
-        return load_csv(path)
+        return table(path)
     if name.endswith(".parquet"):
         return load_parquet([path], path.name)
     if name.endswith(".npz"):
-        return load_npz(path)
+        return npz(path)
     raise UserError(
-        f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or a folder of class folders."
+        f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or "
+        "a folder of class folders. Convert it, or give such a file."
     )
 
 
-def _of_code(module: str, function: str) -> Dataset:
-    """Return what somebody's function gives: a dataset, or images `(n, h, w, 3)`, labels and optionally class names."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+def _is_function(text: str) -> bool:
+    """Return whether a text is a `module:function`."""
+    module, colon, function = text.partition(":")
+    if not colon or not function.isidentifier():
+        return False
+    return all(part.isidentifier() for part in module.split("."))
+
+
+def _of_function(text: str) -> Dataset:
+    """Return the dataset of somebody's function, or of the images and labels it returns.
+
+    Images are `(n, h, w, 3)`; a third item may be the class names.
+    """
+    module, _, function = text.partition(":")
+    with _importing_from_here():
+        try:
+            result: Any = getattr(importlib.import_module(module), function)()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{text} cannot be imported ({error}). "
+                "Expected a function in a module that Python finds from here. Check the name."
+            ) from error
+    if isinstance(result, Dataset):
+        return result
+    if isinstance(result, tuple) and len(result) in (2, 3):
+        pixels, labels, *classes = result
+        images = to_pixels(np.asarray(pixels), "images")
+        return of_arrays(text, images, labels, *classes)
+    raise UserError(
+        f"{text} returned {type(result).__name__}. Expected a regraft Dataset, or a tuple of "
+        "images, labels and optionally class names. Return one of these."
+    )
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Let Python find modules in the current folder while the block runs."""
+    if "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, "")
     try:
-        made: Any = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{module}:{function} cannot be imported ({error}). Expected a function in a module that Python finds from here."
-        ) from error
-    if isinstance(made, Dataset):
-        return made
-    if isinstance(made, tuple) and len(made) in (2, 3):
-        pixels, labels, *names = made
-        return dataset_from_arrays(
-            f"{module}:{function}", as_pixels(np.asarray(pixels), "images"), labels, *names
-        )
-    raise UserError(
-        f"{module}:{function} returned {type(made).__name__}. Expected a regraft Dataset, or a tuple of images, labels and optionally class names."
-    )
+        yield
+    finally:
+        if "" in sys.path:
+            sys.path.remove("")

@@ -1,94 +1,285 @@
-"""Where images fall by a number that each has of its own, class by class, and how many of each class a subset takes.
-
-Refuses chance: the same names always fall alike, whatever else is in the table.
-"""
+"""The division of a dataset into train, val and test, decided by the images' names alone."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-_SLACK = 0.15  # by which a class may miss its share of a part before images are moved
-_LAST = 1e-6  # of the numbers, at the end that is always train's
+from regraft.data.images import Names, Rows
+from regraft.data.stratify import allocate, assign_parts, unit_hash
+from regraft.errors import UserError, join_truncated
+
+PARTS = ("train", "val", "test")
+TEST_SHARE = 0.20  # of all images, when the data brings no test part
+VAL_SHARE = 0.10  # of all images then, and of the training images when a test part is given
 
 
-def unit_hash(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+@dataclass(frozen=True)
+class Split:
+    """Rows of the three parts, each sorted; `digest` identifies this division of these images."""
+
+    train: Rows
+    val: Rows
+    test: Rows
+    digest: str
+    dropped: tuple[int, ...] = ()  # rows that left their part, because they cannot be decoded
+
+    def __getitem__(self, part: str) -> Rows:
+        return {"train": self.train, "val": self.val, "test": self.test}[part]
+
+    def without(self, part: str, rows: Iterable[int]) -> Split:
+        """Return this split with some rows taken out of a part and noted in `dropped`.
+
+        The digest stays: keys alone decide the split, and images that cannot be decoded leave
+        their part afterwards.
+
+        Args:
+            part: "train", "val" or "test".
+            rows: Row numbers of the dataset, each one in that part.
+
+        Raises:
+            ValueError: When a row is not in the part.
+        """
+        leaving = {int(row) for row in rows}
+        strangers = leaving.difference(self[part].tolist())
+        if strangers:
+            raise ValueError(f"the rows {sorted(strangers)} are not in the {part} part")
+        parts = {name: self[name] for name in PARTS}
+        parts[part] = np.setdiff1d(self[part], list(leaving))
+        dropped = leaving.union(self.dropped)
+        return Split(
+            parts["train"],
+            parts["val"],
+            parts["test"],
+            self.digest,
+            tuple(sorted(dropped)),
         )
-        / 2**64
+
+
+class Shares(NamedTuple):
+    """Which share of the open images the test and the val part get; 0 where the data has them."""
+
+    test: float
+    val: float
+
+
+def choose_shares(parts: Names | None, has_test: bool) -> Shares:
+    """Return the shares of the parts that the source did not name.
+
+    Args:
+        parts: What the source said of each image: "train", "val", "test" or "".
+        has_test: Whether there should be a test part at all.
+    """
+    named = set() if parts is None else set(np.unique(parts).tolist())
+    test = 0.0 if "test" in named or not has_test else TEST_SHARE
+    val = 0.0 if "val" in named else VAL_SHARE
+    return Shares(test, val)
+
+
+def initial_parts(parts: Names | None, images: int) -> Names:
+    """Return a new array of the parts that the source named, "" where it did not."""
+    if parts is None:
+        return np.full(images, "", dtype="<U5")
+    return parts.astype("<U5")
+
+
+def name_by_content(keys: Names, labels: NDArray[np.int64], hashes: Names) -> Names | None:
+    """Return names that identical images share, so that they get the same part.
+
+    Only for images that are identified by their content; returns None for those with keys of
+    their own. A class with fewer different images than there are parts keeps its keys, or some
+    part would have none of it.
+
+    Args:
+        keys: Keys of the images, `(n,)`.
+        labels: Their class numbers, `(n,)`.
+        hashes: Their content hashes, `(n,)`.
+    """
+    if not len(keys):
+        return None
+    content, _, _ = str(keys[0]).partition("#")
+    if content != str(hashes[0]):
+        return None
+    pairs = set(zip(labels.tolist(), hashes.tolist(), strict=True))
+    different = Counter(label for label, _ in pairs)
+    has_few = [different[label] < len(PARTS) for label in labels.tolist()]
+    return np.where(has_few, keys, hashes)
+
+
+def assign_images(
+    names: Names, labels: NDArray[np.int64], parts: Names, shares: Shares, seed: int
+) -> Names:
+    """Return the part of each image, `(n,)`; images of the same name get the same part.
+
+    Args:
+        names: What decides, `(n,)`: keys, or the names of `name_by_content`.
+        labels: Class numbers, `(n,)`.
+        parts: As `start_parts` returns them; only "" and "train" are open.
+        shares: Shares of the test and val part among the open images.
+        seed: Another seed, another split.
+    """
+    assigned = parts.copy()
+    unit = _hash_names(names, seed)
+    open_rows = _find_open(parts)
+    _, first, copy_of, copies = np.unique(
+        names[open_rows], return_index=True, return_inverse=True, return_counts=True
     )
+    distinct = open_rows[first]
+    for label in np.unique(labels[distinct]):
+        members = np.flatnonzero(labels[distinct] == label)
+        rows = distinct[members]
+        assigned[rows] = assign_parts(
+            unit[rows],
+            shares.test,
+            shares.val,
+            copies[members],
+        )
+    assigned[open_rows] = assigned[distinct][copy_of]
+    return assigned
 
 
-def assign_parts(
-    unit: NDArray[np.float64], test: float, val: float, copies: NDArray[np.int64] | None = None
-) -> NDArray[np.str_]:
-    """Return the parts of one class: by thresholds on each image's own number, the counts held within 15 % of their shares.
-
-    Only where chance strays further do the images nearest to a border change sides; so an added image hardly ever moves another.
+def assign_groups(dataset: str, groups: Names, parts: Names, shares: Shares, seed: int) -> Names:
+    """Return the part of each image, `(n,)`; a group is never divided, whatever its classes are.
 
     Args:
-        unit: The numbers, all different.
-        test: Share of the test part.
-        val: Share of the val part.
-        copies: How often each image is there. One that is there so often that it would fill a part alone goes to train.
+        dataset: What the dataset is called in messages.
+        groups: The group of each image, `(n,)`.
+        parts: As `start_parts` returns them; a group follows what the source said of its images.
+        shares: Shares of the test and val part among the open groups.
+        seed: Another seed, another split.
+
+    Raises:
+        UserError: When the source puts one group into several parts.
     """
-    if copies is not None:
-        room = min(
-            (share * copies.sum() + _slack(share * copies.sum()) for share in (test, val) if share),
-            default=np.inf,
-        )
-        unit = np.where(copies > room, 1 - (1 - unit) * _LAST, unit)
-    order = np.argsort(unit, kind="stable")
-    ends, low = [], 0.0
-    for share in (test, val):
-        count, wanted = int(((unit >= low) & (unit < low + share)).sum()), share * len(unit)
-        least = 1 if share else 0
-        ends.append(
-            int(
-                np.clip(
-                    count, max(least, wanted - _slack(wanted)), max(least, wanted + _slack(wanted))
-                )
+    assigned = _follow_source(dataset, groups, parts)
+    unit = _hash_names(groups, seed)
+    if np.isin(assigned, ("val", "test")).any():
+        open_rows = np.flatnonzero(assigned == "")
+    else:
+        open_rows = _find_open(parts)
+    _, first, group_of = np.unique(groups[open_rows], return_index=True, return_inverse=True)
+    unit_of_group = unit[open_rows][first]
+    by_group = assign_parts(unit_of_group, shares.test, shares.val)
+    assigned[open_rows] = by_group[group_of]
+    return assigned
+
+
+def _find_open(parts: Names) -> Rows:
+    """Return the rows that may still go to any part, as far as the source has not used them."""
+    return np.flatnonzero((parts == "") | (parts == "train"))
+
+
+def _follow_source(dataset: str, groups: Names, parts: Names) -> Names:
+    """Return parts in which all images of a group have what the source said of some of them."""
+    assigned = parts.copy()
+    for group in np.unique(groups[parts != ""]):
+        members = np.flatnonzero(groups == group)
+        named = sorted(set(parts[members].tolist()) - {""})
+        if len(named) > 1:
+            raise UserError(
+                f"The group {str(group)!r} of {dataset} spans the parts {' and '.join(named)}. "
+                "Expected every group within one part. Correct the split or the groups."
             )
-            if share
-            else 0
-        )
-        low += share
-    while sum(ends) >= max(1, len(unit)):
-        ends[ends.index(max(ends))] -= 1
-    parts = np.full(len(unit), "train", dtype="<U5")
-    parts[order[: ends[0]]] = "test"
-    parts[order[ends[0] : sum(ends)]] = "val"
-    return parts
+        assigned[members] = named[0]
+    return assigned
 
 
-def _slack(wanted: float) -> float:
-    return max(1.0, float(np.ceil(_SLACK * wanted)))
+def _hash_names(names: Names, seed: int) -> NDArray[np.float64]:
+    return np.array([unit_hash(f"split:{seed}:{name}") for name in names])
 
 
-def allocate(counts: Mapping[int, int], wanted: int) -> dict[int, int]:
-    """Return how many of each class are taken so that `wanted` are: in proportion (largest remainder), at least one of each.
+def rows_of_parts(parts: Names) -> dict[str, Rows]:
+    """Return the sorted rows of each part."""
+    return {part: np.flatnonzero(parts == part).astype(np.int64) for part in PARTS}
+
+
+class Subset(NamedTuple):
+    """How many images of which part are kept, and the seed that selects them."""
+
+    wanted: int
+    seed: int = 0
+    part: str = "train"
+
+
+def select_subset(keys: Names, labels: NDArray[np.int64], rows: Rows, subset: Subset) -> Rows:
+    """Return some of the rows, sorted: each class in proportion, at least one image of each.
 
     Args:
-        counts: Images of each class; no fewer than `wanted` in all, no more classes than that.
-        wanted: How many images.
+        keys: Keys of the whole dataset, `(n,)`; hashes of them select.
+        labels: Class numbers of the whole dataset, `(n,)`.
+        rows: The rows to select from.
+        subset: How many, and by which seed.
+
+    Raises:
+        UserError: When there are fewer rows than wanted, or more classes.
     """
-    total = sum(counts.values())
-    exact = {label: wanted * count / total for label, count in counts.items()}
-    quota = {label: max(1, int(share)) for label, share in exact.items()}
-    by_rest = sorted(exact, key=lambda label: quota[label] - exact[label])
-    while sum(quota.values()) != wanted:
-        if sum(quota.values()) < wanted:
-            label = next(one for one in by_rest if quota[one] < counts[one])
-            quota[label] += 1
-        else:
-            label = max(quota, key=lambda one: quota[one])
-            quota[label] -= 1
-        by_rest.remove(label)
-        by_rest.append(label)
-    return quota
+    present = np.unique(labels[rows])
+    if not len(present) <= subset.wanted <= len(rows):
+        raise UserError(
+            f"--{subset.part}-images {subset.wanted:,} was given, but the {subset.part} part has "
+            f"{len(rows):,} images of {len(present)} classes. "
+            f"Give a number from {len(present)} to {len(rows):,}."
+        )
+    unit = np.array([unit_hash(f"subset:{subset.seed}:{key}") for key in keys[rows]])
+    of_class = {int(label): np.flatnonzero(labels[rows] == label) for label in present}
+    counts = {label: len(members) for label, members in of_class.items()}
+    quota = allocate(counts, subset.wanted)
+    selected = []
+    for label, members in of_class.items():
+        order = np.argsort(unit[members], kind="stable")
+        chosen = order[: quota[label]]
+        selected.append(rows[members[chosen]])
+    return np.sort(np.concatenate(selected)).astype(np.int64)
+
+
+def check_parts(
+    dataset: str, rows: Mapping[str, Rows], labels: NDArray[np.int64], classes: Sequence[str]
+) -> None:
+    """Raise `UserError` where one of `rows` is empty, or a class has no training image.
+
+    Args:
+        dataset: What the dataset is called in messages.
+        rows: The rows of each part that must not be empty.
+        labels: Class numbers of the whole dataset, `(n,)`.
+        classes: Class names.
+    """
+    for part in rows:
+        if not len(rows[part]):
+            raise UserError(
+                f"The {part} part of {dataset} is empty. Expected images in train, val and test. "
+                "Add images, or divide them into more and smaller groups."
+            )
+    trained = set(labels[rows["train"]].tolist())
+    missing = [name for label, name in enumerate(classes) if label not in trained]
+    if missing:
+        names = join_truncated(map(repr, missing))
+        raise UserError(
+            f"No training image is left of class {names} in {dataset}. Every class needs at least "
+            "one image in train. Add images, or remove the class."
+        )
+
+
+def digest_table(
+    classes: Sequence[str], keys: Names, labels: NDArray[np.int64], hashes: Names
+) -> str:
+    """Return the digest of class names and of the key, label and content of each image."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update("\x1f".join(classes).encode())
+    rows = zip(keys.tolist(), labels.tolist(), hashes.tolist(), strict=True)
+    lines = [f"{key}\x1f{label}\x1f{content}\n" for key, label, content in rows]
+    state.update("".join(lines).encode())
+    return state.hexdigest()
+
+
+def digest_parts(digests: Mapping[str, str]) -> str:
+    """Return the digest of a split from the table digests of its parts."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in PARTS:
+        state.update(f"{part}\n{digests[part]}\n".encode())
+    return state.hexdigest()

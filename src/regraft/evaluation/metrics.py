@@ -1,93 +1,203 @@
-"""Everything that is said of one run on one part: by class, confusion, top-5, calibration, coverage."""
+"""All metrics of one run on one part: by class, confusion, top-5, calibration, coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.evaluation.calibration import calibration_error, coverage_curve, reliability_bins
-from regraft.evaluation.scores import compute_scores, log_softmax
+from regraft.evaluation.calibration import (
+    CoveragePoint,
+    ReliabilityBin,
+    coverage_curve,
+    expected_calibration_error,
+    reliability_bins,
+)
+from regraft.evaluation.scores import Labels, Logits, Scores, compute_scores, log_softmax
 
 _TOP = 5
 
 
-def class_metrics(
-    logits: NDArray[np.floating[Any]],
-    targets: NDArray[np.int64],
-    classes: Sequence[str],
-    temperature: float | None = None,
-) -> dict[str, Any]:
-    """Return what the logits are worth, as plain data.
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Precision, recall and F1 of one class, 0 where undefined, and its number of images."""
+
+    name: str
+    n: int
+    precision: float
+    recall: float
+    f1: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics as they are written to JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TemperatureEffect:
+    """What a temperature changes: expected calibration error and log-loss of the scaled logits."""
+
+    temperature: float
+    error: float
+    loss: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return what changed as it is written to JSON."""
+        return {
+            "temperature": self.temperature,
+            "error_after": self.error,
+            "loss_after": self.loss,
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error, the bins behind it, and the effect of a temperature if any."""
+
+    error: float
+    bins: list[ReliabilityBin]
+    rescaled: TemperatureEffect | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the calibration as it is written to JSON."""
+        after = self.rescaled.to_json() if self.rescaled else {}
+        return {"error": self.error, "bins": [filled.to_json() for filled in self.bins], **after}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of one run on one part.
+
+    Args:
+        scores: Accuracy, log-loss and the number of images.
+        balanced_accuracy: Mean recall over the classes that occur.
+        macro_f1: Mean F1 over the classes that occur.
+        top5: Top-5 accuracy; None with five classes or fewer.
+        per_class: Metrics of each class, also of those that do not occur.
+        confusion: Number of images by true class (rows) and predicted class (columns).
+        calibration: Expected calibration error and reliability bins.
+        coverage: Accuracy on the most confident images only.
+    """
+
+    scores: Scores
+    balanced_accuracy: float
+    macro_f1: float
+    top5: float | None
+    per_class: list[ClassMetrics]
+    confusion: list[list[int]]
+    calibration: Calibration
+    coverage: list[CoveragePoint]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics as they are written to JSON."""
+        per_class = [row.to_json() for row in self.per_class]
+        coverage = [point.to_json() for point in self.coverage]
+        return {
+            **self.scores.to_json(),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "top5": self.top5,
+            "per_class": per_class,
+            "confusion": self.confusion,
+            "calibration": self.calibration.to_json(),
+            "coverage": coverage,
+        }
+
+
+def compute_metrics(
+    logits: Logits, targets: Labels, classes: Sequence[str], temperature: float | None = None
+) -> Metrics:
+    """Return the metrics of logits.
 
     Args:
         logits: `(n, classes)`.
-        targets: `(n,)`.
-        classes: Their names.
-        temperature: Fitted on validation; what it does to calibration and log-loss is said too.
-
-    Returns:
-        `accuracy`, `ci95`, `loss`, `n` as `scores` has them; `balanced_accuracy` and `macro_f1` over the classes that occur; `top5` (None with five
-        classes or fewer); `per_class` (rows `name`, `n`, `precision`, `recall`, `f1`; 0 where nothing was said or asked); `confusion` (true class by
-        said class); `calibration` (`error`, `bins`, and with a temperature `temperature`, `error_after`, `loss_after`); `coverage`.
+        targets: Class numbers `(n,)`.
+        classes: Names of the classes.
+        temperature: One fitted on validation; its effect on calibration and log-loss is measured.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
-    said, numbers = logits.argmax(axis=1), np.arange(len(classes))
-    table = confusion_matrix(targets, said, labels=numbers)
-    columns = precision_recall_fscore_support(targets, said, labels=numbers, zero_division=0)
-    rows = [
-        {
-            "name": name,
-            "n": int(n),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-        }
-        for name, precision, recall, f1, n in zip(classes, *columns, strict=True)
-    ]
-    there = [row for row in rows if row["n"]]
-    top5 = None
-    if len(classes) > _TOP:
-        first = np.argpartition(-logits, _TOP - 1, axis=1)[:, :_TOP]
-        top5 = float((first == targets[:, None]).any(axis=1).mean())
-    return {
-        **compute_scores(logits, targets).plain(),
-        "balanced_accuracy": float(np.mean([row["recall"] for row in there])),
-        "macro_f1": float(np.mean([row["f1"] for row in there])),
-        "top5": top5,
-        "per_class": rows,
-        "confusion": table.tolist(),
-        "calibration": _calibration(logits, targets, temperature),
-        "coverage": coverage_curve(logits, targets),
-    }
+    predicted = logits.argmax(axis=1)
+    confusion = confusion_matrix(targets, predicted, labels=np.arange(len(classes)))
+    per_class = _class_metrics(predicted, targets, classes)
+    recalls = [row.recall for row in per_class if row.n]
+    f1s = [row.f1 for row in per_class if row.n]
+    return Metrics(
+        scores=compute_scores(logits, targets),
+        balanced_accuracy=float(np.mean(recalls)),
+        macro_f1=float(np.mean(f1s)),
+        top5=_top5(logits, targets),
+        per_class=per_class,
+        confusion=confusion.tolist(),
+        calibration=_calibration(logits, targets, temperature),
+        coverage=coverage_curve(logits, targets),
+    )
+
+
+def metrics_json(
+    logits: Logits, targets: Labels, classes: Sequence[str], temperature: float | None = None
+) -> dict[str, Any]:
+    """Return `compute_measures(...).to_json()`: the old name, until its callers use the new one."""
+    return compute_metrics(logits, targets, classes, temperature).to_json()
 
 
 def hardest_examples(
-    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], most: int
+    logits: Logits, targets: Labels, most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of the worst mistakes (the surest of a wrong class first) and of the least certain images, at most `most` of each."""
-    chances = np.exp(log_softmax(logits))
-    wrong = np.flatnonzero(chances.argmax(axis=1) != targets)
-    worst = wrong[np.argsort(-chances[wrong].max(axis=1), kind="stable")][:most]
-    return worst, np.argsort(chances.max(axis=1), kind="stable")[:most]
+    """Return the rows of the most confident errors and of the least confident images.
+
+    Args:
+        logits: `(n, classes)`.
+        targets: Class numbers `(n,)`.
+        most: Maximum number of rows of each.
+    """
+    probabilities = np.exp(log_softmax(logits))
+    confidence = probabilities.max(axis=1)
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != targets)
+    confident_errors = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    least_confident = np.argsort(confidence, kind="stable")
+    return confident_errors[:most], least_confident[:most]
 
 
-def _calibration(
-    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], temperature: float | None
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "error": calibration_error(logits, targets),
-        "bins": [asdict(one) for one in reliability_bins(logits, targets)],
-    }
-    if temperature is not None:
-        cooled = logits / temperature
-        found |= {
-            "temperature": temperature,
-            "error_after": calibration_error(cooled, targets),
-            "loss_after": compute_scores(cooled, targets).loss,
-        }
-    return found
+def _class_metrics(
+    predicted: Labels, targets: Labels, classes: Sequence[str]
+) -> list[ClassMetrics]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, counts = precision_recall_fscore_support(
+        targets, predicted, labels=np.arange(len(classes)), zero_division=0
+    )
+    rows = []
+    for label, name in enumerate(classes):
+        rows.append(
+            ClassMetrics(
+                name=name,
+                n=int(counts[label]),
+                precision=float(precision[label]),
+                recall=float(recall[label]),
+                f1=float(f1[label]),
+            )
+        )
+    return rows
+
+
+def _top5(logits: Logits, targets: Labels) -> float | None:
+    """Return top-5 accuracy, None with five classes or fewer."""
+    if logits.shape[1] <= _TOP:
+        return None
+    top = np.argpartition(-logits, _TOP - 1, axis=1)[:, :_TOP]
+    return float((top == targets[:, None]).any(axis=1).mean())
+
+
+def _calibration(logits: Logits, targets: Labels, temperature: float | None) -> Calibration:
+    error = expected_calibration_error(logits, targets)
+    bins = reliability_bins(logits, targets)
+    if temperature is None:
+        return Calibration(error, bins)
+    scaled = logits / temperature
+    error_after = expected_calibration_error(scaled, targets)
+    loss_after = compute_scores(scaled, targets).loss
+    return Calibration(error, bins, TemperatureEffect(temperature, error_after, loss_after))

@@ -1,7 +1,4 @@
-"""From logits and targets to numbers with intervals.
-
-Refuses accuracy without its n: every number that comes from images says how many.
-"""
+"""Accuracy and log-loss of logits, each with the number of images and an interval."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054
+Logits = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,31 +21,39 @@ class Scores:
     n: int
     ci95: tuple[float, float]
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the scores as they are written to JSON."""
         return asdict(self)
 
-
-def compute_scores(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> Scores:
-    """Return accuracy and log-loss of `logits` `(n, classes)` for `targets` `(n,)`; the interval is Wilson's (1927)."""
-    right = logits.argmax(axis=1) == targets
-    log_p = log_softmax(logits)
-    loss = float(-log_p[np.arange(len(targets)), targets].mean())
-    return Scores(
-        float(right.mean()), loss, len(targets), wilson_interval(int(right.sum()), len(targets))
-    )
+    plain = to_json  # the old name, until its callers use the new one
 
 
-def log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return log-probabilities `(n, classes)`."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    out: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return out
+def compute_scores(logits: Logits, targets: Labels) -> Scores:
+    """Return accuracy with its Wilson interval, and mean log-loss.
+
+    Args:
+        logits: `(n, classes)`.
+        targets: Class numbers `(n,)`.
+    """
+    n = len(targets)
+    correct = logits.argmax(axis=1) == targets
+    log_probabilities = log_softmax(logits)
+    loss = -log_probabilities[np.arange(n), targets].mean()
+    interval = wilson_interval(int(correct.sum()), n)
+    return Scores(float(correct.mean()), float(loss), n, interval)
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `right` in `n` (Wilson 1927)."""
-    share = right / n
-    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / (1 + Z95**2 / n)
-    return float(np.clip(centre - half, 0.0, share)), float(np.clip(centre + half, share, 1.0))
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Return log-probabilities `(n, classes)` in double precision."""
+    from scipy import special
+
+    log_probabilities: NDArray[np.float64] = special.log_softmax(logits.astype(np.float64), axis=1)
+    return log_probabilities
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of the share `correct / n` (Wilson 1927); it contains the share."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,83 +1,111 @@
-"""Training-free scores: what features promise for a set of labels before anything is trained on them.
-
-Refuses networks: arrays in, one number out; all of them say "larger is better".
-"""
+"""Training-free scores of features for a set of labels: the larger, the better they transfer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 50  # of LogME's fixed point, at most; it settles within ten
-_SETTLED = 1e-4
+_MAX_ITERATIONS = 50  # of LogME's fixed point; it converges within ten
+_TOLERANCE = 1e-4
+_RANK_TOLERANCE = 1e-12  # eigenvalues below this share of the largest count as zero
+_EPSILON = 1e-12
+_SMALLEST = 1e-300
 
 Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
 
 
-def logme_score(features: Floats, labels: NDArray[np.int64]) -> float:
-    """Return the logarithm of the maximum evidence of a Bayesian linear model from features to one-hot labels, per image, averaged over the classes.
+def logme_score(features: Floats, labels: Labels) -> float:
+    """Return the log of the maximum evidence of a Bayesian linear model, per image.
 
-    LogME (You, Liu, Wang and Long, ICML 2021), by the fixed point of MacKay on the eigenvalues of `FᵀF`.
+    The model maps features to one-hot labels; the evidence is averaged over the classes. LogME
+    (You, Liu, Wang and Long, ICML 2021), by MacKay's fixed point on the eigenvalues of `FᵀF`.
 
     Args:
         features: `(n, d)`.
         labels: Class numbers `(n,)`.
     """
     f = features.astype(np.float64)
-    n, d = f.shape
     targets = _one_hot(labels)
     eigenvalues, vectors = np.linalg.eigh(f.T @ f)
     eigenvalues = eigenvalues.clip(min=0)
-    reached = eigenvalues > eigenvalues[-1] * 1e-12  # directions that the features have
+    nonzero = eigenvalues > eigenvalues[-1] * _RANK_TOLERANCE
+    divisors = np.where(nonzero, eigenvalues, 1)
     projected = (vectors.T @ (f.T @ targets)) ** 2
-    inside = np.where(
-        reached[:, None], projected / np.where(reached, eigenvalues, 1)[:, None], 0.0
-    )  # (d, classes): the targets along each direction, squared
-    outside = ((targets**2).sum(axis=0) - inside.sum(axis=0)).clip(min=0)
-    return float(
-        np.mean(
-            [
-                _evidence(eigenvalues, inside[:, c], outside[c], n, d)
-                for c in range(targets.shape[1])
-            ]
+    projected = projected / divisors[:, None]
+    inside = np.where(nonzero[:, None], projected, 0.0)
+    total = (targets**2).sum(axis=0)
+    outside = (total - inside.sum(axis=0)).clip(min=0)
+    evidences = []
+    for along, rest in zip(inside.T, outside, strict=True):
+        model = _BayesianRegression(eigenvalues, along, rest, len(f))
+        evidences.append(model.log_evidence())
+    return float(np.mean(evidences))
+
+
+@dataclass(frozen=True)
+class _BayesianRegression:
+    """Bayesian linear regression of one target, along the directions of the features.
+
+    Args:
+        eigenvalues: Of `FᵀF`, `(d,)`.
+        inside: Squared length of the target along each direction, `(d,)`.
+        outside: Squared length of the rest of the target.
+        n: Number of images.
+    """
+
+    eigenvalues: Floats
+    inside: Floats
+    outside: float
+    n: int
+
+    def log_evidence(self) -> float:
+        """Return the maximum over alpha (of the weights) and beta (of the noise), per image."""
+        alpha, beta = self._maximise()
+        weights, residual = self._squared_norms(alpha / beta)
+        precisions = alpha + beta * self.eigenvalues
+        log_determinant = np.log(precisions).sum()
+        log_two_pi = np.log(2 * np.pi)
+        log_evidence = (
+            len(self.eigenvalues) * np.log(alpha)
+            + self.n * np.log(beta)
+            - log_determinant
+            - beta * residual
+            - alpha * weights
+            - self.n * log_two_pi
         )
-    )
+        return float(log_evidence / 2 / self.n)
+
+    def _maximise(self) -> tuple[float, float]:
+        alpha = beta = 1.0
+        for _ in range(_MAX_ITERATIONS):
+            ratio = alpha / beta
+            weights, residual = self._squared_norms(ratio)
+            shares = self.eigenvalues / (self.eigenvalues + ratio)
+            effective_parameters = float(shares.sum())
+            alpha = effective_parameters / (weights + _EPSILON)
+            beta = (self.n - effective_parameters) / (residual + _EPSILON)
+            change = abs(alpha / beta - ratio)
+            if change <= _TOLERANCE * ratio:
+                break
+        return alpha, beta
+
+    def _squared_norms(self, ratio: float) -> tuple[float, float]:
+        """Return the squared norms of the posterior weights and of the residual."""
+        shrunk = self.eigenvalues + ratio
+        weights = self.eigenvalues * self.inside / shrunk**2
+        residual = self.inside * (ratio / shrunk) ** 2
+        return float(weights.sum()), float(residual.sum()) + self.outside
 
 
-def _evidence(eigenvalues: Floats, inside: Floats, outside: float, n: int, d: int) -> float:
-    """Return the maximum over alpha (precision of the weights) and beta (of the noise) of the log evidence, per image."""
-    alpha = beta = 1.0
-    for _ in range(_ROUNDS):
-        ratio = alpha / beta
-        known = float(
-            (eigenvalues / (eigenvalues + ratio)).sum()
-        )  # directions that the data determine
-        weights = float((eigenvalues * inside / (eigenvalues + ratio) ** 2).sum())
-        residual = float((inside * (ratio / (eigenvalues + ratio)) ** 2).sum()) + outside
-        alpha, beta = known / (weights + 1e-12), (n - known) / (residual + 1e-12)
-        if abs(alpha / beta - ratio) <= _SETTLED * ratio:
-            break
-    ratio = alpha / beta
-    weights = float((eigenvalues * inside / (eigenvalues + ratio) ** 2).sum())
-    residual = float((inside * (ratio / (eigenvalues + ratio)) ** 2).sum()) + outside
-    found = (
-        d * np.log(alpha)
-        + n * np.log(beta)
-        - np.log(alpha + beta * eigenvalues).sum()
-        - beta * residual
-        - alpha * weights
-        - n * np.log(2 * np.pi)
-    )
-    return float(found / 2 / n)
+def compute_h_score(features: Floats, labels: Labels) -> float:
+    """Return the share of the features' variance between classes, `tr(cov(f)⁻¹ cov(E[f | y]))`.
 
-
-def h_score(features: Floats, labels: NDArray[np.int64]) -> float:
-    """Return how much of the features' variance lies between the classes, `tr(cov(f)⁻¹ cov(E[f | y]))`.
-
-    H-score (Bao and others, ICIP 2019) with Ledoit and Wolf's shrunk covariance (Ibrahim, Ponomareva and Mazumder, ECML 2022), since the plain
-    inverse is noise where images are few.
+    H-score (Bao and others, ICIP 2019) with Ledoit and Wolf's shrunk covariance (Ibrahim,
+    Ponomareva and Mazumder, ECML 2022), since the plain inverse is noisy where images are few.
 
     Args:
         features: `(n, d)`.
@@ -90,13 +118,19 @@ def h_score(features: Floats, labels: NDArray[np.int64]) -> float:
     covariance, shrinkage = ledoit_wolf(f, assume_centered=True)
     targets = _one_hot(labels)
     shares = targets.mean(axis=0)
-    means = (targets.T @ f)[shares > 0] / targets.sum(axis=0)[shares > 0, None]
-    between = np.linalg.solve(covariance + 1e-12 * np.eye(len(covariance)), means.T)
-    return float((1 - shrinkage) * (shares[shares > 0] * (means.T * between).sum(axis=0)).sum())
+    occurs = shares > 0
+    counts = targets.sum(axis=0)
+    sums = targets.T @ f
+    means = sums[occurs] / counts[occurs, None]
+    regularised = covariance + _EPSILON * np.eye(len(covariance))
+    whitened = np.linalg.solve(regularised, means.T)
+    by_class = (means.T * whitened).sum(axis=0)
+    between = (shares[occurs] * by_class).sum()
+    return float((1 - shrinkage) * between)
 
 
-def leep_score(source: Floats, labels: NDArray[np.int64]) -> float:
-    """Return the mean log-likelihood of the labels under what the source classes say of them; at most 0.
+def leep_score(source: Floats, labels: Labels) -> float:
+    """Return the mean log-likelihood of the labels given the source classes; at most 0.
 
     LEEP (Nguyen, Hassner, Seeger and Archambeau, ICML 2020).
 
@@ -105,31 +139,40 @@ def leep_score(source: Floats, labels: NDArray[np.int64]) -> float:
         labels: Class numbers `(n,)`.
     """
     p = source.astype(np.float64)
-    joint = _one_hot(labels).T @ p / len(p)
-    given = joint / joint.sum(axis=0).clip(min=1e-300)
-    return float(np.log((p * given[labels]).sum(axis=1).clip(min=1e-300)).mean())
+    targets = _one_hot(labels)
+    joint = targets.T @ p / len(p)
+    marginal = joint.sum(axis=0).clip(min=_SMALLEST)
+    conditional = joint / marginal  # of the label, given the source class
+    weighted = p * conditional[labels]
+    likelihoods = weighted.sum(axis=1)
+    log_likelihoods = np.log(likelihoods.clip(min=_SMALLEST))
+    return float(log_likelihoods.mean())
 
 
-def knn_accuracy(
-    train: tuple[Floats, NDArray[np.int64]], val: tuple[Floats, NDArray[np.int64]], k: int
-) -> float:
-    """Return the share of `val` whose class is that of most of the `k` nearest images of `train` by cosine.
+def knn_accuracy(train: tuple[Floats, Labels], val: tuple[Floats, Labels], k: int) -> float:
+    """Return the accuracy on `val` of k nearest neighbours in `train` by cosine.
 
     Args:
         train: Features `(n, d)` and class numbers `(n,)`.
-        val: The same of the images that are judged.
-        k: How many neighbours vote, with equal votes.
+        val: The same of the images to classify.
+        k: Number of neighbours; their votes count equally.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    def unit(features: Floats) -> Any:
-        return features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
+    features, labels = train
+    val_features, val_labels = val
+    # among unit vectors the nearest are those at the smallest angle
+    classifier = KNeighborsClassifier(k, algorithm="brute")
+    classifier.fit(_normalize(features), labels)
+    accuracy = classifier.score(_normalize(val_features), val_labels)
+    return float(accuracy)
 
-    model = KNeighborsClassifier(k, algorithm="brute").fit(
-        unit(train[0]), train[1]
-    )  # of unit vectors the nearest are those at the smallest angle
-    return float(model.score(unit(val[0]), val[1]))
+
+def _normalize(features: Floats) -> Any:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / norms.clip(min=_EPSILON)
 
 
-def _one_hot(labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.eye(int(labels.max()) + 1)[labels]
+def _one_hot(labels: Labels) -> NDArray[np.float64]:
+    classes = int(labels.max()) + 1
+    return np.eye(classes)[labels]

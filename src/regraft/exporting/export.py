@@ -1,11 +1,13 @@
-"""Writing an artefact: out of sight first, asked the same as the run, and put in its place only when it answers the same."""
+"""Writing an export: to a scratch folder first, put in place once it answers as the run does."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,8 +18,15 @@ from numpy.typing import NDArray
 from regraft.errors import UserError, unknown_name_error
 from regraft.evaluation.scores import log_softmax
 from regraft.exporting.onnx import onnx_answers, require_onnx, write_onnx
-from regraft.exporting.onnx_int8 import measure_drop, write_int8
-from regraft.exporting.parity import Answers, Pixels, check_parity, compare_answers, run_answers
+from regraft.exporting.onnx_int8 import AccuracyDrop, measure_drop, write_int8
+from regraft.exporting.parity import (
+    Answers,
+    Parity,
+    Pixels,
+    check_parity,
+    compare_answers,
+    run_answers,
+)
 from regraft.exporting.safetensors_file import safetensors_answers, write_safetensors
 from regraft.exporting.timm_folder import (
     TIMM_FILES,
@@ -28,16 +37,37 @@ from regraft.exporting.timm_folder import (
 from regraft.exporting.torchscript import torchscript_answers, write_torchscript
 from regraft.inference.classifier import Classifier
 from regraft.runs.folder import Run
-from regraft.system.files import ADVICE_REPEAT, check_writable, disk_errors, expand_user
+from regraft.system.disk import ADVICE_REPEAT, check_writable, disk_errors
+from regraft.system.files import expand_user
 from regraft.system.hardware import has_bfloat16
 from regraft.system.progress import SILENT, ProgressReporter
 
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """How a run is written in one format, and read back.
+
+    Args:
+        suffix: What the default name ends in.
+        write: Writes a run to a path.
+        answers: Returns what is at a path as a function from images to probabilities.
+        is_folder: Whether the artefact is a folder.
+    """
+
+    suffix: str
+    write: Callable[[Run, Path], None]
+    answers: Callable[[Path], Answers]
+    is_folder: bool = False
+
+
 EXPORT_FORMATS = {
-    "onnx": ".onnx",
-    "safetensors": ".safetensors",
-    "timm": "-timm",
-    "torchscript": ".pt",
-    "hub-folder": "-hub",
+    "onnx": ExportFormat(".onnx", write_onnx, onnx_answers),
+    "safetensors": ExportFormat(".safetensors", write_safetensors, safetensors_answers),
+    "timm": ExportFormat("-timm", write_timm_folder, timm_folder_answers, is_folder=True),
+    "torchscript": ExportFormat(".pt", write_torchscript, torchscript_answers),
+    "hub-folder": ExportFormat(
+        "-hub", partial(write_timm_folder, for_hub=True), timm_folder_answers, is_folder=True
+    ),
 }
 
 
@@ -46,10 +76,11 @@ class ParitySamples:
     """Images to compare and to calibrate on, all decoded, `(h, w, 3)` uint8 of any sizes.
 
     Args:
-        check: What the artefact is asked, beside the run.
-        made_up: Whether these are no real images.
+        check: Images on which the export and the run are compared.
+        made_up: Whether these are synthetic.
         train: Training images, for int8.
-        val: Validation images, for int8, with their classes in `targets`.
+        val: Validation images, for int8.
+        targets: Their classes, `(len(val),)`.
     """
 
     check: Sequence[Pixels]
@@ -59,49 +90,156 @@ class ParitySamples:
     targets: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True)
+class ExportTarget:
+    """What to write, and where.
+
+    Args:
+        kind: One of `FORMATS`.
+        path: A file, or a folder for "timm" and "hub-folder".
+        int8: Write the ONNX graph in int8.
+        overwrite: Replace what is there.
+    """
+
+    kind: str
+    path: Path
+    int8: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how near its answers are to those of the run.
+
+    Args:
+        kind: One of `FORMATS`.
+        path: The file or folder.
+        bytes: Its size.
+        parity: Compared with the run in float32.
+        images: What both were asked: "validation" or "made-up" images.
+        as_fitted: Compared with the run in its own arithmetic, where that is not float32.
+        arithmetic: The run's own arithmetic.
+        quantised: What int8 costs, where it was asked for.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    parity: Parity
+    images: str
+    as_fitted: Parity | None
+    arithmetic: str
+    quantised: AccuracyDrop | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data; what was not measured is left out."""
+        values: dict[str, Any] = {
+            "to": self.kind,
+            "out": str(self.path),
+            "parity": {**asdict(self.parity), "images": self.images},
+        }
+        if self.as_fitted is not None:
+            values["as_fitted"] = {**asdict(self.as_fitted), "arithmetic": self.arithmetic}
+        if self.quantised is not None:
+            values["quantised"] = self.quantised.to_json()
+        values["bytes"] = self.bytes
+        return values
+
+
 def export_path(finished: Run, kind: str, out: Path | None, int8: bool) -> Path:
-    """Return where an artefact goes: where it was asked for, or `exports/` under the run's name.
+    """Return where an export goes: to `out`, else to `exports/` under the run's name.
 
     Raises:
-        UserError: For an unknown format, or int8 where there is none.
+        UserError: For an unknown format, or int8 in a format that does not have it.
     """
     if kind not in EXPORT_FORMATS:
         raise unknown_name_error("export format", kind, EXPORT_FORMATS)
     if int8 and kind != "onnx":
         raise UserError(
-            f"--int8 was given with --to {kind}. Expected --to onnx, the one format that has it. Leave one of them out."
+            f"--int8 was given with --to {kind}. Expected --to onnx, the one format that has it. "
+            "Leave one of them out."
         )
-    return (
-        expand_user(out)
-        if out is not None
-        else Path("exports")
-        / f"{finished.path.resolve().name}{'.int8' if int8 else ''}{EXPORT_FORMATS[kind]}"
-    )
+    if out is not None:
+        return expand_user(out)
+    name = finished.path.resolve().name
+    precision = ".int8" if int8 else ""
+    return Path("exports") / f"{name}{precision}{EXPORT_FORMATS[kind].suffix}"
 
 
 def check_export_target(finished: Run, kind: str, out: Path, overwrite: bool) -> None:
-    """Raise `UserError` where this run cannot be exported so, or not to this place; nothing is computed yet."""
+    """Raise `UserError` where this run cannot be exported so, or not there; computes nothing."""
     if kind == "onnx":
         require_onnx()
-    if kind in ("timm", "hub-folder"):
+    is_folder = EXPORT_FORMATS[kind].is_folder
+    if is_folder:
         check_timm_folder(finished)
     check_writable(out.parent, out)
     if not out.exists():
         return
     if not overwrite:
         raise UserError(
-            f"{out} exists already. Expected a new name. Pass --overwrite to replace it, or another --out."
+            f"{out} exists already. Expected a new name. "
+            "Pass --overwrite to replace it, or another --out."
         )
-    strange = sorted({one.name for one in out.iterdir()} - TIMM_FILES) if out.is_dir() else []
-    if out.is_dir() != (kind in ("timm", "hub-folder")) or strange:
-        what = (
-            f"holds {strange[0]}, which no export wrote"
-            if strange
-            else f"is a {'folder' if out.is_dir() else 'file'}, which --to {kind} does not write"
-        )
+    foreign: list[str] = []
+    if out.is_dir():
+        foreign = sorted({path.name for path in out.iterdir()} - TIMM_FILES)
+    if out.is_dir() == is_folder and not foreign:
+        return
+    if foreign:
+        reason = f"holds {foreign[0]}, which no export wrote"
+    else:
+        reason = f"is a {'folder' if out.is_dir() else 'file'}, which --to {kind} does not write"
+    raise UserError(
+        f"{out} {reason}, so --overwrite does not touch it. "
+        "Expected an export of the same kind. Give another --out."
+    )
+
+
+def write_export(
+    finished: Run, target: ExportTarget, samples: ParitySamples, watcher: ProgressReporter = SILENT
+) -> ExportReport:
+    """Write a run in another format, and return what was written and how it answers.
+
+    Args:
+        finished: The run.
+        target: What to write, and where.
+        samples: Images to compare on, and for int8 to calibrate and to measure on.
+        watcher: Hears what is going on.
+
+    Raises:
+        UserError: When the run cannot be exported so, or the export answers differently from the
+            run; nothing is left of it, and an older one stays.
+    """
+    check_export_target(finished, target.kind, target.path, target.overwrite)
+    if target.int8 and not (len(samples.train) and len(samples.val)):
         raise UserError(
-            f"{out} {what}, so --overwrite does not touch it. Expected an export of the same kind. Give another --out."
+            "--int8 needs training images to find ranges on, and there are none. "
+            "Name the run's images with --data, or leave out --int8."
         )
+    with _scratch_folder(target.path) as scratch:
+        artefact = scratch / "artefact"
+        with disk_errors(target.path, ADVICE_REPEAT):
+            EXPORT_FORMATS[target.kind].write(finished, artefact)
+        answers = run_answers(EXPORT_FORMATS[target.kind].answers(artefact), samples.check)
+        exact = compare_answers(answers, _run_answers(finished, "float32", samples.check))
+        check_parity(exact, target.kind)
+        as_fitted = _compare_as_fitted(finished, answers, samples.check)
+        drop = None
+        if target.int8:
+            watcher.say(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
+            artefact, drop = _quantise(artefact, samples)
+        _put_in_place(artefact, target.path)
+    return ExportReport(
+        kind=target.kind,
+        path=target.path,
+        bytes=_count_bytes(target.path),
+        parity=exact,
+        images="made-up" if samples.made_up else "validation",
+        as_fitted=as_fitted,
+        arithmetic=finished.plan.precision,
+        quantised=drop,
+    )
 
 
 def export_run(
@@ -113,31 +251,14 @@ def export_run(
     overwrite: bool = False,
     watcher: ProgressReporter = SILENT,
 ) -> dict[str, Any]:
-    """Write a run in another format, and return what was found out about it.
+    """Return the report of `write_export` as plain data."""
+    target = ExportTarget(kind, out, int8, overwrite)
+    return write_export(finished, target, samples, watcher).to_json()
 
-    Args:
-        finished: The run.
-        kind: One of `FORMATS`.
-        out: The file, or the folder for "timm" and "hub-folder".
-        samples: Images.
-        int8: Write the ONNX graph in int8.
-        overwrite: Replace what is there.
-        watcher: Hears what is going on.
 
-    Returns:
-        `to`, `out`, `bytes`, `parity` (`difference` of probabilities, `other_class`, `n`, `images`): beside the run in float32; `as_fitted`, the same
-        beside the run in its own arithmetic where that is bfloat16; and with int8 `quantised`.
-
-    Raises:
-        UserError: When the artefact does not say what the run says; it is removed.
-    """
-    check_export_target(finished, kind, out, overwrite)
-    if int8 and not (len(samples.train) and len(samples.val)):
-        raise UserError(
-            "--int8 needs training images to find ranges on, and there are none. Name the run's images with --data, or leave out --int8."
-        )
-    write, answers = _ways(finished, kind)
-    told: dict[str, Any] = {"to": kind, "out": str(out)}
+@contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """Give a folder beside the export; it is removed when the block ends."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -146,57 +267,45 @@ def export_run(
             f"{out} cannot be written ({error.strerror}). Give a place that can with --out."
         ) from error
     try:
-        made = scratch / "artefact"
-        with disk_errors(out, ADVICE_REPEAT):
-            write(made)
-        theirs = run_answers(answers(made), samples.check)
-        found = compare_answers(theirs, _chances(finished, "float32", samples.check))
-        check_parity(found, kind)
-        told["parity"] = {**vars(found), "images": "made-up" if samples.made_up else "validation"}
-        if finished.plan.precision != "float32" and has_bfloat16("cpu"):
-            told["as_fitted"] = {
-                **vars(compare_answers(theirs, _chances(finished, None, samples.check))),
-                "arithmetic": finished.plan.precision,
-            }
-        if int8:
-            watcher.say(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
-            write_int8(made, scratch / "int8", samples.train)
-            assert samples.targets is not None
-            told["quantised"] = measure_drop(
-                made, scratch / "int8", samples.val, samples.targets
-            ).plain()
-            made = scratch / "int8"
-        for file in [made, *made.glob("*")]:
-            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes for the owner alone
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(made, out)
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return {
-        **told,
-        "bytes": sum(
-            file.stat().st_size for file in ([out] if out.is_file() else list(out.iterdir()))
-        ),
-    }
 
 
-def _ways(finished: Run, kind: str) -> tuple[Callable[[Path], None], Callable[[Path], Answers]]:
-    """Return how a format is written, and how it is read back."""
-    name = finished.path.resolve().name
-    ways: dict[str, tuple[Callable[[Path], None], Callable[[Path], Answers]]] = {
-        "onnx": (lambda path: write_onnx(finished, path), onnx_answers),
-        "torchscript": (lambda path: write_torchscript(finished, path), torchscript_answers),
-        "safetensors": (lambda path: write_safetensors(finished, path), safetensors_answers),
-        "timm": (lambda path: write_timm_folder(finished, path, name), timm_folder_answers),
-        "hub-folder": (
-            lambda path: write_timm_folder(finished, path, name, for_hub=True),
-            timm_folder_answers,
-        ),
-    }
-    return ways[kind]
+def _run_answers(
+    finished: Run, precision: str | None, images: Sequence[Pixels]
+) -> NDArray[np.float64]:
+    """Return the run's own probabilities `(n, classes)`, computed on the CPU."""
+    logits = Classifier(finished, "cpu", precision).logits(images)
+    return np.exp(log_softmax(logits))
 
 
-def _chances(finished: Run, precision: str | None, images: Sequence[Pixels]) -> NDArray[np.float64]:
-    """Return what the run itself says, on the processor."""
-    return np.exp(log_softmax(Classifier(finished, "cpu", precision).logits(images)))
+def _compare_as_fitted(
+    finished: Run, answers: NDArray[np.float64], images: Sequence[Pixels]
+) -> Parity | None:
+    """Compare with the run in its own arithmetic; None where that is float32 on this CPU."""
+    if finished.plan.precision == "float32" or not has_bfloat16("cpu"):
+        return None
+    return compare_answers(answers, _run_answers(finished, None, images))
+
+
+def _quantise(artefact: Path, samples: ParitySamples) -> tuple[Path, AccuracyDrop]:
+    """Write an int8 copy beside an ONNX graph; returns its path and what it costs."""
+    assert samples.targets is not None
+    small = artefact.with_name("int8")
+    write_int8(artefact, small, samples.train)
+    return small, measure_drop(artefact, small, samples.val, samples.targets)
+
+
+def _put_in_place(artefact: Path, out: Path) -> None:
+    """Move a finished artefact to its place, readable for everybody."""
+    for path in [artefact, *artefact.glob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner alone
+    if out.is_dir():
+        shutil.rmtree(out)
+    os.replace(artefact, out)
+
+
+def _count_bytes(out: Path) -> int:
+    paths = list(out.iterdir()) if out.is_dir() else [out]
+    return sum(path.stat().st_size for path in paths)

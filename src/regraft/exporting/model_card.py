@@ -1,6 +1,6 @@
-"""What an artefact says of itself: classes, plan, input, evidence; the same facts in a file's metadata and in a model card.
+"""What an export says of itself: classes, plan, input and evidence, as metadata and model card.
 
-Refuses what is nobody else's business: no path of this machine leaves it.
+Refuses what is nobody else's business: no path of this machine gets into an export.
 """
 
 from __future__ import annotations
@@ -11,16 +11,25 @@ from pathlib import PurePath
 from typing import Any
 
 from regraft.models.backbone import Backbone
-from regraft.plans.schema import Plan, plan_to_toml
+from regraft.plans.schema import Plan
+from regraft.plans.toml import plan_to_toml
 from regraft.runs.folder import Run
 
-_PARTS = {"val": "validation", "test": "test"}
+_USAGE = """\
+```python
+import timm
+model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:USER/NAME"
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), \
+is_training=False)
+probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)  \
+# classes in the order of label_names in config.json
+```"""
 
 
 def model_facts(finished: Run) -> dict[str, Any]:
     """Return what tells this network from any other, as plain data."""
     plan = finished.plan
-    return {
+    values = {
         "classes": list(finished.classes),
         "plan_digest": plan.digest,
         "split_digest": finished.scores["split_digest"],
@@ -29,9 +38,11 @@ def model_facts(finished: Run) -> dict[str, Any]:
         "resolution": plan.resolution,
         "data": public_data_name(finished),
         "val": finished.scores["val"],
-        **({"test": finished.test["test"]} if finished.test else {}),
-        "regraft": metadata.version("regraft"),
     }
+    if finished.test:
+        values["test"] = finished.test["test"]
+    values["regraft"] = metadata.version("regraft")
+    return values
 
 
 def public_data_name(finished: Run) -> str:
@@ -40,112 +51,139 @@ def public_data_name(finished: Run) -> str:
 
 
 def score_table(finished: Run) -> list[tuple[str, dict[str, Any]]]:
-    """Return the parts that the run was scored on, with their scores: validation, and test once it was opened."""
-    found = {
-        "val": finished.scores["val"],
-        **({"test": finished.test["test"]} if finished.test else {}),
-    }
-    return [(_PARTS[name], scores) for name, scores in found.items()]
+    """Return the scores on validation, and on test once that part was opened, by part."""
+    parts = [("validation", finished.scores["val"])]
+    if finished.test:
+        parts.append(("test", finished.test["test"]))
+    return parts
 
 
 def model_card(finished: Run, model: Backbone, name: str) -> str:
-    """Return a model card in Markdown with the hub's header: how to use it, evidence with intervals, data, and the plan."""
+    """Return a model card in Markdown with the header that the Hugging Face hub reads.
+
+    It says how to use the model, what it reached with intervals, on which data, by which plan.
+
+    Args:
+        finished: The run.
+        model: Its backbone, for the input rules.
+        name: What the model is called.
+    """
+    sections = [
+        f"---\n{_header(finished, name)}\n---",
+        f"# {name}",
+        _introduction(finished),
+        "## Use",
+        _USAGE,
+        _input(model),
+        "## Evidence",
+        _evidence_table(finished),
+        _test_sentence(finished),
+        "## Data",
+        _data_sentence(finished),
+        "Classes: " + ", ".join(finished.classes),
+        "## Plan",
+        _plan_sentence(finished),
+        f"```toml\n{to_public_toml(finished.plan).strip()}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def to_public_toml(plan: Plan) -> str:
+    """Return the plan as TOML, without the folders that its weights lie in."""
+    return plan_to_toml(plan.model_copy(update={"weights": _public(plan.weights)}))
+
+
+def _header(finished: Run, name: str) -> str:
+    """Return the card's header as YAML, with the accuracy of each part."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    plan, scores = finished.plan, finished.scores
-    results = [
-        EvalResult(
+    results = []
+    for part, scores in score_table(finished):
+        result = EvalResult(
             "image-classification",
             "custom",
             public_data_name(finished),
             "accuracy",
-            one["accuracy"],
+            scores["accuracy"],
             dataset_split=part,
             task_name="Image classification",
         )
-        for part, one in score_table(finished)
-    ]
-    head = ModelCardData(
+        results.append(result)
+    header = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "regraft"],
         model_name=name,
         eval_results=results,
     )
+    return str(header.to_yaml())
+
+
+def _introduction(finished: Run) -> str:
+    plan = finished.plan
+    weights = _public(finished.scores.get("weights", ""))
+    return (
+        f"{plan.backbone} ({weights}) carried over to {public_data_name(finished)} by {plan.technique}: "
+        f"{len(finished.classes)} classes."
+    )
+
+
+def _input(model: Backbone) -> str:
     rules = model.rules
-    rows = [
-        (
-            part,
-            f"{one['accuracy']:.4f}",
-            _interval(one["ci95"]),
-            f"{one['loss']:.4f}",
-            f"{one['n']:,}",
-        )
-        for part, one in score_table(finished)
-    ]
-    origin = _public(scores.get("weights", ""))
-    lines = [
-        f"# {name}",
-        "",
-        f"{plan.backbone} ({origin}) carried over to {public_data_name(finished)} by {plan.technique}: {len(finished.classes)} classes.",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import timm",
-        'model = timm.create_model("local-dir:PATH", pretrained=True).eval()  # or "hf-hub:USER/NAME"',
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
-        "probabilities = model(transform(image).unsqueeze(0)).softmax(dim=1)  # classes in the order of label_names in config.json",
-        "```",
-        "",
-        f"Input: RGB, the shorter side resized to {model.resolution} px ({rules.interpolation}, antialiased), the centre cut out, scaled to 0 … 1, "
-        f"mean {list(rules.mean)}, standard deviation {list(rules.std)}.",
-        "",
-        "## Evidence",
-        "",
-        *_table(("part", "accuracy", "95 % interval", "log-loss", "images"), rows),
-        "",
-        _opened(finished),
-        "",
-        "## Data",
-        "",
-        f"{public_data_name(finished)}: {scores['train']['n']:,} training images, {scores['val']['n']:,} to choose by. Split digest `{scores['split_digest']}`.",
-        "",
-        "Classes: " + ", ".join(finished.classes),
-        "",
-        "## Plan",
-        "",
-        f"Digest `{plan.digest}`; trained: {scores['parameters']['trainable']:,} of {scores['parameters']['total']:,} parameters.",
-        "",
-        "```toml",
-        public_plan(plan).strip(),
-        "```",
-        "",
-    ]
-    return f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines)
+    return (
+        f"Input: RGB, the shorter side resized to {model.resolution} px ({rules.interpolation}, "
+        "antialiased), the centre cut out, scaled to 0 … 1, "
+        f"mean {list(rules.mean)}, standard deviation {list(rules.std)}."
+    )
 
 
-def public_plan(plan: Plan) -> str:
-    """Return the plan as TOML, without the folders that its weights lie in."""
-    return plan_to_toml(plan.model_copy(update={"weights": _public(plan.weights)}))
+def _evidence_table(finished: Run) -> str:
+    """Return a table with a row for each part that was scored."""
+    rows = [("part", "accuracy", "95 % interval", "log-loss", "images"), ("---",) * 5]
+    for part, scores in score_table(finished):
+        accuracy = f"{scores['accuracy']:.4f}"
+        loss = f"{scores['loss']:.4f}"
+        rows.append((part, accuracy, _interval(scores["ci95"]), loss, f"{scores['n']:,}"))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
 
 
-def _opened(finished: Run) -> str:
+def _test_sentence(finished: Run) -> str:
+    """Return how often the test part was opened."""
     times = len((finished.test or {}).get("opened", []))
     if not times:
-        return "The validation images were used to choose, so their accuracy flatters a little; the test part was not opened."
-    return f"The test part was opened {'once' if times == 1 else f'{times} times'}, after everything was chosen on validation."
+        return (
+            "The validation images were used to choose, so their accuracy flatters a little; "
+            "the test part was not opened."
+        )
+    how_often = "once" if times == 1 else f"{times} times"
+    return (
+        f"The test part was opened {how_often}, after everything was chosen on validation images."
+    )
+
+
+def _data_sentence(finished: Run) -> str:
+    scores = finished.scores
+    return (
+        f"{public_data_name(finished)}: {scores['train']['n']:,} training images, "
+        f"{scores['val']['n']:,} validation images to choose by. "
+        f"Split digest `{scores['split_digest']}`."
+    )
+
+
+def _plan_sentence(finished: Run) -> str:
+    parameters = finished.scores["parameters"]
+    return (
+        f"Digest `{finished.plan.digest}`; trained: {parameters['trainable']:,} of "
+        f"{parameters['total']:,} parameters."
+    )
 
 
 def _interval(ci95: Sequence[float]) -> str:
     return f"{ci95[0]:.3f}–{ci95[1]:.3f}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
 def _public(weights: str) -> str:
     """Return where weights come from, a file without the folders that it lies in."""
-    given = weights.removeprefix("weights from ")
-    return weights.replace(given, PurePath(given).name) if "/" in given else weights
+    path = weights.removeprefix("weights from ")
+    return weights.replace(path, PurePath(path).name) if "/" in path else weights

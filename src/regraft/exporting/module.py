@@ -1,4 +1,4 @@
-"""A run's network from decoded pixels to probabilities, as plain PyTorch modules that can be traced.
+"""A run's network from decoded pixels to probabilities, as PyTorch modules that can be traced.
 
 Refuses what cannot leave the package: the modules hold tensors and torch's own operations only.
 """
@@ -14,44 +14,70 @@ from regraft.runs.folder import Run
 
 
 class ModelCore(nn.Module):
-    """What the network sees in, logits out; float32."""
+    """The network behind preprocessing: float32 `(n, 3, side, side)` in, logits out."""
 
     def __init__(self, network: InferenceNetwork) -> None:
         super().__init__()
-        self.frozen, self.rest, self.top = network.frozen.body, network.rest.body, network.top
+        self.frozen = network.frozen.body
+        self.rest = network.rest.body
+        self.top = network.top
 
-    def forward(self, seen: Tensor) -> Tensor:
-        logits: Tensor = self.top(self.rest(*self.frozen(seen))[0])
+    def forward(self, images: Tensor) -> Tensor:
+        crossing = self.frozen(images)
+        features = self.rest(*crossing)[0]
+        logits: Tensor = self.top(features)
         return logits
 
 
 class WholeModel(nn.Module):
-    """Decoded images of one size in, uint8 `(n, h, w, 3)`; probabilities out, `(n, classes)`. What it does with pixels is what `views` does."""
+    """The network with preprocessing and softmax, written in what TorchScript compiles.
+
+    In: decoded images of one size, uint8 `(n, h, w, 3)`. Out: probabilities `(n, classes)`.
+    It preprocesses as `views` does.
+    """
 
     def __init__(self, core: nn.Module, model: Backbone) -> None:
         super().__init__()
-        self.core, self.side, self.mode = core, model.resolution, model.rules.interpolation
-        self.register_buffer("mean", torch.tensor(model.rules.mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(model.rules.std).view(1, 3, 1, 1) * 255)
+        self.core = core
+        self.side = model.resolution
+        self.mode = model.rules.interpolation
+        self.register_buffer("mean", _per_channel(model.rules.mean))
+        self.register_buffer("std", _per_channel(model.rules.std))
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = images.permute(0, 3, 1, 2)
-        height, width = int(maps.shape[2]), int(maps.shape[3])
-        if height != self.side or width != self.side:
-            factor = max(self.side / height, self.side / width)
-            # TorchScript rounds to floats
-            tall = max(self.side, int(round(height * factor)))  # noqa: RUF046
-            wide = max(self.side, int(round(width * factor)))  # noqa: RUF046
-            larger = [tall, wide]
-            maps = functional.interpolate(maps, size=larger, mode=self.mode, antialias=True)
-            top, left = (larger[0] - self.side) // 2, (larger[1] - self.side) // 2
-            maps = maps[:, :, top : top + self.side, left : left + self.side]
-        logits: Tensor = self.core(maps.float().sub(self.mean).div(self.std))  # type: ignore[arg-type]
+        pixels = self.resize_and_crop(images.permute(0, 3, 1, 2))
+        normalised = pixels.float().sub(self.mean).div(self.std)  # type: ignore[arg-type]
+        logits: Tensor = self.core(normalised)
         return logits.softmax(dim=1)
+
+    def resize_and_crop(self, images: Tensor) -> Tensor:
+        """Return images `(n, 3, h, w)` with the shorter side resized, and the centre cut out."""
+        side = self.side
+        height = int(images.shape[2])
+        width = int(images.shape[3])
+        if height == side and width == side:
+            return images
+        factor = max(side / height, side / width)
+        # TorchScript rounds to floats
+        tall = max(side, int(round(height * factor)))  # noqa: RUF046
+        wide = max(side, int(round(width * factor)))  # noqa: RUF046
+        size = [tall, wide]
+        resized = functional.interpolate(images, size=size, mode=self.mode, antialias=True)
+        top = (tall - side) // 2
+        left = (wide - side) // 2
+        return resized[:, :, top : top + side, left : left + side]
 
 
 def model_core(finished: Run) -> tuple[Backbone, ModelCore]:
-    """Return a run's backbone with its rules, and its network in eval mode on the processor; BatchNorm is folded into the convolutions."""
+    """Return a run's backbone, and its network in eval mode on the CPU, without gradients.
+
+    BatchNorm is folded into the convolutions.
+    """
     model, network = Classifier(finished, "cpu", "float32").network
-    made = ModelCore(network).eval()
-    return model, made.requires_grad_(False)
+    module = ModelCore(network).eval()
+    return model, module.requires_grad_(False)
+
+
+def _per_channel(values: tuple[float, float, float]) -> Tensor:
+    """Return numbers for pixels of 0 … 1 as `(1, 3, 1, 1)` for pixels of 0 … 255."""
+    return torch.tensor(values).view(1, 3, 1, 1) * 255

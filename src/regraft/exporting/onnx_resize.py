@@ -1,7 +1,8 @@
-"""The first stretch of an ONNX graph: decoded pixels made ready exactly as `views` does it, down to the last bit.
+"""The first nodes of an ONNX graph: images preprocessed as `views` does it, to the last bit.
 
-Refuses ONNX's own Resize: as ONNX Runtime runs it, one number in a thousand comes out a grey level or two apart, which moved probabilities of CIFAR-10 images
-by up to 8e-3. So the graph makes the weights as PyTorch does (aten/src/ATen/native/cpu/UpSampleKernel.cpp) and applies them as a product.
+Refuses ONNX's own Resize: as ONNX Runtime runs it, one number in a thousand comes out a grey level
+or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph computes the
+weights as PyTorch does (aten/src/ATen/native/cpu/UpSampleKernel.cpp) and applies them as a product.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from regraft.models.backbone import Backbone
 if TYPE_CHECKING:
     import onnx
 
-RESIZE_PREFIX = "prepare/"  # what nodes of this stretch are called
+RESIZE_PREFIX = "prepare/"  # what the names of these nodes begin with
+_POWERS = [2.0**power for power in range(23)]
 
 # The shorter side becomes `side`, the centre is cut out; all images of a batch have one size.
 _GRAPH = """
 <ir_version: {ir}, opset_import: ["" : {opset}]>
 prepare (uint8[batch, height, width, 3] images) => (float[batch, 3, {side}, {side}] seen)
 <double side = {{{side}.0}}, int64 zero_row = {{0}}, int64 one_row = {{1}},
- int64[1] first_axis = {{1}}, int64[1] row_axis = {{0}}, int64[1] rows = {{{side}}}, double[22] doubled = {{{doubled}}}, double[23] units = {{{units}}},
- double zero = {{0.0}}, double one = {{1.0}}, double half = {{0.5}}, double reach = {{{reach}}}, double most = {{32768.0}}, double white = {{255.0}},
- double a = {{-0.5}}, double a2 = {{1.5}}, double a3 = {{2.5}}, double a4 = {{-2.0}}, double a5 = {{-2.5}}, double a8 = {{-4.0}},
+ int64[1] first_axis = {{1}}, int64[1] row_axis = {{0}}, int64[1] rows = {{{side}}},
+ double[22] doubled = {{{doubled}}}, double[23] units = {{{units}}},
+ double zero = {{0.0}}, double one = {{1.0}}, double half = {{0.5}}, double reach = {{{reach}}},
+ double most = {{32768.0}}, double white = {{255.0}},
+ double a = {{-0.5}}, double a2 = {{1.5}}, double a3 = {{2.5}}, double a4 = {{-2.0}},
+ double a5 = {{-2.5}}, double a8 = {{-4.0}},
  float[1, 3, 1, 1] mean = {{{mean}}}, float[1, 3, 1, 1] std = {{{std}}}>
 {{
   maps = Transpose <perm = [0, 3, 1, 2]> (images)
@@ -56,7 +61,8 @@ prepare (uint8[batch, height, width, 3] images) => (float[batch, 3, {side}, {sid
   seen = Div (centred, std)
 }}
 """
-# Weights of one axis, whole numbers `(side, length)` in units of 2^-p; p as large as lets the largest weight of all rows, cut off or not, stay below 2^15.
+# Weights of one axis, whole numbers `(side, length)` in units of 2^-p; p as large as lets the
+# largest weight of all rows, cut off or not, stay below 2^15.
 _AXIS = """
   {0}_scaled = Mul ({0}_long, factor)
   {0}_rounded = Round ({0}_scaled)
@@ -136,7 +142,9 @@ _BICUBIC = """
 
 
 def resize_graph(model: Backbone, version: int, opset: int) -> onnx.ModelProto:
-    """Return the graph from `images`, uint8 `(batch, height, width, 3)`, to `seen`, float32 `(batch, 3, side, side)`.
+    """Return the graph from decoded images to what the network sees.
+
+    In: `images`, uint8 `(batch, height, width, 3)`. Out: `seen`, float32 `(batch, 3, side, side)`.
 
     Args:
         model: The backbone, for its side and input rules.
@@ -145,35 +153,43 @@ def resize_graph(model: Backbone, version: int, opset: int) -> onnx.ModelProto:
     """
     import onnx
 
-    side, cubic = model.resolution, model.rules.interpolation == "bicubic"
-    axes = {
-        name: _AXIS.format(name, filter=(_BICUBIC if cubic else _BILINEAR).format(name))
-        for name in ("width", "height")
-    }
-    axes["width"] += "\n  width_across = Transpose <perm = [1, 0]> (width_weights)"
-    mean, std = (
-        _numbers((torch.tensor(values) * 255).tolist())
-        for values in (model.rules.mean, model.rules.std)
-    )
+    rules = model.rules
+    is_cubic = rules.interpolation == "bicubic"
+    kernel = _BICUBIC if is_cubic else _BILINEAR
+    width = _AXIS.format("width", filter=kernel.format("width"))
+    height = _AXIS.format("height", filter=kernel.format("height"))
     text = _GRAPH.format(
         ir=version,
         opset=opset,
-        side=side,
-        doubled=_numbers(2.0 ** (power + 1) for power in range(22)),
-        units=_numbers(2.0**power for power in range(23)),
-        reach=2.0 if cubic else 1.0,
-        mean=mean,
-        std=std,
-        **axes,
+        side=model.resolution,
+        doubled=_numbers(_POWERS[1:]),
+        units=_numbers(_POWERS),
+        reach=2.0 if is_cubic else 1.0,
+        mean=_per_channel(rules.mean),
+        std=_per_channel(rules.std),
+        width=width + "\n  width_across = Transpose <perm = [1, 0]> (width_weights)",
+        height=height,
     )
-    made: onnx.ModelProto = onnx.parser.parse_model(text)
-    for number, node in enumerate(made.graph.node):
+    parsed: onnx.ModelProto = onnx.parser.parse_model(text)
+    for number, node in enumerate(parsed.graph.node):
         node.name = f"{node.op_type}_{number}"
-    used = {name for node in made.graph.node for name in node.input}
-    kept = [one for one in made.graph.initializer if one.name in used]
-    del made.graph.initializer[:]
-    made.graph.initializer.extend(kept)
-    return onnx.compose.add_prefix(made, RESIZE_PREFIX, rename_inputs=False, rename_outputs=False)
+    _remove_unused(parsed.graph)
+    return onnx.compose.add_prefix(parsed, RESIZE_PREFIX, rename_inputs=False, rename_outputs=False)
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove the constants that only the other kernel takes."""
+    used: set[str] = set()
+    for node in graph.node:
+        used.update(node.input)
+    constants = [constant for constant in graph.initializer if constant.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+
+
+def _per_channel(values: tuple[float, float, float]) -> str:
+    """Return numbers for pixels of 0 … 1 as the numbers for 0 … 255, rounded as torch does."""
+    return _numbers((torch.tensor(values) * 255).tolist())
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -1,4 +1,4 @@
-"""Whether an artefact says what the run says, on the same images.
+"""Whether an export answers as the run does, on the same images.
 
 Refuses to round in its own favour: the largest difference counts, and every image's class.
 """
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from regraft.errors import UserError
 from regraft.models.transforms import resize_center_crop
 
-TOLERANCE = 1e-3  # largest difference of a probability, in float32
+PARITY_TOLERANCE = 1e-3  # largest difference of a probability, in float32
 PARITY_IMAGES = 64
-_AT_ONCE = 32
+_BATCH = 32
 
 Pixels = NDArray[np.uint8]
 Answered = NDArray[np.floating[Any]]
@@ -26,7 +26,13 @@ Answers = Callable[[Pixels], Answered]  # from images of one size, `(n, h, w, 3)
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an artefact is from the run: the largest difference of a probability, and how many images of `n` get another class."""
+    """How far an export is from the run.
+
+    Args:
+        difference: The largest difference of a probability.
+        other_class: Images that get another class.
+        n: Images that were compared.
+    """
 
     difference: float
     other_class: int
@@ -34,49 +40,73 @@ class Parity:
 
 
 def synthetic_images(side: int, count: int = PARITY_IMAGES) -> list[Pixels]:
-    """Return images of soft blots, always the same: square ones of the network's side, smaller ones, and larger ones of another shape."""
-    chance = np.random.default_rng(0)
-    shapes = ((side, side), (max(8, side // 2), max(8, side // 2)), (2 * side, side + side // 2))
-    return [
-        resize_center_crop(
-            chance.integers(0, 256, (6, 6, 3), dtype=np.uint8), shapes[number % 3], "bicubic"
-        )
-        for number in range(count)
-    ]
+    """Return synthetic images of soft blots, always the same ones.
+
+    Args:
+        side: The network's resolution; the images are squares of this side, smaller squares, and
+            larger rectangles, in turn.
+        count: How many.
+    """
+    generator = np.random.default_rng(0)
+    half = side // 2
+    small = max(8, half)
+    shapes = ((side, side), (small, small), (2 * side, side + half))
+    images = []
+    for number in range(count):
+        blots = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        images.append(resize_center_crop(blots, shapes[number % 3], "bicubic"))
+    return images
 
 
 def run_answers(answers: Answers, images: Sequence[Pixels]) -> NDArray[np.float64]:
-    """Return the probabilities `(n, classes)` of images of any sizes; the first one is asked alone, the others in batches of one size."""
-    found: dict[int, NDArray[np.float64]] = {}
-    for rows in [[0], *_groups(images, range(1, len(images)))]:
-        for row, chances in zip(
-            rows, answers(np.stack([images[row] for row in rows])), strict=True
-        ):
-            found[row] = chances.astype(np.float64)
-    return np.stack([found[row] for row in range(len(images))])
+    """Return the probabilities `(n, classes)` that an export answers for images of any sizes.
+
+    The first image is asked alone, the others in batches of one size.
+    """
+    answered: dict[int, NDArray[np.float64]] = {}
+    others = range(1, len(images))
+    for rows in [[0], *_batches(images, others)]:
+        batch = np.stack([images[row] for row in rows])
+        answer = answers(batch)
+        for row, probabilities in zip(rows, answer, strict=True):
+            answered[row] = probabilities.astype(np.float64)
+    return np.stack([answered[row] for row in range(len(images))])
 
 
 def compare_answers(theirs: NDArray[np.float64], ours: NDArray[np.float64]) -> Parity:
-    """Return how far two tables of probabilities `(n, classes)` are apart; classes that are equally likely within the tolerance are one."""
-    rows, first = np.arange(len(ours)), theirs.argmax(axis=1)
-    other = ours.max(axis=1) - ours[rows, first] > TOLERANCE
-    return Parity(float(np.abs(theirs - ours).max()), int(other.sum()), len(ours))
+    """Return how far two tables of probabilities are apart.
+
+    Args:
+        theirs: The export's, `(n, classes)`.
+        ours: The run's. Classes that it gives the same probability within `TOLERANCE` count as
+            the same class.
+    """
+    rows = np.arange(len(ours))
+    chosen = theirs.argmax(axis=1)
+    is_other = ours.max(axis=1) - ours[rows, chosen] > PARITY_TOLERANCE
+    difference = np.abs(theirs - ours).max()
+    return Parity(float(difference), int(is_other.sum()), len(ours))
 
 
-def check_parity(found: Parity, kind: str) -> None:
-    """Raise `UserError` where an artefact says something else than the run."""
-    if not found.difference <= TOLERANCE or found.other_class:  # not <=: what is no number fails
-        apart = f"probabilities differ by up to {found.difference:.1e}, and {found.other_class} of {found.n} images"
-        raise UserError(
-            f"The {kind} export does not say what the run says: {apart} "
-            f"get another class. Expected at most {TOLERANCE:g} and none, so nothing was written. Export to another format, such as safetensors."
-        )
+def check_parity(measured: Parity, kind: str) -> None:
+    """Raise `UserError` where an export answers differently from the run."""
+    is_near = measured.difference <= PARITY_TOLERANCE  # false for a difference that is no number
+    if is_near and not measured.other_class:
+        return
+    raise UserError(
+        f"The {kind} export answers differently from the run: probabilities differ by up to "
+        f"{measured.difference:.1e}, and {measured.other_class} of {measured.n} images get "
+        f"another class. Expected at most {PARITY_TOLERANCE:g} and none, so nothing was written. "
+        "Export to another format, such as safetensors."
+    )
 
 
-def _groups(images: Sequence[Pixels], rows: Sequence[int]) -> Iterator[list[int]]:
-    by_shape: dict[tuple[int, ...], list[int]] = {}
+def _batches(images: Sequence[Pixels], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Yield rows of images of one size, a batch at a time."""
+    rows_of_shape: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
-        by_shape.setdefault(images[row].shape, []).append(row)
-    for mine in by_shape.values():
-        for start in range(0, len(mine), _AT_ONCE):
-            yield mine[start : start + _AT_ONCE]
+        shape = images[row].shape
+        rows_of_shape.setdefault(shape, []).append(row)
+    for same in rows_of_shape.values():
+        for start in range(0, len(same), _BATCH):
+            yield same[start : start + _BATCH]

@@ -1,20 +1,19 @@
-"""A run as one safetensors file: weights by name, with the plan, the classes and the input rules in its metadata."""
+"""A run as one safetensors file: weights by name; plan, classes and input rules as metadata."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from regraft.exporting.model_card import model_facts
-from regraft.exporting.parity import Answers
+from regraft.exporting.parity import Answered, Answers, Pixels
 from regraft.inference.classifier import Classifier
-from regraft.plans.schema import parse_plan, plan_to_toml
+from regraft.plans.toml import parse_plan, plan_to_toml
 from regraft.runs.folder import Run
 
 
@@ -22,39 +21,34 @@ class PackedTensors(Run):
     """A run that lies in one safetensors file."""
 
     def weights(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = safetensors.torch.load_file(self.path)
-        return found
+        weights: dict[str, Tensor] = safetensors.torch.load_file(self.path)
+        return weights
 
 
 def write_safetensors(finished: Run, path: Path) -> None:
-    """Write the weights, with everything that is needed to put the network together again."""
+    """Write the weights, with all that is needed to restore the network."""
     model, _ = Classifier(finished, "cpu", "float32").network
-    facts = {
-        **model_facts(finished),
-        "input": {
-            "mean": model.rules.mean,
-            "std": model.rules.std,
-            "interpolation": model.rules.interpolation,
-        },
+    rules = {
+        "mean": model.rules.mean,
+        "std": model.rules.std,
+        "interpolation": model.rules.interpolation,
     }
+    facts = {**model_facts(finished), "input": rules}
     metadata = {"format": "pt", "regraft": json.dumps(facts), "plan": plan_to_toml(finished.plan)}
-    safetensors.torch.save_file(
-        {name: value.contiguous() for name, value in finished.weights().items()}, path, metadata
-    )
+    weights = {name: value.contiguous() for name, value in finished.weights().items()}
+    safetensors.torch.save_file(weights, path, metadata)
 
 
 def safetensors_answers(path: Path) -> Answers:
-    """Return the file as a function from images of one size to probabilities; nothing but the file is read."""
-    import tomllib
-
+    """Return the file, and nothing but it, as a function from images to probabilities."""
     with safetensors.safe_open(path, "pt") as file:
-        metadata: dict[str, Any] = dict(file.metadata())
+        metadata: dict[str, str] = file.metadata()
     facts = json.loads(metadata["regraft"])
-    packed = PackedTensors(
-        path,
-        parse_plan(tomllib.loads(metadata["plan"])),
-        tuple(facts["classes"]),
-        {"val": facts["val"]},
-    )
+    plan = parse_plan(tomllib.loads(metadata["plan"]))
+    packed = PackedTensors(path, plan, tuple(facts["classes"]), {"val": facts["val"]})
     classifier = Classifier(packed, "cpu", "float32")
-    return lambda images: np.asarray(classifier.predict_proba(images))
+
+    def answer(images: Pixels) -> Answered:
+        return classifier.predict_proba(images)
+
+    return answer

@@ -15,26 +15,27 @@ from regraft.runs.folder import Run
 
 
 def write_torchscript(finished: Run, path: Path) -> None:
-    """Write the whole network, from decoded pixels to probabilities; what it is lies beside it in the file as `regraft.json`."""
+    """Write the whole network, from decoded pixels to probabilities, with `regraft.json` in it."""
     model, network = model_core(finished)
+    facts = json.dumps(model_facts(finished))
+    example = torch.zeros(2, 3, model.resolution, model.resolution)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch says that it prefers torch.export, which needs Python to run
-        traced = torch.jit.trace(network, torch.zeros(2, 3, model.resolution, model.resolution))  # type: ignore[no-untyped-call]
-        made = torch.jit.script(WholeModel(traced, model).eval())
-        torch.jit.save(made, path, _extra_files={"regraft.json": json.dumps(model_facts(finished))})
+        # torch prefers torch.export, which needs Python to run
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
+        scripted = torch.jit.script(WholeModel(traced, model).eval())
+        torch.jit.save(scripted, path, _extra_files={"regraft.json": facts})
 
 
 def torchscript_answers(path: Path) -> Answers:
     """Return the file as a function from images of one size to probabilities."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = torch.jit.load(path)  # type: ignore[no-untyped-call]
+        scripted = torch.jit.load(path)  # type: ignore[no-untyped-call]
 
-    def run(images: Pixels) -> Answered:
+    def answer(images: Pixels) -> Answered:
         with torch.inference_mode():
-            found: Answered = made(torch.from_numpy(images)).numpy()
-        return found
+            probabilities: Answered = scripted(torch.from_numpy(images)).numpy()
+        return probabilities
 
-    return run
+    return answer

@@ -24,10 +24,10 @@ from regraft.features.store import (
     get_or_create,
 )
 from regraft.models.compile import COMPILE_PAYS_FROM, compile_prefix, count_multiply_adds
-from regraft.models.cut import Prefix
 from regraft.models.joint import merge_prefixes
 from regraft.models.network import Cut
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.parts import Prefix
 from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, Preprocess
 from regraft.options import CacheOptions, Runtime
 from regraft.system.hardware import fits_on_gpu, is_out_of_memory

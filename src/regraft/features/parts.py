@@ -9,15 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.data.dataset import Dataset, Split, Unreadable
+from regraft.data.dataset import Dataset
+from regraft.data.images import Unreadable
+from regraft.data.split import Split
 from regraft.errors import UserError, join_truncated
-from regraft.features.extract import (
-    ModelInputs,
-    Rows,
-    StoredPixels,
-    extract_features,
-    store_pixels,
-)
+from regraft.features.extract import ModelInputs, Rows, StoredPixels, extract_features, store_pixels
 from regraft.features.store import Entry
 from regraft.models.network import Cut
 from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, Preprocess, sample_ids

@@ -23,7 +23,8 @@ from regraft.features.store import has_room
 from regraft.models.network import Cut
 from regraft.options import CacheOptions
 from regraft.plans.schema import Phase
-from regraft.system.files import make_scratch_dir, unwritable_error
+from regraft.system.disk import unwritable_error
+from regraft.system.files import make_scratch_dir
 from regraft.system.hardware import free_memory
 from regraft.system.progress import ProgressReporter
 

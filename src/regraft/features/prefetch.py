@@ -9,7 +9,7 @@ from regraft.features.policy import CachePolicy
 from regraft.features.reader import FrozenFeatures
 from regraft.features.store import has_room
 from regraft.models.backbone import Backbone
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
 from regraft.models.network import Cut
 from regraft.models.pool import BackbonePool, source_key
 from regraft.models.transforms import Preprocess

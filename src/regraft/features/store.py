@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import DiskFull, UserError
-from regraft.system.files import is_full, make_scratch_dir, stale_dirs
+from regraft.system.disk import is_disk_full
+from regraft.system.files import make_scratch_dir, stale_dirs
 from regraft.system.progress import SILENT, ProgressReporter
 
 _RESERVE = 200e6  # bytes that stay free on the disk
@@ -192,7 +193,7 @@ def get_or_create(
                 shutil.rmtree(path, ignore_errors=True)
             made = _write(folder, [wanted[number] for number in missing], chunks(missing))
         except OSError as error:
-            if is_full(error):
+            if is_disk_full(error):
                 raise DiskFull(
                     str(_no_room(folder, needed, shutil.disk_usage(folder).free))
                 ) from error

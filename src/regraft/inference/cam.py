@@ -1,6 +1,7 @@
-"""Where a network looks: class-activation maps, taken at the last cut at which a map crosses that the answer depends on.
+"""Class-activation maps: which places of an image speak for a class.
 
-Refuses module names: the cut hands over the map, and the trained half behind it is what the gradient goes through, in any network.
+Refuses module names: the cut hands over the map, and the part behind it is what the gradient goes
+through, in any network.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ from torch.nn import functional
 from regraft.errors import UserError
 from regraft.inference.classifier import Classifier
 from regraft.models.backbone import Backbone
-from regraft.models.cut import Prefix, Suffix
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
+from regraft.models.parts import Prefix, Suffix
 from regraft.models.transforms import resize_center_crop, transform
 from regraft.plans.schema import Plan
 
 _BATCH = 16
 
+Pixels = NDArray[np.uint8]
+Heat = NDArray[np.float32]
+
 
 def activation_maps(
-    classifier: Classifier, images: Sequence[NDArray[np.uint8]], classes: Sequence[int]
-) -> list[NDArray[np.float32]]:
-    """Return what speaks for a class in each image, `(h, w)` of that image, 0 … 1; 0 outside the centre that the network sees.
+    classifier: Classifier, images: Sequence[Pixels], classes: Sequence[int]
+) -> list[Heat]:
+    """Return a map for each image, `(h, w)` of that image, 0 … 1: what speaks for a class.
 
-    HiResCAM (Draelos and Carin 2020): the last map times how much the class's logit rises with each value of it, summed over channels, what speaks
-    against the class left out. Grad-CAM (Selvaraju 2017) takes the mean of that rise over all places, which is the same only where the network does too:
-    in transformers with a class token it misses the place.
+    It is 0 outside the centre square that the network sees.
+
+    HiResCAM (Draelos and Carin 2020): the last feature map times the gradient of the class's logit
+    along it, summed over channels, with negative sums left out. Grad-CAM (Selvaraju 2017) averages
+    the gradient over all places, which is the same only where the network averages, too: in
+    transformers with a class token it misses the place.
 
     Args:
         classifier: A finished run.
@@ -40,108 +47,144 @@ def activation_maps(
         classes: Number of a class for each image.
 
     Raises:
-        UserError: When no place of the network has a map.
+        UserError: When no layer of the network hands over a feature map.
     """
-    model, _ = classifier.network
-    found: list[NDArray[np.float32]] = []
+    heats: list[Heat] = []
     for start in range(0, len(images), _BATCH):
-        chosen = images[start : start + _BATCH]
-        kept = [
-            resize_center_crop(
-                image, (model.resolution, model.resolution), model.rules.interpolation
-            )
-            for image in chosen
-        ]
-        batch = torch.from_numpy(np.stack(kept)).to(classifier.device)
-        seen = transform(
-            batch,
-            torch.zeros(len(kept), dtype=torch.int64, device=batch.device),
-            model.rules,
-            model.resolution,
-        )
-        values, slope = _last_map(
-            classifier,
-            seen,
-            torch.as_tensor(list(classes[start : start + _BATCH]), device=batch.device),
-        )
-        small = _weighted(values, slope)
-        large = (
-            functional.interpolate(
-                small.unsqueeze(1), size=(model.resolution, model.resolution), mode="bilinear"
-            )[:, 0]
-            .float()
-            .cpu()
-            .numpy()
-        )
-        found += [_placed(one, image.shape[:2]) for one, image in zip(large, chosen, strict=True)]
-    return found
+        stop = start + _BATCH
+        batch = images[start:stop]
+        squares = _square_maps(classifier, batch, classes[start:stop])
+        for square, image in zip(squares, batch, strict=True):
+            heat = _paste_centre(square, image.shape[:2])
+            heats.append(heat)
+    return heats
 
 
-def _last_map(classifier: Classifier, seen: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the last map that the classes depend on, and their logits' gradient along it, both `(n, h, w, c)`.
+def _square_maps(
+    classifier: Classifier, images: Sequence[Pixels], classes: Sequence[int]
+) -> NDArray[np.float32]:
+    """Return the maps of a batch in the resolution `s` of the network, `(n, s, s)`."""
+    model, _ = classifier.network
+    side = model.resolution
+    inputs = _preprocess(model, images, classifier.device)
+    targets = torch.as_tensor(list(classes), device=inputs.device)
+    values, gradient = _last_map(classifier, inputs, targets)
+    small = _hirescam(values, gradient).unsqueeze(1)
+    large = functional.interpolate(small, size=(side, side), mode="bilinear")
+    squares: NDArray[np.float32] = large[:, 0].float().cpu().numpy()
+    return squares
 
-    Behind the last attention of a transformer with a class token, the other tokens no longer count: their gradient is zero, and an earlier map is taken.
+
+def _preprocess(model: Backbone, images: Sequence[Pixels], device: str) -> Tensor:
+    """Return what the network sees of decoded images of any sizes, float32 `(n, 3, s, s)`."""
+    size = (model.resolution, model.resolution)
+    stored = [resize_center_crop(image, size, model.rules.interpolation) for image in images]
+    batch = torch.from_numpy(np.stack(stored)).to(device)
+    ids = torch.zeros(len(stored), dtype=torch.int64, device=batch.device)
+    return transform(batch, ids, model.rules, model.resolution)
+
+
+def _last_map(classifier: Classifier, inputs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the last feature map that the logits depend on, and their gradient along it.
+
+    Behind the last attention of a transformer with a class token, the other tokens count no more:
+    their gradient is zero, and an earlier map is taken.
+
+    Args:
+        classifier: A finished run.
+        inputs: What the network sees, float32 `(n, 3, s, s)`.
+        classes: Number of a class for each image, `(n,)`.
+
+    Returns:
+        Both `(n, h, w, c)`.
+
+    Raises:
+        UserError: When there is no such map.
     """
-    model, whole = classifier.network
-    plan, prefixed = classifier.run.plan, int(getattr(model.model, "num_prefix_tokens", 0))
-    for prefix, suffix in _halves(model, plan):
+    model, network = classifier.network
+    plan = classifier.run.plan
+    prefix_tokens = int(getattr(model.model, "num_prefix_tokens", 0))
+    for prefix, suffix in _cuts_with_map(model, plan):
         suffix.eval()
-        crossing = [
-            value.clone().requires_grad_() for value in prefix(seen)
-        ]  # clones, out of inference mode
-        number = next(
-            place for place in reversed(range(len(crossing))) if _is_map(crossing[place].shape[1:])
-        )
+        crossing = []
+        for value in prefix(inputs):
+            copy = value.clone()  # out of inference mode
+            crossing.append(copy.requires_grad_())
+        feature_maps = [value for value in crossing if _is_map(value.shape[1:])]
+        feature_map = feature_maps[-1]
         with torch.enable_grad():
-            asked = whole.top(suffix(*crossing)).gather(1, classes.unsqueeze(1)).sum()
-            slope = _channels_last(torch.autograd.grad(asked, crossing[number])[0], prefixed)
-        if bool(slope.any()):
-            return _channels_last(crossing[number].detach(), prefixed), slope
+            logits = network.top(suffix(*crossing))
+            total = logits.gather(1, classes.unsqueeze(1)).sum()
+            (slope,) = torch.autograd.grad(total, feature_map)
+        gradient = _channels_last(slope, prefix_tokens)
+        if bool(gradient.any()):
+            return _channels_last(feature_map.detach(), prefix_tokens), gradient
     raise UserError(
-        f"{plan.backbone} has no map to look at before its features are taken. Expected a convolutional network or a transformer over patches."
+        f"{plan.backbone} has no feature map before its features are taken. "
+        "Expected a convolutional network or a transformer over patches. "
+        "Take a run of one of those."
     )
 
 
-def _halves(model: Backbone, plan: Plan) -> Iterator[tuple[Prefix, Suffix]]:
-    """Yield the halves at every block before which a map crosses, the deepest first."""
+def _cuts_with_map(model: Backbone, plan: Plan) -> Iterator[tuple[Prefix, Suffix]]:
+    """Yield the two parts at every block before which a feature map crosses, the deepest first."""
     for block in reversed(list(model.blocks)):
         try:
             prefix, suffix = cut_backbone(model, block, plan.stages_taken, plan.flattens)
-        except UserError:  # behind the place where features are taken
+        except UserError:  # behind the layer where features are taken
             continue
-        if not prefix.is_empty and any(_is_map(shape) for shape in prefix.shapes):
+        has_map = any(map(_is_map, prefix.shapes))
+        if has_map and not prefix.is_empty:
             yield prefix, suffix
 
 
 def _is_map(shape: Sequence[int]) -> bool:
-    """Whether one image's value has places in it: `(c, h, w)`, `(h, w, c)` or tokens `(t, d)`."""
-    return (len(shape) == 2 and shape[0] > 3) or (len(shape) == 3 and sorted(shape)[1] > 1)
+    """Return whether one image's value has places: `(c, h, w)`, `(h, w, c)` or tokens `(t, d)`."""
+    if len(shape) == 2:
+        return shape[0] > 3
+    if len(shape) == 3:
+        return sorted(shape)[1] > 1
+    return False
 
 
-def _channels_last(value: Tensor, prefixed: int) -> Tensor:
-    """Return a map as `(n, h, w, c)`; tokens that stand for no patch are left out."""
+def _channels_last(value: Tensor, prefix_tokens: int) -> Tensor:
+    """Return a feature map as `(n, h, w, c)`; tokens that stand for no patch are left out.
+
+    Args:
+        value: `(n, c, h, w)`, `(n, h, w, c)` with `h == w != c`, or tokens `(n, t, d)`.
+        prefix_tokens: Tokens before those of the patches.
+    """
     if value.ndim == 3:
-        patches = value[:, prefixed:]
+        patches = value[:, prefix_tokens:]
         side = math.isqrt(patches.shape[1])
-        return patches[:, : side * side].reshape(len(value), side, side, -1)
-    return (
-        value if value.shape[1] == value.shape[2] != value.shape[3] else value.permute(0, 2, 3, 1)
-    )
+        square = patches[:, : side * side]
+        return square.reshape(len(value), side, side, -1)
+    _, first, second, third = value.shape
+    is_channels_last = first == second != third
+    return value if is_channels_last else value.permute(0, 2, 3, 1)
 
 
-def _weighted(values: Tensor, slope: Tensor) -> Tensor:
-    """Return HiResCAM `(n, h, w)`, 0 … 1, from maps and gradients `(n, h, w, c)`."""
-    speaks = (values * slope).sum(dim=3).clamp(min=0)
-    return speaks / speaks.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+def _hirescam(values: Tensor, gradient: Tensor) -> Tensor:
+    """Return HiResCAM `(n, h, w)`, 0 … 1, from feature maps and gradients `(n, h, w, c)`."""
+    positive = (values * gradient).sum(dim=3).clamp(min=0)
+    largest = positive.amax(dim=(1, 2), keepdim=True)
+    return positive / largest.clamp(min=1e-12)
 
 
-def _placed(square: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the map of the centre square, laid over an image of this size."""
+def _paste_centre(square: Heat, size: tuple[int, int]) -> Heat:
+    """Return the map of the centre square as a map of the whole image.
+
+    Args:
+        square: `(s, s)`, for the centre of the image.
+        size: Height and width of the image.
+    """
+    height, width = size
     side = min(size)
-    resized = functional.interpolate(
-        torch.from_numpy(square)[None, None], size=(side, side), mode="bilinear"
-    )[0, 0].numpy()
-    out = np.zeros(size, dtype=np.float32)
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    out[top : top + side, left : left + side] = np.clip(resized, 0, 1)
-    return out
+    small = torch.from_numpy(square)[None, None]
+    resized = functional.interpolate(small, size=(side, side), mode="bilinear")
+    clipped = np.clip(resized[0, 0].numpy(), 0, 1)
+    heat = np.zeros(size, dtype=np.float32)
+    top = (height - side) // 2
+    left = (width - side) // 2
+    heat[top : top + side, left : left + side] = clipped
+    return heat

@@ -1,4 +1,4 @@
-"""A finished run, ready to be used: paths or pixels in, classes and probabilities out."""
+"""A finished run that answers: paths or pixels in, classes and probabilities out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from regraft.data.inputs import images_from_input
 from regraft.data.stream import StreamItem
@@ -29,9 +31,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of one image with its probability, all classes by falling probability, or why it could not be read.
+    """The class of one image with its probability, or why the image could not be read.
 
-    Where the probability is below the least that was asked for, the classifier abstains: `label` is None, and the rest says what it would have been.
+    Args:
+        path: What the image is called.
+        label: The most probable class; None where the classifier abstains or has no image.
+        probability: Its probability, 0 … 1, also where the classifier abstains.
+        ranked: All classes with their probabilities, the most probable first.
+        error: Why the image could not be read, or None.
+        abstained: Whether the probability is below the least that was asked for.
     """
 
     path: str
@@ -41,15 +49,29 @@ class Prediction:
     error: str | None = None
     abstained: bool = False
 
+    def to_json(self, top: int | None = None) -> dict[str, Any]:
+        """Return the prediction as plain data, with the `top` most probable classes, or all."""
+        ranked = [[label, probability] for label, probability in self.ranked[:top]]
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "ranked": ranked,
+            "abstained": self.abstained,
+            "error": self.error,
+        }
+
 
 class Classifier:
-    """A finished run, ready to be used; `regraft.load` makes one.
+    """A finished run that answers; `regraft.load` makes one.
 
     Args:
         finished: The run.
         device: "auto", "cpu" or "cuda".
-        precision: Arithmetic of the frozen part, "float32" or "bfloat16"; the plan's when None, so that answers are those that the run was scored by.
-        batch_size: Images that go through the network at once; what suits the machine when 0.
+        precision: Arithmetic of the frozen part, "float32" or "bfloat16"; the plan's when None,
+            so that the answers are those that the run was scored by.
+        batch_size: Images that go through the network at once; chosen for the machine when 0.
+            It is halved where a batch does not fit into memory.
     """
 
     def __init__(
@@ -59,7 +81,9 @@ class Classifier:
         precision: str | None = None,
         batch_size: int = 0,
     ) -> None:
-        self.run, self.device, self.precision = finished, resolve_device(device), precision
+        self.run = finished
+        self.device = resolve_device(device)
+        self.precision = precision
         self.batch_size = batch_size or extraction_batch_size(self.device, finished.plan.resolution)
 
     def __repr__(self) -> str:
@@ -72,139 +96,166 @@ class Classifier:
 
     @cached_property
     def network(self) -> tuple[Backbone, InferenceNetwork]:
-        """The whole network in eval mode: pixels made ready in, logits out."""
+        """The backbone, and the whole network in eval mode: preprocessed images in, logits out."""
         return load_network(self.run, self.device, self.precision)
 
     @cached_property
     def temperature(self) -> float:
-        """The number by which logits are divided to calibrate probabilities, fitted on the run's validation images (`evaluate.temperature`)."""
+        """The number that logits are divided by to calibrate probabilities.
+
+        It is fitted on the run's validation images, see `evaluate.temperature`.
+        """
         try:
-            kept = self.run.predictions("val")
-            logits, targets = kept["logits"], kept["targets"]
+            predictions = self.run.predictions("val")
+            logits = predictions["logits"]
+            targets = predictions["targets"]
         except UserError as error:
             raise UserError(
-                f"The validation answers of the run in {self.run.path} cannot be read ({error}), so its probabilities cannot be calibrated. "
+                f"The validation predictions of the run in {self.run.path} cannot be read "
+                f"({error}), so its probabilities cannot be calibrated. "
                 "Leave out --min-confidence, or fit the run again with --overwrite."
             ) from error
         return fit_temperature(logits, targets)
 
     def predict(self, images: Iterable[str | Path] | Pixels) -> list[str]:
-        """Return the class of each image: paths, or an array `(n, h, w, 3)` uint8.
+        """Return the class of each image.
+
+        Args:
+            images: Paths, or an array `(n, h, w, 3)` uint8.
 
         Raises:
             UserError: When it is something else, or a file is missing or no image.
         """
-        return [self.classes[number] for number in self.predict_proba(images).argmax(axis=1)]
+        numbers = self.predict_proba(images).argmax(axis=1)
+        return [self.classes[number] for number in numbers]
 
     def predict_proba(self, images: Iterable[str | Path] | Pixels) -> NDArray[np.float64]:
-        """Return probabilities `(n, classes)`, rows summing to 1, not calibrated; takes and raises what `predict` does."""
+        """Return probabilities `(n, classes)`, not calibrated; each row sums to 1.
+
+        Args:
+            images: Paths, or an array `(n, h, w, 3)` uint8.
+
+        Raises:
+            UserError: When it is something else, or a file is missing or no image.
+        """
         checked = images_from_input(images, "images")
-        starts = range(0, len(checked), self.batch_size)
-        pixels = (
-            image
-            for start in starts
-            for image in checked.read(np.arange(start, min(len(checked), start + self.batch_size)))
-        )
-        return np.exp(log_softmax(self.logits(pixels)))
+
+        def read() -> Iterator[Pixels]:
+            for start in range(0, len(checked), self.batch_size):
+                stop = min(len(checked), start + self.batch_size)
+                yield from checked.read(np.arange(start, stop))
+
+        return np.exp(log_softmax(self.logits(read())))
 
     def logits(self, images: Iterable[Pixels]) -> NDArray[np.float32]:
-        """Return logits `(n, classes)` of decoded images of any sizes."""
-        model, _ = self.network
-        found = [np.zeros((0, len(self.classes)), np.float32)]
+        """Return logits `(n, classes)` of decoded images `(h, w, 3)` uint8 of any sizes."""
+        logits = [np.zeros((0, len(self.classes)), np.float32)]
         rest = iter(images)
-        while taken := list(itertools.islice(rest, self.batch_size)):
-            size, kind = model.resolution, model.rules.interpolation
-            found.append(
-                self._said(
-                    [
-                        resize_center_crop(image, storage_size(image.shape[:2], size), kind)
-                        for image in taken
-                    ]
-                )
-            )
-        return np.concatenate(found)
+        while batch := list(itertools.islice(rest, self.batch_size)):
+            stored = [self._store(image) for image in batch]
+            logits.append(self._stored_logits(stored))
+        return np.concatenate(logits)
 
     def files(
         self, paths: Iterable[str | Path], min_confidence: float | None = None
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each file; one that cannot be read yields its error, and the rest goes on. See `stream`."""
-        return self.stream(
-            (StreamItem(str(path), Path(path).read_bytes) for path in paths), min_confidence
-        )
+        """Yield a prediction for each file, also for one that cannot be read; see `stream`."""
+        images = (StreamItem(str(path), Path(path).read_bytes) for path in paths)
+        return self.stream(images, min_confidence)
 
     def stream(
-        self, found: Iterable[StreamItem], min_confidence: float | None = None
+        self, images: Iterable[StreamItem], min_confidence: float | None = None
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each image in their order, in memory that does not grow; threads decode while the network works.
+        """Yield a prediction for each image in order, in memory that does not grow.
+
+        Threads decode images while the network works on the ones before them. An image that
+        cannot be read gets a prediction with the error, and the rest goes on.
 
         Args:
-            found: Names and readers, as `sources.streams.found` yields them.
-            min_confidence: Abstain below this probability, 0 … 1. Probabilities are then calibrated ones (see `temperature`); without it they are those of
-                the network as it is.
+            images: Names and readers, as `sources.streams.found` yields them.
+            min_confidence: Abstain below this probability, 0 … 1. The probabilities are then
+                calibrated (see `temperature`); without it they are the network's own.
         """
-        model, _ = self.network
-        heat = 1.0 if min_confidence is None else self.temperature
-        for batch in decode_batches(
-            found, self.batch_size, model.resolution, model.rules.interpolation
-        ):
-            seen = [one.pixels for one in batch if one.pixels is not None]
-            chances = iter(np.exp(log_softmax(self._said(seen) / heat)) if seen else ())
-            for one in batch:
-                yield (
-                    Prediction(one.name, None, None, error=one.error)
-                    if one.pixels is None
-                    else self._prediction(one.name, next(chances), min_confidence)
-                )
+        _ = self.network  # weights that do not fit are reported before any image is read
+        temperature = 1.0 if min_confidence is None else self.temperature
+        for batch in decode_batches(images, self.batch_size, self._store):
+            pixels = [image.pixels for image in batch if image.pixels is not None]
+            probabilities = iter(self._probabilities(pixels, temperature))
+            for image in batch:
+                if image.pixels is None:
+                    yield Prediction(image.name, None, None, error=image.error)
+                else:
+                    yield self._prediction(image.name, next(probabilities), min_confidence)
 
     def _prediction(
-        self, name: str, chances: NDArray[np.float64], least: float | None
+        self, name: str, probabilities: NDArray[np.float64], min_confidence: float | None
     ) -> Prediction:
-        ranked = tuple(
-            (self.classes[number], float(chances[number]))
-            for number in np.argsort(-chances, kind="stable")
-        )
+        """Return the prediction of one image from its probabilities `(classes,)`."""
+        order = np.argsort(-probabilities, kind="stable")
+        ranked = tuple((self.classes[number], float(probabilities[number])) for number in order)
         label, probability = ranked[0]
-        abstained = least is not None and probability < least
-        return Prediction(
-            name, None if abstained else label, probability, ranked, abstained=abstained
-        )
+        if min_confidence is not None and probability < min_confidence:
+            return Prediction(name, None, probability, ranked, abstained=True)
+        return Prediction(name, label, probability, ranked)
 
-    def _said(self, ready: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Return the logits of images made ready; a batch that does not fit into memory is halved, and so are those after it."""
-        found: list[NDArray[np.float32]] = []
+    def _store(self, image: Pixels) -> Pixels:
+        """Return a decoded image in the size in which it is stored for the network."""
+        model, _ = self.network
+        size = storage_size(image.shape[:2], model.resolution)
+        return resize_center_crop(image, size, model.rules.interpolation)
+
+    def _preprocess(self, images: Sequence[Pixels]) -> Tensor:
+        """Return what the network sees, float32 `(n, 3, s, s)`, of stored images of one size."""
+        model, _ = self.network
+        batch = torch.from_numpy(np.stack(images)).to(self.device)
+        ids = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
+        return transform(batch, ids, model.rules, model.resolution)
+
+    def _probabilities(
+        self, stored: Sequence[Pixels], temperature: float
+    ) -> Iterable[NDArray[np.float64]]:
+        """Return a row of probabilities `(classes,)` for each stored image."""
+        if not stored:
+            return ()
+        logits = self._stored_logits(stored)
+        return np.exp(log_softmax(logits / temperature))
+
+    def _stored_logits(self, stored: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Return logits `(n, classes)`; where memory is short, batches are halved for good."""
+        logits: list[NDArray[np.float32]] = []
         done = 0
-        while done < len(ready):
-            batch = ready[done : done + self.batch_size]
+        while done < len(stored):
+            batch = stored[done : done + self.batch_size]
             try:
-                found.append(self._once(batch))
+                logits.append(self._batch_logits(batch))
                 done += len(batch)
             except (RuntimeError, MemoryError) as error:
                 if len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 self.batch_size = (len(batch) + 1) // 2
-        return np.concatenate(found)
+        return np.concatenate(logits)
 
-    def _once(self, ready: Sequence[Pixels]) -> NDArray[np.float32]:
-        model, whole = self.network
-        shapes = [image.shape for image in ready]
-        order = sorted(range(len(ready)), key=shapes.__getitem__)
-        seen = []
+    def _batch_logits(self, stored: Sequence[Pixels]) -> NDArray[np.float32]:
+        """Return logits `(n, classes)` of one batch; images of one size are resized together."""
+        _, whole = self.network
+        shapes = [image.shape for image in stored]
+        order = sorted(range(len(stored)), key=shapes.__getitem__)
+        inputs = []
         with torch.inference_mode():
-            for _, rows in itertools.groupby(
-                order, key=shapes.__getitem__
-            ):  # images of one size are resized together
-                batch = torch.from_numpy(np.stack([ready[row] for row in rows])).to(self.device)
-                ids = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
-                seen.append(transform(batch, ids, model.rules, model.resolution))
-            together = (
-                seen[0]
-                if len(seen) == 1
-                else torch.cat(seen).contiguous(memory_format=torch.channels_last)
-            )
-            said: NDArray[np.float32] = whole(together).float().cpu().numpy()
-        return said[np.argsort(order)]
+            for _, rows in itertools.groupby(order, key=shapes.__getitem__):
+                inputs.append(self._preprocess([stored[row] for row in rows]))
+            if len(inputs) == 1:
+                batch = inputs[0]
+            else:
+                batch = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
+            logits: NDArray[np.float32] = whole(batch).float().cpu().numpy()
+        return logits[np.argsort(order)]
 
 
 def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
-    """Return a finished run as a classifier; raises `UserError` when there is none."""
+    """Return a finished run as a classifier.
+
+    Raises:
+        UserError: When there is no finished run at this path.
+    """
     return Classifier(load_run(Path(path)), device)

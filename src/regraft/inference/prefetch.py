@@ -1,4 +1,4 @@
-"""Images read, decoded and made ready by threads while the network works on those before them.
+"""Threads that read and decode images while the network works on the ones before them.
 
 Refuses to hold more than a few batches, and to stop at an image that cannot be read.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,70 +17,81 @@ from numpy.typing import NDArray
 
 from regraft.data.decode import decode_image, explain_failure
 from regraft.data.stream import StreamItem
-from regraft.models.transforms import resize_center_crop, storage_size
 from regraft.system.hardware import count_cores
 
-_PIECE = 16  # images that a thread takes at once
+Pixels = NDArray[np.uint8]
+
+_CHUNK = 16  # images that a thread takes at once
 _BATCHES_AHEAD = 2
-_MOST_THREADS = 16
+_MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as `views.see` takes it, `(h, w, 3)` uint8, or why there is none."""
+    """A decoded image in the size in which it is stored, or why it cannot be read.
+
+    Args:
+        name: What the image is called.
+        pixels: `(h, w, 3)` uint8, or None.
+        error: Why there are no pixels, or None.
+    """
 
     name: str
-    pixels: NDArray[np.uint8] | None
+    pixels: Pixels | None
     error: str | None = None
 
 
 def decode_batches(
-    found: Iterable[StreamItem], size: int, resolution: int, interpolation: str
+    images: Iterable[StreamItem], size: int, store: Callable[[Pixels], Pixels]
 ) -> Iterator[list[DecodedImage]]:
-    """Yield the images in their order, `size` at a time, those that cannot be read among them.
+    """Yield the images in their order, `size` at a time, also those that cannot be read.
 
     Args:
-        found: Names and readers.
-        size: Images a batch; the last one may be smaller.
-        resolution: Side in pixels of what the network sees.
-        interpolation: "bilinear" or "bicubic".
+        images: Names, and functions that read the bytes.
+        size: Images of a batch; the last one may be smaller.
+        store: Resizes a decoded image `(h, w, 3)` uint8 to the size in which it is stored.
     """
-    threads = max(2, min(_MOST_THREADS, count_cores()))
-    most = threads + _BATCHES_AHEAD * size // _PIECE
-    rest = iter(found)
-    waiting: deque[Future[list[DecodedImage]]] = deque()
     ready: list[DecodedImage] = []
-    pool = ThreadPoolExecutor(threads, "decode")
-    try:
-        while True:
-            while len(waiting) < most and (piece := list(itertools.islice(rest, _PIECE))):
-                waiting.append(
-                    pool.submit(
-                        lambda piece: [
-                            decode_one(each, resolution, interpolation) for each in piece
-                        ],
-                        piece,
-                    )
-                )
-            if not waiting:
-                break
-            ready += waiting.popleft().result()
+    with closing(_decode_chunks(images, size, store)) as chunks:
+        for chunk in chunks:
+            ready += chunk
             while len(ready) >= size:
                 yield ready[:size]
                 ready = ready[size:]
-        if ready:
-            yield ready
+    if ready:
+        yield ready
+
+
+def decode_one(image: StreamItem, store: Callable[[Pixels], Pixels]) -> DecodedImage:
+    """Return one image decoded and resized by `store`, or why it cannot be read."""
+    try:
+        return DecodedImage(image.name, store(decode_image(image.read())))
+    except Exception as error:  # decoders raise anything, and one file must not end a long job
+        return DecodedImage(image.name, None, explain_failure(error))
+
+
+def _decode_chunks(
+    images: Iterable[StreamItem], size: int, store: Callable[[Pixels], Pixels]
+) -> Generator[list[DecodedImage]]:
+    """Yield decoded chunks in order, while threads work on those after them."""
+
+    def decode_chunk(chunk: list[StreamItem]) -> list[DecodedImage]:
+        return [decode_one(image, store) for image in chunk]
+
+    threads = max(2, min(_MAX_THREADS, count_cores()))
+    max_waiting = threads + _BATCHES_AHEAD * size // _CHUNK
+    rest = iter(images)
+    waiting: deque[Future[list[DecodedImage]]] = deque()
+    pool = ThreadPoolExecutor(threads, "decode")
+    try:
+        while True:
+            while len(waiting) < max_waiting:
+                chunk = list(itertools.islice(rest, _CHUNK))
+                if not chunk:
+                    break
+                waiting.append(pool.submit(decode_chunk, chunk))
+            if not waiting:
+                break
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def decode_one(found: StreamItem, resolution: int, interpolation: str) -> DecodedImage:
-    """Return one image ready for `views.see`, or why it cannot be read."""
-    try:
-        pixels = decode_image(found.read())
-        return DecodedImage(
-            found.name,
-            resize_center_crop(pixels, storage_size(pixels.shape[:2], resolution), interpolation),
-        )
-    except Exception as error:  # decoders of broken files raise whatever they meet, and one file must not end a long job
-        return DecodedImage(found.name, None, explain_failure(error))

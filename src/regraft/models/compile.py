@@ -1,6 +1,6 @@
 """The frozen part compiled by inductor with its weights frozen into the code, where that repays.
 
-Refuses to be relied on: without a compiler, or where the compiled code is slower or says something else, the eager one goes on.
+Without a compiler, or where the compiled code is slower or gives other values, nothing is compiled.
 """
 
 from __future__ import annotations
@@ -9,27 +9,33 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from regraft.models.cut import Features, Prefix
+from regraft.models.parts import Features, Prefix
 from regraft.system.progress import SILENT, ProgressReporter
 
-# Multiply-adds of a whole extraction from which on compiling (20 to 40 s) repays on a processor; see docs/measured.md.
+# Multiply-adds of a whole extraction from which on compiling (20 to 40 s) repays on a processor;
+# see docs/measured.md.
 COMPILE_PAYS_FROM = 40e12
-_AGREES = 5e-2  # largest difference from the eager outputs, as a share of their norm: what bfloat16 allows
-_TRIES = 3
+_MAX_DIFFERENCE = 5e-2  # from the eager outputs, as a share of their norm: what bfloat16 allows
+_TRIALS = 3
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(
-    logging.ERROR
-)  # it misses a CUDA compiler where no GPU is
+Run = Callable[[Tensor], Features]
 
 
 def count_multiply_adds(prefix: Prefix, images: Tensor) -> float:
-    """Return the multiply-adds of the frozen part for one image, counted on these `(n, 3, h, w)`."""
+    """Return the multiply-adds of the frozen part for one image.
+
+    Args:
+        prefix: The frozen part.
+        images: A batch to count on, `(n, 3, h, w)`.
+    """
     with FlopCounterMode(display=False) as counter:
         prefix(images)
     return float(counter.get_total_flops()) / 2 / len(images)
@@ -37,58 +43,86 @@ def count_multiply_adds(prefix: Prefix, images: Tensor) -> float:
 
 def has_compiler() -> bool:
     """Return whether there is a C++ compiler that inductor would use."""
-    return shutil.which(os.environ.get("CXX", "")) is not None or any(
-        shutil.which(name) for name in ("g++", "clang++")
-    )
+    candidates = (os.environ.get("CXX", ""), "g++", "clang++")
+    return any(shutil.which(name) for name in candidates)
 
 
 def compile_prefix(
     prefix: Prefix, images: Tensor, watcher: ProgressReporter = SILENT
-) -> Callable[[Tensor], Features] | None:
-    """Return the compiled frozen part for batches of exactly this shape, or None where there is no gain; says why.
+) -> Run | None:
+    """Return the compiled frozen part for batches of exactly this shape, or None without a gain.
 
     Args:
         prefix: The frozen part; call this under the autocast in which it will run.
         images: A batch as the network sees it, `(n, 3, h, w)`.
-        watcher: Hears what came of it.
+        watcher: Is told what came of it, and why.
     """
-    if images.device.type == "cpu" and not has_compiler():
+    on_cpu = images.device.type == "cpu"
+    if on_cpu and not has_compiler():
         watcher.say(
-            "There is no C++ compiler, so the frozen part runs uncompiled. Install g++ to have large extractions compiled."
+            "There is no C++ compiler, so the frozen part runs uncompiled. "
+            "Install g++ to have large extractions compiled."
         )
         return None
     started = time.perf_counter()
-    quick: Callable[[Tensor], Features] = torch.compile(
-        prefix.body, dynamic=False, options={"freezing": images.device.type == "cpu"}
-    )
+    quick: Run = torch.compile(prefix.body, dynamic=False, options={"freezing": on_cpu})
     try:
-        with torch.inference_mode():
-            new, old = quick(images), prefix(images)
-            took = time.perf_counter() - started
-            worst = max(
-                float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12))
-                for a, b in zip(new, old, strict=True)
-            )
-            after, before = _seconds(quick, images), _seconds(prefix, images)
+        with torch.inference_mode(), _quiet_cpp_extension():
+            trial = _try(quick, prefix, images, started)
     except Exception as error:  # inductor fails in as many ways as there are compilers
-        watcher.say(
-            f"Compiling the frozen part failed ({str(error).strip().splitlines()[0][:200]}); it runs uncompiled."
-        )
+        reason = str(error).strip().splitlines()[0][:200]
+        watcher.say(f"Compiling the frozen part failed ({reason}); it runs uncompiled.")
         return None
-    if worst > _AGREES or after > before:
+    if trial.difference > _MAX_DIFFERENCE or trial.time_share > 1:
         watcher.say(
-            f"Compiled, the frozen part would take {after / before:.2f} of the time and differ by {worst:.1e}; it runs uncompiled."
+            f"Compiled, the frozen part would take {trial.time_share:.2f} of the time "
+            f"and differ by {trial.difference:.1e}; it runs uncompiled."
         )
         return None
     watcher.say(
-        f"Compiled the frozen part in {took:.0f} s: a batch takes {after / before:.2f} of the time."
+        f"Compiled the frozen part in {trial.seconds:.0f} s: "
+        f"a batch takes {trial.time_share:.2f} of the time."
     )
     return quick
 
 
-def _seconds(run: Callable[[Tensor], Features], images: Tensor) -> float:
+@dataclass(frozen=True)
+class _Trial:
+    """What compiling gave."""
+
+    seconds: float  # that compiling took
+    difference: float  # from the eager outputs, as a share of their norm
+    time_share: float  # of a compiled batch in the time of an eager one
+
+
+def _try(quick: Run, prefix: Prefix, images: Tensor, started: float) -> _Trial:
+    new_outputs = quick(images)
+    old_outputs = prefix(images)
+    seconds = time.perf_counter() - started
+    differences = []
+    for new, old in zip(new_outputs, old_outputs, strict=True):
+        distance = (new.float() - old.float()).norm()
+        differences.append(float(distance / old.float().norm().clamp(min=1e-12)))
+    time_share = _measure_seconds(quick, images) / _measure_seconds(prefix, images)
+    return _Trial(seconds, max(differences), time_share)
+
+
+@contextmanager
+def _quiet_cpp_extension() -> Iterator[None]:
+    """Keep torch from warning that a CUDA compiler is missing where there is no GPU."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _measure_seconds(run: Run, images: Tensor) -> float:
+    """Return the shortest time that a batch took."""
     times = []
-    for _ in range(_TRIES):
+    for _ in range(_TRIALS):
         started = time.perf_counter()
         run(images)[0].sum().item()  # waits for a GPU
         times.append(time.perf_counter() - started)

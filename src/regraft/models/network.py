@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from regraft.models.backbone import Backbone, load_backbone, restore_weights
-from regraft.models.cut import Prefix, Suffix
+from regraft.models.cut import cut_backbone, feature_width
 from regraft.models.head import make_head
-from regraft.models.layers import cut_backbone, earliest_layer, feature_width
+from regraft.models.layers import earliest_layer
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.parts import Prefix, Suffix
 from regraft.models.transforms import Preprocess
 from regraft.plans.schema import Phase, Plan
 from regraft.system.hardware import resolve_device

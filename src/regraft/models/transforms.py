@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from regraft.data.dataset import Dataset, Unreadable
+from regraft.data.dataset import Dataset
+from regraft.data.images import Unreadable
 from regraft.plans.schema import InputRules
 from regraft.system.progress import SILENT, ProgressReporter
 

@@ -1,32 +1,26 @@
-"""What a run will do, as frozen validated data with a digest; it reports every fault at once.
-
-Refuses to hold objects: everything in a plan is a name or a number, so a plan can be printed, saved, compared and sent.
-"""
+"""The fields of a plan and its phases, as frozen validated data with a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from regraft.errors import UserError, close_matches
-from regraft.system.files import atomic_write
+from regraft.errors import close_matches
+from regraft.plans.faults import plan_error
+from regraft.plans.head import MAX_TEXT_LENGTH, parse_head
 
 RESERVED_LAYERS = ("head", "all", "end")  # what `train` and `until` take besides stages
-AUGMENTATIONS = ("none", "flip", "shift", "light", "standard")
-_SHOWN, _WIDEST, _LONGEST = (
-    20,
-    65_536,
-    1_000,
-)  # faults that are listed, units of a layer, characters of a name or a head
 L2_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+Augmentation = Literal["none", "flip", "shift", "light", "standard"]
+AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
+_OLD_SCHEDULES = {"one-cycle": "warmup-cosine"}  # its name in version 0.1
+_BATCH_NORM_SYNONYMS = {"update": "adapt", "freeze": "keep"}
+_UNUSED_BY_LBFGS = ("mixup", "cutmix", "ema", "patience", "gradient_clip", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -50,83 +44,18 @@ class InputRules:
     interpolation: str  # "bilinear" or "bicubic"
 
 
-@dataclass(frozen=True)
-class HeadLayer:
-    """One word of a head: its name and number ("dense", 256), ("dropout", 0.5), ("bn", None)."""
-
-    kind: str
-    value: float | None = None
-
-
-_LAYERS: dict[str, Callable[[str], float] | None] = {
-    "flatten": None,
-    "pool": None,
-    "bn": None,
-    "ln": None,
-    "relu": None,
-    "gelu": None,
-    "silu": None,
-    "tanh": None,
-    "dense": int,
-    "dropout": float,
-}
-
-
-def parse_head(head: str) -> tuple[HeadLayer, ...]:
-    """Return the layers that a head's line names; the class layer, always added last, is not among them.
-
-    The line is a comma-separated list: `flatten` (first only; otherwise maps are averaged), `bn`, `ln`, `dense 256`,
-    `dense 256 relu`, `dropout 0.5`, `relu`, `gelu`, `silu`, `tanh`.
-
-    Raises:
-        ValueError: For an unknown word, a missing or impossible number; says which.
-    """
-    layers: list[HeadLayer] = []
-    if len(head) > _LONGEST:
-        raise ValueError(
-            f"a head of {len(head):,} characters is too long; use {_LONGEST:,} at most"
-        )
-    for item in filter(None, (part.strip() for part in head.split(","))):
-        words = item.split()
-        kind = words.pop(0)
-        if kind not in _LAYERS:
-            near = close_matches(kind, _LAYERS)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{item!r} is no layer{hint}; known: {', '.join(_LAYERS)}")
-        number = _LAYERS[kind]
-        value = None
-        if number is not None:
-            try:
-                value = number(words.pop(0))
-            except (IndexError, ValueError, OverflowError):
-                raise ValueError(
-                    f"{item!r} needs a number, as in '{kind} {'256' if kind == 'dense' else '0.5'}'"
-                ) from None
-            if (kind == "dense" and not 1 <= value <= _WIDEST) or (
-                kind == "dropout" and not 0 <= value < 1
-            ):
-                raise ValueError(
-                    f"{item!r} is out of range; dense takes 1 to {_WIDEST:,}, dropout 0 to below 1"
-                )
-        layers.append(HeadLayer(kind, value))
-        if (
-            words
-            and kind == "dense"
-            and len(words) == 1
-            and words[0] in ("relu", "gelu", "silu", "tanh")
-        ):
-            layers.append(HeadLayer(words.pop()))
-        if words:
-            raise ValueError(f"{item!r} has too many words; separate layers by commas")
-    if any(layer.kind in ("flatten", "pool") for layer in layers[1:]):
-        raise ValueError("'flatten' and 'pool' can only come first")
-    return tuple(layers)
-
-
-def _head_line(value: object) -> object:
+def _check_head(value: object) -> object:
     if isinstance(value, str):
         parse_head(value)
     return value
+
+
+def _to_schedule(value: object) -> object:
+    return _OLD_SCHEDULES.get(value, value) if isinstance(value, str) else value
+
+
+def _to_batch_norm(value: object) -> object:
+    return _BATCH_NORM_SYNONYMS.get(value, value) if isinstance(value, str) else value
 
 
 class _Strict(BaseModel):
@@ -138,18 +67,19 @@ class Phase(_Strict):
 
     train: str = Field(
         "head",
-        max_length=_LONGEST,
-        description="from where on this phase trains: 'head', a stage, or 'all'",
+        max_length=MAX_TEXT_LENGTH,
+        description="the first layer that this phase trains: 'head', a stage, or 'all'",
     )
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lbfgs"] = Field(
         "adamw",
-        description="'lbfgs' solves a linear head over the whole `l2` path instead of iterating batches",
+        description="'lbfgs' fits a linear head for every value of `l2`, without batches",
     )
     resolution: int = Field(
         0,
         ge=0,
         le=4096,
-        description="side in pixels in this phase, for progressive resizing (Howard 2018); 0 is the plan's",
+        description="side in pixels in this phase, for progressive resizing (Howard 2018); "
+        "0 is the plan's",
     )
     epochs: int = Field(10, ge=1, le=10_000, description="passes over the training images at most")
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
@@ -161,8 +91,12 @@ class Phase(_Strict):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on the rate for each stage further from the head"
     )
-    schedule: Literal["constant", "cosine", "one-cycle"] = Field(
-        "constant", description="course of the rate over the phase"
+    schedule: Annotated[
+        Literal["constant", "cosine", "warmup-cosine"], BeforeValidator(_to_schedule)
+    ] = Field(
+        "constant",
+        description="course of the rate over the phase; 'warmup-cosine' rises over `warmup`, "
+        "or a quarter of the steps where that is 0, then falls as a cosine",
     )
     warmup: float = Field(
         0.0, ge=0, lt=1, description="share of the steps over which the rate rises"
@@ -170,14 +104,12 @@ class Phase(_Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="mass taken from the true class")
     mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup (Zhang 2018); 0 is off")
     cutmix: float = Field(0.0, ge=0, le=10, description="alpha of cutmix (Yun 2019); 0 is off")
-    augment: Literal["none", "flip", "shift", "light", "standard"] = Field(
-        "none", description="augmentation preset"
-    )
+    augment: Augmentation = Field("none", description="augmentation preset")
     views: int = Field(
         1,
         ge=1,
         le=1000,
-        description="augmented views kept of each image where a frozen part is cached",
+        description="augmented views cached of each image where a part of the network is frozen",
     )
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0 is off")
     monitor: Literal["val_loss", "val_accuracy"] = Field(
@@ -188,8 +120,10 @@ class Phase(_Strict):
     )
     min_delta: float = Field(0.0, ge=0, description="what counts as an improvement")
     gradient_clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0 is off")
-    batch_norm: Literal["adapt", "keep"] = Field(
-        "adapt", description="whether BatchNorm statistics of the trained part move"
+    batch_norm: Annotated[Literal["adapt", "keep"], BeforeValidator(_to_batch_norm)] = Field(
+        "adapt",
+        description="BatchNorm statistics of the trained part: 'adapt' (or 'update') them, "
+        "or 'keep' (or 'freeze') those of the weights",
     )
     l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         L2_PATH,
@@ -200,39 +134,58 @@ class Phase(_Strict):
 
     @property
     def looks(self) -> int:
-        """In how many views each image is seen where a frozen part comes first: no more than there are epochs, one without augmentation."""
+        """Number of views of each image that are cached: one without augmentation.
+
+        There are never more views than epochs.
+        """
         return min(self.views, self.epochs) if self.augment != "none" else 1
 
     @model_validator(mode="after")
-    def _solved_heads_train_nothing_else(self) -> Phase:
-        if self.optimizer == "lbfgs" and self.train != "head":
+    def _check_lbfgs(self) -> Phase:
+        if self.optimizer != "lbfgs":
+            return self
+        if self.train != "head":
             raise ValueError(
-                f"optimizer 'lbfgs' solves a head only, but train is {self.train!r}; use train = \"head\" or another optimizer"
+                f"optimizer 'lbfgs' fits a head only, but train is {self.train!r}; "
+                'use train = "head" or another optimizer'
             )
-        if self.optimizer == "lbfgs" and self.augment != "none":
+        if self.augment != "none":
             raise ValueError(
-                "optimizer 'lbfgs' looks at every image once; use augment = \"none\" or another optimizer"
+                "optimizer 'lbfgs' sees every image once; "
+                'use augment = "none" or another optimizer'
             )
-        idle = [
-            name
-            for name in ("mixup", "cutmix", "ema", "patience", "gradient_clip", "weight_decay")
-            if getattr(self, name)
-        ]
-        if self.optimizer == "lbfgs" and idle:
+        unused = [name for name in _UNUSED_BY_LBFGS if getattr(self, name)]
+        if unused:
             raise ValueError(
-                f"optimizer 'lbfgs' has no use for {', '.join(idle)}; leave them at 0 or take another optimizer"
+                f"optimizer 'lbfgs' has no use for {', '.join(unused)}; "
+                "leave them at 0 or take another optimizer"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cutmix(self) -> Phase:
         if self.cutmix and self.train != "all":
             raise ValueError(
-                f'cutmix needs images to cut, but train is {self.train!r}; use train = "all" or mixup'
+                f"cutmix needs images to cut, but train is {self.train!r}; "
+                'use train = "all" or mixup'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_resolution(self) -> Phase:
         if 0 < self.resolution < 8:
             raise ValueError(
-                f"resolution {self.resolution} is too small to see anything; use 8 or more, or 0 for the plan's"
+                f"resolution {self.resolution} is too small to see anything; "
+                "use 8 or more, or 0 for the plan's"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Phase:
         if self.views > 1 and self.augment == "none":
             raise ValueError(
-                "views counts augmented looks, but augment is 'none'; choose a preset or use views = 1"
+                "views counts augmented views, but augment is 'none'; "
+                "choose a preset or use views = 1"
             )
         return self
 
@@ -243,7 +196,7 @@ class Plan(_Strict):
     backbone: str = Field(
         ...,
         min_length=1,
-        max_length=_LONGEST,
+        max_length=MAX_TEXT_LENGTH,
         description="any timm name, with or without its weight tag",
     )
     weights: str = Field(
@@ -260,12 +213,13 @@ class Plan(_Strict):
     )
     until: str | tuple[str, ...] = Field(
         "",
-        description="where features are taken; several stages are pooled and concatenated; '' or 'end' is the end",
+        description="where features are taken; several stages are pooled and concatenated; "
+        "'' or 'end' is the end",
     )
     resolution: int = Field(
         ..., ge=8, le=4096, description="side in pixels of what the network sees"
     )
-    head: Annotated[str, BeforeValidator(_head_line)] = Field(
+    head: Annotated[str, BeforeValidator(_check_head)] = Field(
         "", description="layers before the class layer, see `head_layers`"
     )
     seed: int = Field(
@@ -279,7 +233,8 @@ class Plan(_Strict):
     )
     train_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="arithmetic of the trained part; 'auto' measures a few steps where training is long",
+        description="arithmetic of the trained part; "
+        "'auto' measures a few steps where training is long",
     )
     class_weights: Literal["none", "auto"] | dict[str, float] = Field(
         "none", description="'auto' balances; or a weight by class name"
@@ -289,32 +244,42 @@ class Plan(_Strict):
     )
 
     @model_validator(mode="after")
-    def _solved_heads_are_linear(self) -> Plan:
-        hidden = [
-            layer.kind for layer in parse_head(self.head) if layer.kind not in ("flatten", "pool")
-        ]
-        solved = [number for number, phase in enumerate(self.phases) if phase.optimizer == "lbfgs"]
-        if hidden and solved:
+    def _check_lbfgs_head(self) -> Plan:
+        hidden = [layer.kind for layer in parse_head(self.head)]
+        if hidden and hidden[0] in ("flatten", "pool"):
+            hidden = hidden[1:]
+        solvers = [phase.optimizer for phase in self.phases]
+        if hidden and "lbfgs" in solvers:
             raise ValueError(
-                f"phases.{solved[0]}.optimizer 'lbfgs' solves a linear head, but head has {', '.join(hidden)}; use head = \"\""
+                f"phases.{solvers.index('lbfgs')}.optimizer 'lbfgs' fits a linear head, "
+                f'but head has {", ".join(hidden)}; use head = ""'
             )
-        if len(self.stages_taken) > 1 and (
-            self.head.startswith("flatten") or any(p.train != "head" for p in self.phases)
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _check_several_stages(self) -> Plan:
+        if len(self.stages_taken) < 2:
+            return self
+        is_trained = any(phase.train != "head" for phase in self.phases)
+        if is_trained or self.head.startswith("flatten"):
             raise ValueError(
-                "a list of stages in until is pooled and stays frozen; use train = \"head\" and no 'flatten'"
+                "a list of stages in until is pooled and stays frozen; "
+                "use train = \"head\" and no 'flatten'"
             )
-        if isinstance(self.class_weights, dict) and any(
-            weight <= 0 for weight in self.class_weights.values()
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _check_class_weights(self) -> Plan:
+        weights = self.class_weights
+        if isinstance(weights, dict) and any(weight <= 0 for weight in weights.values()):
             raise ValueError("class_weights must be above 0; remove the class to leave it out")
         return self
 
     @property
     def stages_taken(self) -> tuple[str, ...]:
         """Where features are taken, always as a tuple; empty for the end of the network alone."""
-        taken = (self.until,) if isinstance(self.until, str) else self.until
-        return () if taken in (("",), ("end",)) else taken
+        stages = (self.until,) if isinstance(self.until, str) else self.until
+        return () if stages in (("",), ("end",)) else stages
 
     def resolution_of(self, phase: Phase) -> int:
         """Return the side in pixels of what the network sees in a phase."""
@@ -322,169 +287,66 @@ class Plan(_Strict):
 
     @property
     def flattens(self) -> bool:
-        """Whether the head wants the map itself and not its average."""
+        """Whether the head wants the feature map itself and not its average."""
         layers = parse_head(self.head)
         return bool(layers) and layers[0].kind == "flatten"
 
     @property
     def digest(self) -> str:
-        """Name of this very plan: 16 hexadecimal digits."""
-        return hashlib.blake2b(
-            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode(), digest_size=8
-        ).hexdigest()
+        """A name for exactly this plan: 16 hexadecimal digits."""
+        values = self.model_dump(mode="json")
+        for phase in values["phases"]:
+            if phase["schedule"] == "warmup-cosine":
+                phase["schedule"] = "one-cycle"  # its name in 0.1, whose run folders hold digests
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def check(self, model: ModelInfo, classes: Sequence[str]) -> None:
-        """Raise one `UserError` with every fault of this plan for this model and these classes."""
-        faults = []
+        """Check that this plan fits a model and these classes.
+
+        Raises:
+            UserError: With every fault, and near names for those that do not exist.
+        """
+        faults: list[str] = []
         for number, phase in enumerate(self.phases):
-            if phase.train not in ("head", "all") and phase.train not in model.places:
-                faults.append(f"phases.{number}.train: {_no_stage(phase.train, model)}")
-            if phase.resolution and phase.resolution != self.resolution:
-                if model.fixed_resolution:
-                    faults.append(
-                        f"phases.{number}.resolution: {model.name} takes one resolution only; use 0"
-                    )
-                if self.flattens:
-                    faults.append(
-                        f"phases.{number}.resolution: a head with 'flatten' takes one resolution only; use 0"
-                    )
+            faults += self._phase_faults(number, phase, model)
         for stage in self.stages_taken:
             if stage != "end" and stage not in model.places:
-                faults.append(f"until: {_no_stage(stage, model)}")
+                faults.append(f"until: {_describe_unknown_stage(stage, model)}")
         if isinstance(self.class_weights, dict):
             for name in self.class_weights.keys() - set(classes):
-                near = close_matches(name, classes)
-                faults.append(
-                    f"class_weights: no class is called {name!r}"
-                    + (f", did you mean {near[0]!r}?" if near else "")
-                )
+                faults.append(f"class_weights: {_describe_unknown_class(name, classes)}")
         if faults:
-            raise _faulty("The plan", f"does not fit {model.name}", faults)
+            raise plan_error("The plan", f"does not fit {model.name}", faults)
 
-
-def parse_plan(values: Mapping[str, Any], where: str = "The plan") -> Plan:
-    """Return the plan that plain values describe; raises one `UserError` that names every fault."""
-    try:
-        return Plan.model_validate(values)
-    except ValidationError as error:
-        found = error.errors()
-        inner = {
-            one["loc"][:1] for one in found if len(one["loc"]) > 1
-        }  # a list of faulty things is also "too short": said once
-        kept = [one for one in found if one["type"] != "too_short" or one["loc"] not in inner]
-        raise _faulty(where, "is not valid", [_fault(one) for one in kept]) from None
-
-
-def read_plan(path: Path) -> Plan:
-    """Return the plan in a TOML file; raises `UserError` when there is none or it is faulty."""
-    return parse_plan(read_plan_values(path), str(path))
-
-
-def read_plan_values(path: Path) -> dict[str, Any]:
-    """Return what a plan's TOML file says, not yet validated; raises `UserError` when it cannot be read."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no plan at {path}. Expected a TOML file; `regraft plan DATA --save plan.toml` writes one."
-        ) from None
-    except (
-        ValueError,
-        OSError,
-        RecursionError,
-    ) as error:  # ValueError: no UTF-8, no TOML, or a number of thousands of digits
-        raise UserError(
-            f"{path} is no readable TOML: {_short(error)}. Correct it, or write a fresh one with `regraft plan DATA --save`."
-        ) from None
-
-
-def override_plan(
-    values: Mapping[str, Any], changes: Sequence[str], where: str = "The plan"
-) -> Plan:
-    """Return the plan after applying each `key=value`; a value is read as TOML, or as text where it is none."""
-    tree: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals or not key.strip():
-            raise UserError(
-                f"--set {change!r} is no change. Expected KEY=VALUE, for example --set phases.0.lr=3e-4."
+    def _phase_faults(self, number: int, phase: Phase, model: ModelInfo) -> list[str]:
+        faults = []
+        if phase.train not in ("head", "all") and phase.train not in model.places:
+            unknown = _describe_unknown_stage(phase.train, model)
+            faults.append(f"phases.{number}.train: {unknown}")
+        if self.resolution_of(phase) == self.resolution:
+            return faults
+        if model.fixed_resolution:
+            faults.append(
+                f"phases.{number}.resolution: {model.name} takes one resolution only; use 0"
             )
-        _put(tree, key.strip().split("."), _value(text.strip()), change)
-    return parse_plan(tree, where)
+        if self.flattens:
+            faults.append(
+                f"phases.{number}.resolution: a head with 'flatten' takes one resolution only; "
+                "use 0"
+            )
+        return faults
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan as TOML, every field spelled out."""
-    with atomic_write(path) as scratch:
-        scratch.write_text(plan_to_toml(plan), encoding="utf-8")
-
-
-def plan_to_toml(plan: Plan) -> str:
-    """Return the plan as TOML, every field spelled out."""
-    return tomli_w.dumps(plan.model_dump(mode="json"))
-
-
-def _put(tree: Any, keys: list[str], value: Any, change: str) -> None:
-    try:
-        for key in keys[:-1]:
-            tree = tree[int(key)] if isinstance(tree, list) else tree.setdefault(key, {})
-        if isinstance(tree, list):
-            tree[int(keys[-1])] = value
-        else:
-            tree[keys[-1]] = value
-    except (IndexError, ValueError, TypeError, AttributeError):
-        raise UserError(
-            f"--set {change!r} points nowhere. Expected a key of the plan; phases are numbered from 0, as in phases.0.lr."
-        ) from None
-
-
-def _value(written: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {written}")["value"]
-    except (ValueError, RecursionError):
-        return written
-
-
-def _fault(error: Any) -> str:
-    place = ".".join(
-        str(part)
-        for part in error["loc"]
-        if part not in ("str", "tuple[str, ...]", "dict[str,float]")
+def _describe_unknown_stage(stage: str, model: ModelInfo) -> str:
+    near = close_matches(stage, model.places) or list(model.stages[-3:])
+    return (
+        f"{model.name} has no stage {stage!r}, nearest: {', '.join(near)}; "
+        f"stages: {', '.join(model.stages)}"
     )
-    if error["type"] == "extra_forbidden":
-        fields = Phase.model_fields if place.startswith("phases.") else Plan.model_fields
-        near = close_matches(place.rsplit(".", 1)[-1], fields)
-        return f"{place}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
-    if error["type"] == "missing":
-        return f"{place}: missing"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
-    if error["type"] == "literal_error":
-        near = close_matches(
-            str(error["input"]),
-            [
-                word.strip(" '")
-                for word in error["ctx"]["expected"].replace(" or ", ", ").split(",")
-            ],
-        )
-        message += f", did you mean {near[0]!r}?" if near else ""
-    given = f", got {_short(repr(error['input']))}" if error["type"] != "value_error" else ""
-    return f"{place or 'plan'}: {message}{given}"
 
 
-def _no_stage(given: str, model: ModelInfo) -> str:
-    near = close_matches(given, model.places) or list(model.stages[-3:])
-    return f"{model.name} has no stage {given!r}, nearest: {', '.join(near)}; stages: {', '.join(model.stages)}"
-
-
-def _short(given: object) -> str:
-    text = str(given)
-    return text if len(text) <= _SHOWN * 10 else f"{text[: _SHOWN * 10]}…"
-
-
-def _faulty(what: str, how: str, faults: Sequence[str]) -> UserError:
-    if len(faults) == 1:
-        return UserError(f"{what} {how}: {faults[0]}. Correct it and try again.")
-    lines = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN]) + (
-        f"\n  - and {len(faults) - _SHOWN:,} more" if len(faults) > _SHOWN else ""
-    )
-    return UserError(f"{what} {how}, {len(faults)} faults:{lines}\nCorrect them and try again.")
+def _describe_unknown_class(name: str, classes: Sequence[str]) -> str:
+    near = close_matches(name, classes)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return f"no class is called {name!r}{hint}"

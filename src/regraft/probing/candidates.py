@@ -1,6 +1,6 @@
-"""One cell of the probe, a backbone at a resolution: what the pooled features of each place, and of several side by side, are worth.
+"""What the pooled features of each layer, and of several concatenated, are worth.
 
-Refuses networks: features that were computed before come in, rows of numbers go out.
+For one backbone at one resolution; features are computed before.
 """
 
 from __future__ import annotations
@@ -13,64 +13,108 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from regraft.evaluation import transferability
 from regraft.evaluation.scores import compute_scores
-from regraft.evaluation.transferability import knn_accuracy, leep_score, logme_score
+from regraft.evaluation.transferability import (
+    compute_h_score,
+    knn_accuracy,
+    leep_score,
+    logme_score,
+)
 from regraft.plans.schema import Phase
 from regraft.probing.greedy_selection import select_greedily
 from regraft.system.progress import SILENT, ProgressReporter
-from regraft.training.linear import fit_linear_probe
+from regraft.training.linear import CrossEntropy, LabelledFeatures, LinearProbe, fit_logistic
 
-NEIGHBOURS = 20  # that vote, where every class has as many
+MAX_NEIGHBOURS = 20  # that vote, where every class has as many
 
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """The features of one place for every image of train and val, float16 `(n, d)`, and what they cost."""
+    """The features of one layer for the images of train and val, and what they cost.
+
+    Args:
+        place: Name of the layer.
+        train: Float16 `(n, d)`.
+        val: The same of the validation part.
+        multiply_adds: From the image up to this layer.
+        seconds: Of one pass over train and val up to this layer.
+        bytes: On disk.
+    """
 
     place: str
     train: NDArray[np.float16]
     val: NDArray[np.float16]
-    multiply_adds: int  # from the image up to here
-    seconds: float  # of one pass over train and val up to here
+    multiply_adds: int
+    seconds: float
     bytes: int
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone at a resolution, with the features of its places in order of depth; the last place is the end of the network."""
+    """A backbone at a resolution with the features of its layers.
+
+    Args:
+        backbone: Its timm name.
+        resolution: Side in pixels.
+        taken: Features of the layers in order of depth; the last is the end of the network.
+        labels: Class numbers of train and val.
+        classes: Number of classes.
+        source: Weight and bias of the head that came with the backbone's weights, if any.
+    """
 
     backbone: str
     resolution: int
     taken: tuple[LayerFeatures, ...]
-    labels: tuple[NDArray[np.int64], NDArray[np.int64]]  # of train and val
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]]
     classes: int
-    source: tuple[Tensor, Tensor] | None = (
-        None  # weight and bias of the head that the backbone's weights came with
-    )
+    source: tuple[Tensor, Tensor] | None = None
+
+    def selected(self, places: Sequence[str]) -> list[LayerFeatures]:
+        """Return some layers in order of depth."""
+        return [layer for layer in self.taken if layer.place in places]
 
     def features(self, places: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the features of some places side by side, float32, for train and for val."""
-        chosen = [one for one in self.taken if one.place in places]
-        train, val = (
-            np.concatenate([getattr(one, part) for one in chosen], axis=1)
-            for part in ("train", "val")
-        )
+        """Return the concatenated features of some layers, float32, for train and for val."""
+        layers = self.selected(places)
+        train = np.concatenate([layer.train for layer in layers], axis=1)
+        val = np.concatenate([layer.val for layer in layers], axis=1)
         return torch.from_numpy(train).float(), torch.from_numpy(val).float()
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """What the features of one place, or of several side by side, reach on validation, and what they cost."""
+    """What the features of one layer, or of several concatenated, reach, and what they cost.
+
+    Args:
+        backbone: Its timm name.
+        resolution: Side in pixels.
+        places: Names of the layers.
+        kind: "single", "greedy" (a few layers chosen one after the other) or "all".
+        features: Number of features.
+        images: Number of training images.
+        accuracy: Of a linear probe on validation.
+        ci95: Its interval.
+        loss: Mean log-loss on validation, in nats.
+        l2: The chosen L2 value.
+        knn: Accuracy of nearest neighbours; this and the next three None for several layers.
+        logme: See `transferability`.
+        h_score: The same.
+        leep: The same; None also without a source head.
+        multiply_adds: From the image up to the deepest layer.
+        seconds: Of one pass over train and val up to the deepest layer.
+        bytes: On disk.
+        right: Whether each validation image is right.
+    """
 
     backbone: str
     resolution: int
     places: tuple[str, ...]
-    kind: str  # "single", "greedy" (a few places chosen one after the other) or "all"
+    kind: str
     features: int
-    images: int  # of train
-    accuracy: float  # of the solved linear probe
+    images: int
+    accuracy: float
     ci95: tuple[float, float]
     loss: float
     l2: float
@@ -85,133 +129,174 @@ class ProbeRow:
 
     @property
     def name(self) -> str:
-        """What people call it."""
-        where = self.places[0] if self.kind == "single" else f"{len(self.places)} places"
-        return f"{self.backbone} {self.resolution} px {where}"
+        """Backbone, resolution and layer, or the number of layers."""
+        layers = self.places[0] if self.kind == "single" else f"{len(self.places)} places"
+        return f"{self.backbone} {self.resolution} px {layers}"
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the row as it is written to JSON."""
-        return {"name": self.name} | {
-            one.name: getattr(self, one.name) for one in fields(self) if one.name != "right"
-        }
+        written: dict[str, Any] = {"name": self.name}
+        for column in fields(self):
+            if column.name != "right":
+                written[column.name] = getattr(self, column.name)
+        return written
+
+    plain = to_json  # the old name, until its callers use the new one
 
 
 def score_layers(
     cell: Candidate, phase: Phase, watcher: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
-    """Return a row for each place alone, in order of depth.
+    """Return a row for each layer alone, in order of depth.
 
     Args:
         cell: The features.
-        phase: How the linear probe is solved: its L2 path, and what decides on validation.
-        watcher: Hears how far it is.
+        phase: How the linear probe is fitted: its L2 path and the monitored metric.
+        watcher: Is told the progress.
     """
-    found = []
-    for number, one in enumerate(cell.taken):
-        found.append(_row(cell, (one.place,), "single", phase))
-        watcher.step(f"judge {cell.backbone} {cell.resolution} px", number + 1, len(cell.taken))
-    return found
+    task = f"judge {cell.backbone} {cell.resolution} px"
+    rows = []
+    for number, layer in enumerate(cell.taken, start=1):
+        rows.append(_score_single(cell, layer, phase))
+        watcher.step(task, number, len(cell.taken))
+    return rows
 
 
 def score_concatenated(
     cell: Candidate, phase: Phase, most: int, watcher: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
-    """Return a row for a few places side by side, chosen one after the other, and one for all of them; less where that is no more than one place.
+    """Return a row for a few concatenated layers, and one for all of them.
+
+    The few are chosen one after the other. A row that would hold a single layer, or the same
+    layers again, is left out.
 
     Args:
         cell: The features.
-        phase: How the linear probe is solved.
-        most: Numbers an image that may lie side by side; with more, places are left out evenly, and that is said.
-        watcher: Hears of it.
+        phase: How the linear probe is fitted.
+        most: Maximum concatenated width; if exceeded, every 2nd, 3rd, … layer is used, and that
+            is reported.
+        watcher: Is told of it.
     """
-    kept = _thinned(cell, most, watcher)
-    if len(kept) < 2:
+    places = _thin_out(cell, most, watcher)
+    if len(places) < 2:
         return []
-    chosen = select_greedily(
-        [cell.features([place])[0] for place in kept],
-        torch.from_numpy(cell.labels[0]),
-        cell.classes,
-    )
-    few = (
-        [_row(cell, tuple(kept[number] for number in sorted(chosen)), "greedy", phase)]
-        if len(chosen) > 1
-        else []
-    )
-    return few + ([_row(cell, tuple(kept), "all", phase)] if len(kept) > len(chosen) else [])
-
-
-def _row(cell: Candidate, places: tuple[str, ...], kind: str, phase: Phase) -> ProbeRow:
-    x, x_val = cell.features(places)
-    y, y_val = (torch.from_numpy(labels) for labels in cell.labels)
-    solved = fit_linear_probe((x, y), (x_val, y_val), cell.classes, phase.l2, phase.monitor)
-    with torch.inference_mode():
-        logits = solved.layer(x_val).numpy()
-    scores = compute_scores(logits, cell.labels[1])
-    chosen = [one for one in cell.taken if one.place in places]
-    single = (
-        _free_scores(cell, places[0], x.numpy(), x_val.numpy())
-        if kind == "single"
-        else dict.fromkeys(("knn", "logme", "h_score", "leep"))
-    )
-    return ProbeRow(
-        cell.backbone,
-        cell.resolution,
-        places,
-        kind,
-        x.shape[1],
-        len(y),
-        scores.accuracy,
-        scores.ci95,
-        scores.loss,
-        solved.l2,
-        **single,
-        multiply_adds=chosen[-1].multiply_adds,
-        seconds=chosen[-1].seconds,
-        bytes=sum(one.bytes for one in chosen),
-        right=logits.argmax(axis=1) == cell.labels[1],
-    )
-
-
-def _free_scores(
-    cell: Candidate, place: str, x: NDArray[np.float32], x_val: NDArray[np.float32]
-) -> dict[str, float | None]:
-    """Return the accuracy of nearest neighbours, and the training-free scores on the train part."""
-    y, y_val = cell.labels
-    k = neighbour_count(y)
-    leep = None
-    if (
-        cell.source is not None
-        and place == cell.taken[-1].place
-        and cell.source[0].shape[1] == x.shape[1]
-    ):
-        weight, bias = cell.source
-        leep = leep_score(
-            torch.nn.functional.linear(torch.from_numpy(x), weight.float(), bias.float())
-            .softmax(dim=1)
-            .numpy(),
-            y,
-        )
-    return {
-        "knn": knn_accuracy((x, y), (x_val, y_val), k),
-        "logme": logme_score(x, y),
-        "h_score": transferability.h_score(x, y),
-        "leep": leep,
-    }
+    layers = [cell.features([place])[0] for place in places]
+    numbers = select_greedily(layers, torch.from_numpy(cell.labels[0]), cell.classes)
+    few = tuple(places[number] for number in sorted(numbers))
+    rows = []
+    if len(few) > 1:
+        rows.append(_score_several(cell, few, "greedy", phase))
+    if len(places) > len(few):
+        rows.append(_score_several(cell, tuple(places), "all", phase))
+    return rows
 
 
 def neighbour_count(labels: NDArray[np.int64]) -> int:
     """Return how many neighbours vote: 20, or as many as the smallest class has images."""
-    return min(NEIGHBOURS, int(np.unique(labels, return_counts=True)[1].min()))
+    _, counts = np.unique(labels, return_counts=True)
+    return min(MAX_NEIGHBOURS, int(counts.min()))
 
 
-def _thinned(cell: Candidate, most: int, watcher: ProgressReporter) -> list[str]:
-    """Return the places that may lie side by side: all, or every second, third, … counted from the end, until they fit."""
-    step, places = 1, [one.place for one in cell.taken]
-    width = {one.place: one.train.shape[1] for one in cell.taken}
-    while sum(width[place] for place in places[::-1][::step]) > most and step < len(places):
+@dataclass(frozen=True)
+class _FreeScores:
+    """Scores of features without training a head."""
+
+    knn: float | None = None
+    logme: float | None = None
+    h_score: float | None = None
+    leep: float | None = None
+
+
+def _score_single(cell: Candidate, layer: LayerFeatures, phase: Phase) -> ProbeRow:
+    train, val = _labelled(cell, [layer.place])
+    x = train.features.numpy()
+    labels, val_labels = cell.labels
+    neighbours = neighbour_count(labels)
+    free = _FreeScores(
+        knn=knn_accuracy((x, labels), (val.features.numpy(), val_labels), neighbours),
+        logme=logme_score(x, labels),
+        h_score=compute_h_score(x, labels),
+        leep=_leep(cell, layer, train),
+    )
+    probe = fit_logistic(train, val, CrossEntropy(cell.classes), phase.l2, phase.monitor)
+    return _make_row(cell, [layer], "single", probe, val, free)
+
+
+def _score_several(cell: Candidate, places: tuple[str, ...], kind: str, phase: Phase) -> ProbeRow:
+    train, val = _labelled(cell, places)
+    probe = fit_logistic(train, val, CrossEntropy(cell.classes), phase.l2, phase.monitor)
+    return _make_row(cell, cell.selected(places), kind, probe, val, _FreeScores())
+
+
+def _labelled(cell: Candidate, places: Sequence[str]) -> tuple[LabelledFeatures, LabelledFeatures]:
+    train, val = cell.features(places)
+    labels, val_labels = cell.labels
+    return (
+        LabelledFeatures(train, torch.from_numpy(labels)),
+        LabelledFeatures(val, torch.from_numpy(val_labels)),
+    )
+
+
+def _make_row(
+    cell: Candidate,
+    layers: Sequence[LayerFeatures],
+    kind: str,
+    probe: LinearProbe,
+    val: LabelledFeatures,
+    free: _FreeScores,
+) -> ProbeRow:
+    with torch.inference_mode():
+        logits = probe.layer(val.features).numpy()
+    val_labels = cell.labels[1]
+    scores = compute_scores(logits, val_labels)
+    deepest = layers[-1]
+    return ProbeRow(
+        backbone=cell.backbone,
+        resolution=cell.resolution,
+        places=tuple(layer.place for layer in layers),
+        kind=kind,
+        features=val.features.shape[1],
+        images=len(cell.labels[0]),
+        accuracy=scores.accuracy,
+        ci95=scores.ci95,
+        loss=scores.loss,
+        l2=probe.l2,
+        knn=free.knn,
+        logme=free.logme,
+        h_score=free.h_score,
+        leep=free.leep,
+        multiply_adds=deepest.multiply_adds,
+        seconds=deepest.seconds,
+        bytes=sum(layer.bytes for layer in layers),
+        right=logits.argmax(axis=1) == val_labels,
+    )
+
+
+def _leep(cell: Candidate, layer: LayerFeatures, train: LabelledFeatures) -> float | None:
+    """Return LEEP at the end of the network; None elsewhere and where no source head fits."""
+    if cell.source is None or layer.place != cell.taken[-1].place:
+        return None
+    weight, bias = cell.source
+    if weight.shape[1] != train.features.shape[1]:
+        return None
+    logits = functional.linear(train.features, weight.float(), bias.float())
+    return leep_score(logits.softmax(dim=1).numpy(), cell.labels[0])
+
+
+def _thin_out(cell: Candidate, most: int, watcher: ProgressReporter) -> list[str]:
+    """Return the layers to concatenate: all, or every 2nd, 3rd, … from the end, until they fit."""
+    last_first = cell.taken[::-1]
+    step = 1
+    while _width(last_first[::step]) > most and step < len(last_first):
         step += 1
     if step > 1:
         watcher.say(
-            f"{cell.backbone} at {cell.resolution} px has {sum(width.values()):,} features; every {step}. place goes side by side, so that they fit."
+            f"{cell.backbone} at {cell.resolution} px has {_width(last_first):,} features; "
+            f"every {step}. place goes side by side, so that they fit."
         )
-    return places[::-1][::step][::-1]
+    thinned = last_first[::step]
+    return [layer.place for layer in thinned[::-1]]
+
+
+def _width(layers: Sequence[LayerFeatures]) -> int:
+    return sum(layer.train.shape[1] for layer in layers)

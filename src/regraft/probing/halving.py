@@ -1,6 +1,6 @@
-"""Successive halving (Jamieson and Talwalkar, 2016): few images for every cell first, more for those that promise most, within a budget of seconds.
+"""The arithmetic of successive halving: what is affordable, how many rounds, how many images.
 
-Refuses clocks: what things cost and how much is left comes in.
+Needs no clock: costs and the time that is left are arguments.
 """
 
 from __future__ import annotations
@@ -14,48 +14,65 @@ from regraft.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*")
 
 
 def parse_duration(budget: str) -> float:
-    """Return the seconds that "90", "90s", "5m" or "1.5h" mean; raises `UserError` for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", budget)
-    if not found or float(found[1]) <= 0:
+    """Return the seconds that "90", "90s", "5m" or "1.5h" mean.
+
+    Raises:
+        UserError: For anything else, and for zero.
+    """
+    match = _DURATION.fullmatch(budget)
+    if not match or float(match[1]) <= 0:
         raise UserError(
-            f"--budget {budget!r} is no time. Expected seconds, or a number with s, m or h. Write for example 90s or 5m."
+            f"--budget {budget!r} is no time. Expected seconds, or a number with s, m or h. "
+            "Write for example 90s or 5m."
         )
-    return float(found[1]) * _UNITS[found[2]]
+    number, unit = match.groups()
+    return float(number) * _UNITS[unit]
 
 
 def affordable_candidates(costs: Mapping[Key, float], left: float, least: int) -> list[Key]:
-    """Return the cells, the cheapest first, that can all see the fewest useful images in their first round.
+    """Return the candidates, the cheapest first, that can all see `least` images in a first round.
+
+    None of them where not even the cheapest can.
 
     Args:
-        costs: Seconds that one training image costs in each cell.
+        costs: Seconds that one training image costs in each candidate.
         left: Seconds of the budget that are left.
         least: Fewest useful training images.
-
-    Returns:
-        None of the cells where not even the cheapest fits.
     """
-    kept: list[Key] = []
-    for cell in sorted(costs, key=costs.__getitem__):
-        tried = [*kept, cell]
-        if sum(costs[one] for one in tried) * least > left / count_rounds(len(tried)):
+    cheapest_first = sorted(costs, key=costs.__getitem__)
+    count = 0
+    while count < len(cheapest_first):
+        tried = cheapest_first[: count + 1]
+        needed = sum(costs[candidate] for candidate in tried) * least
+        if needed > left / count_rounds(len(tried)):
             break
-        kept = tried
-    return kept
+        count += 1
+    return cheapest_first[:count]
 
 
-def count_rounds(cells: int) -> int:
-    """Return how many rounds there are until one cell is left, each keeping the better half."""
-    return 1 + math.ceil(math.log2(max(1, cells)))
+def count_rounds(candidates: int) -> int:
+    """Return the number of rounds until one candidate is left, halving their number each time."""
+    return 1 + math.ceil(math.log2(max(1, candidates)))
 
 
-def images_per_round(costs: Sequence[float], left: float, cells: int, most: int) -> int:
-    """Return the training images of the next round: its share of what is left, over what one image costs in all cells that are still in it."""
-    return min(most, int(left / count_rounds(cells) / sum(costs)))
+def images_per_round(costs: Sequence[float], left: float, candidates: int, most: int) -> int:
+    """Return the number of training images of the next round, at most `most`.
+
+    Args:
+        costs: Seconds that one image costs in each candidate that is left.
+        left: Seconds of the budget; the round gets its share of them.
+        candidates: Their number.
+        most: Number of all training images.
+    """
+    share = left / count_rounds(candidates)
+    return min(most, int(share / sum(costs)))
 
 
-def better_half(reached: Mapping[Key, float]) -> list[Key]:
-    """Return the better half of the cells, the best first; an odd one stays."""
-    return sorted(reached, key=lambda cell: -reached[cell])[: math.ceil(len(reached) / 2)]
+def better_half(scores: Mapping[Key, float]) -> list[Key]:
+    """Return the better half of the candidates, the best first; the larger half where odd."""
+    best_first = sorted(scores, key=lambda candidate: -scores[candidate])
+    return best_first[: math.ceil(len(scores) / 2)]

@@ -1,22 +1,93 @@
-"""The learning curve: accuracy on growing subsets of the training images, and what twice the images would bring."""
+"""The learning curve: accuracy on subsets of the training images, and a forecast for twice them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from regraft.plans.schema import Phase
-from regraft.training.linear import fit_linear_probe
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
 _REPEATS = 3  # subsets of each size
 _HALVINGS = 4
 _FEWEST = 3  # images a class, on average
 _DRAWS = 2000
+
+Draw = Callable[[int, int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Mean accuracy over subsets of one size, and its standard deviation; None for one subset."""
+
+    images: int
+    accuracy: float
+    spread: float | None
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The accuracy that is expected with more images, its interval, and the gain over today."""
+
+    images: int
+    accuracy: float
+    ci95: tuple[float, float]
+    gain: float
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Points, the smallest size first, and a forecast; None where there are fewer than two."""
+
+    points: list[CurvePoint]
+    forecast: Forecast | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the curve as it is written to JSON."""
+        return asdict(self)
+
+
+def measure_learning_curve(
+    train: LabelledFeatures,
+    val: LabelledFeatures,
+    classes: int,
+    phase: Phase,
+    whole: tuple[float, float],
+    draw: Draw,
+) -> LearningCurve:
+    """Return the accuracy on `val` for growing subsets of `train`, with a forecast.
+
+    Args:
+        train: Training features and labels.
+        val: The same of the validation part.
+        classes: Number of classes.
+        phase: How the linear probe is fitted.
+        whole: Accuracy with all of `train`, and the L2 value that was chosen there; subsets are
+            fitted with that much or more.
+        draw: From a number of images and the number of the repeat to rows of `train`.
+    """
+    accuracy, l2 = whole
+    l2_path = [value for value in phase.l2 if value >= l2]
+    n = len(train.labels)
+    points = []
+    for size in _sizes(n, classes):
+        accuracies = []
+        for repeat in range(_REPEATS):
+            rows = from_numpy(draw(size, repeat))
+            subset = LabelledFeatures(train.features[rows], train.labels[rows])
+            probe = fit_logistic(subset, val, CrossEntropy(classes), l2_path, phase.monitor)
+            accuracies.append(probe.chosen.val_accuracy)
+        mean = float(np.mean(accuracies))
+        spread = float(np.std(accuracies, ddof=1))
+        points.append(CurvePoint(size, mean, spread, _REPEATS))
+    points.append(CurvePoint(n, accuracy, None, 1))
+    return LearningCurve(points, forecast_accuracy(points, 2 * n, len(val.labels)))
 
 
 def learning_curve(
@@ -25,80 +96,66 @@ def learning_curve(
     classes: int,
     phase: Phase,
     whole: tuple[float, float],
-    draw: Callable[[int, int], NDArray[np.int64]],
+    draw: Draw,
 ) -> dict[str, Any]:
-    """Return the accuracy on `val` for growing subsets of `train`, and a forecast for twice the images.
-
-    The error is taken to fall as a power of the number of images (Hestness and others, 2017); the forecast's interval comes from fitting that law to
-    accuracies drawn from the spread over subsets.
-
-    Args:
-        train: Features `(n, d)` and labels `(n,)`.
-        val: The same of the validation part.
-        classes: Number of classes.
-        phase: How the probe is solved.
-        whole: Accuracy with all of `train`, and the L2 value that was chosen there; fewer images are given that much or more.
-        draw: From a number of images and the number of the repeat to rows of `train`.
-
-    Returns:
-        `points` (`images`, `accuracy`, `spread`, `repeats` of each size, the smallest first) and `forecast` (`images`, `accuracy`, `ci95`, `gain`), None
-        where there are too few images for two sizes.
-    """
-    x, y = train
-    path = tuple(value for value in phase.l2 if value >= whole[1])
-    points: list[dict[str, Any]] = []
-    for size in (len(y) >> halving for halving in range(_HALVINGS, 0, -1)):
-        if size < _FEWEST * classes:
-            continue
-        reached = []
-        for number in range(_REPEATS):
-            rows = torch.from_numpy(draw(size, number))
-            solved = fit_linear_probe((x[rows], y[rows]), val, classes, path, phase.monitor)
-            reached.append(
-                next(row["val_accuracy"] for row in solved.history if row["l2"] == solved.l2)
-            )
-        points.append(
-            {
-                "images": size,
-                "accuracy": float(np.mean(reached)),
-                "spread": float(np.std(reached, ddof=1)),
-                "repeats": _REPEATS,
-            }
-        )
-    points.append({"images": len(y), "accuracy": whole[0], "spread": None, "repeats": 1})
-    return {"points": points, "forecast": forecast(points, 2 * len(y), len(val[1]))}
+    """Return `measure_learning_curve` as a dict: the old name, until its callers use the new."""
+    parts = LabelledFeatures(*train), LabelledFeatures(*val)
+    return measure_learning_curve(*parts, classes, phase, whole, draw).to_json()
 
 
-def forecast(points: Sequence[dict[str, Any]], images: int, judged: int) -> dict[str, Any] | None:
-    """Return the accuracy that a power law through the points promises at `images`; None with fewer than two points.
+def forecast_accuracy(points: Sequence[CurvePoint], images: int, judged: int) -> Forecast | None:
+    """Return the accuracy that a power law promises at `images`; None with fewer than two points.
+
+    The error is taken to fall as a power of the number of images (Hestness and others, 2017). The
+    interval comes from fitting that law to accuracies drawn from the spread over subsets.
 
     Args:
-        points: As `learning_curve` returns them.
+        points: Measured, the smallest size first.
         images: How many there would be.
-        judged: Validation images; an error below half of one of them cannot be seen.
+        judged: Number of validation images; an error below half of one of them cannot be seen.
     """
     if len(points) < 2:
         return None
-    sizes = np.log([point["images"] for point in points])
-    means = np.array([point["accuracy"] for point in points])
-    spreads = [point["spread"] for point in points if point["spread"] is not None]
-    noise = np.array(
-        [point["spread"] if point["spread"] is not None else spreads[-1] for point in points]
-    )
-    noise = noise / np.sqrt([point["repeats"] for point in points])
-    drawn = np.vstack(
-        [means, means + noise * np.random.default_rng(0).standard_normal((_DRAWS, len(means)))]
-    )
+    accuracies = np.array([point.accuracy for point in points])
+    drawn = _draw_around(accuracies, _standard_errors(points))
     errors = np.log((1 - drawn).clip(0.5 / judged, 1))
-    weights = np.sqrt(
-        [point["images"] for point in points]
-    )  # the law holds best where images are many
-    slope, offset = np.polyfit(sizes, errors.T, 1, w=weights)
-    there = 1 - np.exp(offset + slope * np.log(images)).clip(0, 1)
-    low, high = np.quantile(there[1:], [0.025, 0.975])
-    return {
-        "images": images,
-        "accuracy": float(there[0]),
-        "ci95": (float(low), float(high)),
-        "gain": float(there[0] - means[-1]),
-    }
+    sizes = [point.images for point in points]
+    weights = np.sqrt(sizes)  # the law holds best where images are many
+    slope, offset = np.polyfit(np.log(sizes), errors.T, 1, w=weights)
+    log_error = offset + slope * np.log(images)
+    expected = 1 - np.exp(log_error).clip(0, 1)
+    low, high = np.quantile(expected[1:], [0.025, 0.975])
+    return Forecast(
+        images=images,
+        accuracy=float(expected[0]),
+        ci95=(float(low), float(high)),
+        gain=float(expected[0] - accuracies[-1]),
+    )
+
+
+def _sizes(n: int, classes: int) -> Iterator[int]:
+    """Yield a sixteenth, an eighth … half of the images, where that is enough for the classes."""
+    for halvings in range(_HALVINGS, 0, -1):
+        size = n >> halvings
+        if size >= _FEWEST * classes:
+            yield size
+
+
+def _standard_errors(points: Sequence[CurvePoint]) -> NDArray[np.float64]:
+    """Return the standard error of each point.
+
+    A size with a single subset has the spread of the largest size with several.
+    """
+    known = [point.spread for point in points if point.spread is not None]
+    spreads = []
+    for point in points:
+        spreads.append(known[-1] if point.spread is None else point.spread)
+    repeats = [point.repeats for point in points]
+    errors: NDArray[np.float64] = np.array(spreads) / np.sqrt(repeats)
+    return errors
+
+
+def _draw_around(means: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means in the first row, and below them accuracies drawn around them."""
+    noise = np.random.default_rng(0).standard_normal((_DRAWS, len(means)))
+    return np.vstack([means, means + errors * noise])

@@ -1,137 +1,286 @@
-"""Everything that a report says of finished runs, as plain data: one object that the page and the Markdown render.
+"""Everything that a report says of finished runs, as data that the page and the Markdown render.
 
-Refuses pictures and pixels; they are put in by whoever has the images.
+Pictures are not part of it: they are added by whoever has the images.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from regraft.errors import UserError
+from regraft.evaluation import paired
 from regraft.evaluation.calibration import fit_temperature
-from regraft.evaluation.metrics import class_metrics
+from regraft.evaluation.metrics import metrics_json
 from regraft.evaluation.paired import compare_paired
-from regraft.plans.schema import plan_to_toml
-from regraft.reporting.leaderboard import build_leaderboard_json
+from regraft.plans.toml import plan_to_toml
+from regraft.reporting.leaderboard import (
+    FailedRow,
+    Leaderboard,
+    build_leaderboard,
+    rank_runs,
+    to_failed_rows,
+)
+from regraft.reporting.plots import get_total_seconds
 from regraft.runs.folder import Run, verify_run
 
+_CHEAPER = 0.8  # share of the selected run's seconds below which another run counts as cheaper
 
-def gather_evidence(runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Return the evidence of some runs on one split.
+
+@dataclass(frozen=True)
+class RunEvidence:
+    """What the report says of one run.
 
     Args:
-        runs: Finished runs; judged on test where it is open for all of them, else on val.
+        name: Of the run.
+        path: Its folder.
+        scores: The contents of its `scores.json`.
+        measures: Of the judged part, see `evaluate.measures`.
+        temperature: Fitted on validation.
+        history: A row for each epoch, or for each L2 value of a solved head.
+        contract: The freeze contract, an entry for each phase.
+        plan: As TOML.
+        environment: Versions and hardware; empty where the run did not record them.
+        command: Runs it again.
+        opened: When its test part was opened.
+    """
+
+    name: str
+    path: str
+    scores: Mapping[str, Any]
+    measures: Mapping[str, Any]
+    temperature: float
+    history: Sequence[Mapping[str, float]]
+    contract: Sequence[Mapping[str, Any]]
+    plan: str
+    environment: Mapping[str, Any]
+    command: str
+    opened: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How the selected run differs from another one on the same images.
+
+    Args:
+        name: Of the other run.
+        difference: The selected run minus the other one.
+        sentence: The difference in words.
+    """
+
+    name: str
+    difference: paired.PairedDifference
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, difference and sentence as plain data."""
+        return {"name": self.name, **self.difference.plain(), "sentence": self.sentence}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report says of runs on one split.
+
+    Args:
+        data: Name of the dataset.
+        classes: Its class names.
+        part: The part that the runs are judged on, "test" or "val".
+        board: The leaderboard.
+        runs: The runs in its order; the first is the selected one.
+        pairs: The selected run against every other one.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    part: str
+    board: Leaderboard
+    runs: tuple[RunEvidence, ...]
+    pairs: tuple[PairedDifference, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Which run was selected, and whether its lead is significant, in two sentences."""
+        sentence = _describe_selected(self.runs[0], self.part)
+        if not self.pairs:
+            return sentence
+        return f"{sentence} {self._describe_closest_rival()}"
+
+    def _describe_closest_rival(self) -> str:
+        """Return a sentence on the cheapest similar run, any similar run, or the closest run."""
+        similar = [pair for pair in self.pairs if not pair.difference.real]
+        if not similar:
+            return min(self.pairs, key=lambda pair: abs(pair.difference.points)).sentence
+        seconds = {each.name: get_total_seconds(each.scores) for each in self.runs}
+        selected = self.runs[0]
+        limit = _CHEAPER * seconds[selected.name]
+        cheaper = [pair.name for pair in similar if seconds[pair.name] < limit]
+        if not cheaper:
+            return similar[0].sentence
+        cheapest = min(cheaper, key=lambda name: seconds[name])
+        times = seconds[selected.name] / max(seconds[cheapest], 1e-9)
+        return (
+            f"{cheapest} is not significantly different on {selected.measures['n']:,} images "
+            f"and took {times:.1f} times less time."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the evidence as plain data; `runs` is an object by name."""
+        runs = {each.name: each.to_json() for each in self.runs}
+        pairs = [pair.to_json() for pair in self.pairs]
+        return {
+            "data": self.data,
+            "classes": list(self.classes),
+            "part": self.part,
+            "split_digest": self.board.split_digest,
+            "board": self.board.to_json(),
+            "runs": runs,
+            "pairs": pairs,
+            "warnings": list(self.board.warnings),
+            "verdict": self.verdict,
+        }
+
+
+def build_evidence(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> Evidence:
+    """Return the evidence of finished runs on one split.
+
+    Args:
+        runs: At least one; judged on test if it is open for all of them, else on val.
         failed: Rows of a comparison that did not finish.
 
-    Returns:
-        `board` (see `leaderboard`), `part`, `runs` (by name: `measures`, `history`, `contract`, `plan`, `environment`, `command`, `scores`, `opened`),
-        `pairs` (every run against the selected one: points, interval, p, a sentence), `warnings` (leaks, broken contracts) and `verdict`.
+    Raises:
+        UserError: When splits, classes or images differ between runs, or a run was altered.
+    """
+    for finished in runs:
+        verify_run(finished)
+    board = build_leaderboard(runs, failed)
+    _require_same_classes(runs)
+    part = "test" if all(finished.test for finished in runs) else "val"
+    ranked = rank_runs(runs)
+    return Evidence(
+        data=runs[0].scores["data"],
+        classes=runs[0].classes,
+        part=part,
+        board=board,
+        runs=tuple(_build_run_evidence(finished, part) for finished in ranked),
+        pairs=tuple(_compare_with_selected(ranked, part)),
+    )
+
+
+def gather_evidence(
+    runs: Sequence[Run], failed: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the evidence of finished runs as plain data, see `Evidence.to_json`.
+
+    Args:
+        runs: At least one, on one split.
+        failed: Rows `{name, backbone, technique, seed, error}` that did not finish.
 
     Raises:
-        UserError: When splits or classes differ, the images of two runs differ, or a run was altered.
+        UserError: When splits, classes or images differ between runs, or a run was altered.
     """
-    for one in runs:
-        verify_run(one)
-    board = build_leaderboard_json(runs, failed)
-    classes = {one.classes: one.name for one in runs}
-    if len(classes) > 1:
-        (first, called), (second, other) = list(classes.items())[:2]
-        raise UserError(
-            f"{called} has the classes {', '.join(first[:5])} …, {other} has {', '.join(second[:5])} …. Expected the same. Report on runs of one dataset."
-        )
-    part = "test" if all(one.test for one in runs) else "val"
-    ranked = sorted(runs, key=lambda one: [row["name"] for row in board["rows"]].index(one.name))
-    told = {
-        "data": runs[0].scores["data"],
-        "classes": list(runs[0].classes),
-        "part": part,
-        "split_digest": board["split_digest"],
-        "board": board,
-        "runs": {one.name: _of(one, part) for one in ranked},
-        "pairs": _pairs(ranked, part),
-        "warnings": board["warnings"],
-    }
-    told["verdict"] = _verdict(told)
-    return told
+    return build_evidence(runs, to_failed_rows(failed)).to_json()
 
 
-def _of(one: Run, part: str) -> dict[str, Any]:
-    val = one.predictions("val")
-    temperature = fit_temperature(val["logits"], val["targets"])
-    judged = one.predictions(part)
-    environment = one.path / "environment.json"
-    return {
-        "name": one.name,
-        "path": str(one.path),
-        "scores": one.scores,
-        "measures": class_metrics(
-            judged["logits"],
-            judged["targets"],
-            one.classes,
-            temperature if part == "test" else None,
-        ),
-        "temperature": temperature,
-        "history": one.history(),
-        "contract": json.loads((one.path / "freeze.json").read_text()),
-        "plan": plan_to_toml(one.plan),
-        "environment": json.loads(environment.read_text()) if environment.is_file() else {},
-        "command": repeat_command(one),
-        "opened": (one.test or {}).get("opened", []),
-    }
-
-
-def repeat_command(one: Run) -> str:
-    """Return the command that does a run again."""
-    origin = one.scores["origin"]
-    words = ["regraft", "fit", str(origin["data"] or "DATA"), "--plan", str(one.path / "plan.toml")]
+def format_fit_command(finished: Run) -> str:
+    """Return the shell command that fits a run again."""
+    origin = finished.scores["origin"]
+    data = str(origin["data"] or "DATA")
+    words = ["regraft", "fit", data, "--plan", str(finished.path / "plan.toml")]
     for name, value in origin.items():
-        if value and name != "data":
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        if name == "data" or not value:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(str(value))
     return shlex.join(words)
 
 
-def _pairs(ranked: Sequence[Run], part: str) -> list[dict[str, Any]]:
-    """Return how every run differs from the selected one on the same images."""
-    best, found = ranked[0], []
-    mine = best.predictions(part)
-    right = mine["logits"].argmax(axis=1) == mine["targets"]
-    for other in ranked[1:]:
-        theirs = other.predictions(part)
-        if not np.array_equal(mine["keys"], theirs["keys"]):
-            raise UserError(
-                f"{best.name} and {other.name} were judged on different {part} images. Expected the same. Open the test part of both with the same data."
-            )
-        one = compare_paired(right, theirs["logits"].argmax(axis=1) == theirs["targets"])
-        found.append(
-            {"name": other.name, **one.plain(), "sentence": one.sentence(best.name, other.name)}
+def _require_same_classes(runs: Sequence[Run]) -> None:
+    names_by_classes = {finished.classes: finished.name for finished in runs}
+    if len(names_by_classes) > 1:
+        (classes, name), (other_classes, other_name) = list(names_by_classes.items())[:2]
+        raise UserError(
+            f"{name} has the classes {', '.join(classes[:5])} …, {other_name} has "
+            f"{', '.join(other_classes[:5])} …. Expected the same. "
+            "Report on runs of one dataset."
         )
-    return found
 
 
-def _verdict(told: dict[str, Any]) -> str:
-    """Return which way won and whether the difference is real, in two sentences."""
-    best, part = told["board"]["selected"], told["part"]
-    scores = told["runs"][best]["measures"]
-    low, high = scores["ci95"]
-    text = f"{best} does best on validation and is right on {scores['accuracy']:.1%} of {scores['n']:,} {part} images (95 % interval {low:.1%} to {high:.1%})."
-    if not told["pairs"]:
-        return text
-    cost = {
-        name: one["scores"]["seconds"]["total"] + one["scores"].get("shared_seconds", 0.0)
-        for name, one in told["runs"].items()
-    }
-    alike = [one for one in told["pairs"] if not one["real"]]
-    cheaper = [one["name"] for one in alike if cost[one["name"]] < 0.8 * cost[best]]
-    if cheaper:
-        name = min(cheaper, key=lambda one: cost[one])
-        times = cost[best] / max(cost[name], 1e-9)
-        return f"{text} {name} cannot be told apart from it with {scores['n']:,} images and took {times:.1f} times less time."
-    if alike:
-        return f"{text} {alike[0]['sentence']}"
-    closest = min(told["pairs"], key=lambda one: abs(one["points"]))
-    return f"{text} {closest['sentence']}"
+def _build_run_evidence(finished: Run, part: str) -> RunEvidence:
+    val = finished.predictions("val")
+    temperature = fit_temperature(val["logits"], val["targets"])
+    judged = finished.predictions(part)
+    measures = metrics_json(
+        judged["logits"],
+        judged["targets"],
+        finished.classes,
+        temperature if part == "test" else None,
+    )
+    return RunEvidence(
+        name=finished.name,
+        path=str(finished.path),
+        scores=finished.scores,
+        measures=measures,
+        temperature=temperature,
+        history=finished.history(),
+        contract=_load_contract(finished),
+        plan=plan_to_toml(finished.plan),
+        environment=_load_environment(finished),
+        command=format_fit_command(finished),
+        opened=(finished.test or {}).get("opened", []),
+    )
+
+
+def _load_contract(finished: Run) -> list[dict[str, Any]]:
+    """Return the freeze contract of a run, an entry for each phase."""
+    contract: list[dict[str, Any]] = json.loads((finished.path / "freeze.json").read_text())
+    return contract
+
+
+def _load_environment(finished: Run) -> dict[str, Any]:
+    """Return the versions and the hardware of a run; empty where it did not record them."""
+    path = finished.path / "environment.json"
+    if not path.is_file():
+        return {}
+    environment: dict[str, Any] = json.loads(path.read_text())
+    return environment
+
+
+def _compare_with_selected(ranked: Sequence[Run], part: str) -> list[PairedDifference]:
+    """Return how the first run differs from every other one on the same images."""
+    selected = ranked[0]
+    predictions = selected.predictions(part)
+    is_right = predictions["logits"].argmax(axis=1) == predictions["targets"]
+    pairs = []
+    for other in ranked[1:]:
+        other_predictions = other.predictions(part)
+        if not np.array_equal(predictions["keys"], other_predictions["keys"]):
+            raise UserError(
+                f"{selected.name} and {other.name} were judged on different {part} images. "
+                "Expected the same. Open the test part of both with the same data."
+            )
+        other_logits = other_predictions["logits"]
+        is_other_right = other_logits.argmax(axis=1) == other_predictions["targets"]
+        difference = compare_paired(is_right, is_other_right)
+        sentence = difference.sentence(selected.name, other.name)
+        pairs.append(PairedDifference(other.name, difference, sentence))
+    return pairs
+
+
+def _describe_selected(selected: RunEvidence, part: str) -> str:
+    measures = selected.measures
+    low, high = measures["ci95"]
+    return (
+        f"{selected.name} has the best validation accuracy; its {part} accuracy is "
+        f"{measures['accuracy']:.1%} on {measures['n']:,} images "
+        f"(95 % interval {low:.1%} to {high:.1%})."
+    )

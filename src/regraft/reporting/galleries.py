@@ -43,9 +43,7 @@ class PredictedImages:
     targets: NDArray[np.int64]
     probabilities: NDArray[np.float64]
 
-    def thumbnails(
-        self, numbers: NDArray[np.int64], heats: Sequence[Heat] = ()
-    ) -> list[Thumbnail]:
+    def thumbnails(self, numbers: NDArray[np.int64], heats: Sequence[Heat] = ()) -> list[Thumbnail]:
         """Return thumbnails of some images, with maps where they are given."""
         images = self.dataset.images.read(self.rows[numbers])
         thumbnails = []
@@ -88,16 +86,12 @@ def run_galleries(run: Run, part: str, dataset: Dataset, make_maps: MapMaker) ->
             images.thumbnails(worst),
             "There are none.",
         ),
-        Gallery(
-            "Least certain", "Lowest-confidence predictions.", images.thumbnails(least)
-        ),
+        Gallery("Least certain", "Lowest-confidence predictions.", images.thumbnails(least)),
         _map_gallery(images, worst, make_maps),
     ]
 
 
-def _map_gallery(
-    images: PredictedImages, worst: NDArray[np.int64], make_maps: MapMaker
-) -> Gallery:
+def _map_gallery(images: PredictedImages, worst: NDArray[np.int64], make_maps: MapMaker) -> Gallery:
     title = "Where it looks"
     about = (
         "What speaks for the predicted class (HiResCAM, Draelos and Carin 2020); first the surest "

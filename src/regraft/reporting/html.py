@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.reporting.charts import draw_charts, series_colour
+from regraft.reporting.charts import draw_charts
+from regraft.reporting.plots import get_colour
 
-_SIDE = 112  # pixels of a thumbnail
+_THUMBNAIL_SIDE = 112  # pixels
+_MAX_CONFUSIONS = 10
+_HEAT_COLOUR = (255, 90, 0)
+_HEAT_OPACITY = 0.65
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image to show, with what is said under it; `heat` is where the network looked, 0 … 1, of the image's size."""
+    """An image to show as a thumbnail.
+
+    Args:
+        image: `(h, w, 3)` uint8.
+        lines: The caption.
+        heat: Class-activation map of the image's size, 0 … 1.
+        right: Whether the prediction is right; colours the first line of the caption.
+    """
 
     image: NDArray[np.uint8]
     lines: tuple[str, ...]
@@ -38,7 +49,14 @@ class Gallery:
 
 @dataclass(frozen=True)
 class PageExtras:
-    """What only those can add who have the images: galleries, and what `regraft check` found."""
+    """The parts of a report that need the images.
+
+    Args:
+        galleries: Of the selected run.
+        check: What `regraft check` found.
+        check_galleries: Its images.
+        leaks: A sentence on images that occur in several parts.
+    """
 
     galleries: Sequence[Gallery] = field(default_factory=tuple)
     check: dict[str, Any] | None = None
@@ -46,112 +64,115 @@ class PageExtras:
     leaks: str = ""
 
 
-def render_html(told: dict[str, Any], extra: PageExtras, version: str) -> str:
-    """Return the page of a report, UTF-8 text without a single outside address that would be loaded.
+def render_html(evidence: Mapping[str, Any], extra: PageExtras, version: str) -> str:
+    """Return the page of a report, UTF-8 text that loads nothing from any address.
 
     Args:
-        told: As `evidence.gathered` has it.
+        evidence: As `evidence.gathered` returns it.
         extra: Galleries and data checks.
         version: Of regraft.
     """
-    selected = told["board"]["selected"]
-    drawn = draw_charts(told["runs"], selected)
-    colours = {name: series_colour(number) for number, name in enumerate(told["runs"])}
-    confused = _confused(told["runs"][selected]["measures"])
-    pairs = {pair["name"]: pair for pair in told["pairs"]}
-    return _rendered(
+    runs = evidence["runs"]
+    selected = evidence["board"]["selected"]
+    return _render(
         "report.html",
-        told=told,
+        evidence=evidence,
         extra=extra,
-        charts=drawn,
-        colours=colours,
+        charts=draw_charts(evidence),
+        colours={name: get_colour(number) for number, name in enumerate(runs)},
         selected=selected,
-        confused=confused,
+        confusions=_find_confusions(runs[selected]["measures"]),
         version=version,
-        pairs=pairs,
+        pairs=_get_pairs_by_name(evidence),
     )
 
 
-def render_check_html(told: dict[str, Any], galleries: Sequence[Gallery], version: str) -> str:
+def render_check_html(check: Mapping[str, Any], galleries: Sequence[Gallery], version: str) -> str:
     """Return the page of a check alone."""
-    return _rendered(
-        "check.html",
-        check=told,
-        extra=PageExtras(check=told, check_galleries=galleries),
-        version=version,
-    )
+    return _render("check.html", check=check, galleries=galleries, version=version)
 
 
-def render_markdown(told: dict[str, Any]) -> str:
-    """Return the report as Markdown: verdict, leaderboard, pairs, how to repeat it."""
-    return _rendered(
+def render_markdown(evidence: Mapping[str, Any]) -> str:
+    """Return the report as Markdown: verdict, leaderboard, and the commands to run it again."""
+    return _render(
         "report.md",
-        told=told,
-        selected=told["board"]["selected"],
-        pairs={p["name"]: p for p in told["pairs"]},
+        evidence=evidence,
+        selected=evidence["board"]["selected"],
+        pairs=_get_pairs_by_name(evidence),
     )
 
 
-def _rendered(name: str, **values: Any) -> str:
+def _get_pairs_by_name(evidence: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {pair["name"]: pair for pair in evidence["pairs"]}
+
+
+def _render(template: str, **values: Any) -> str:
     import jinja2
 
-    world = jinja2.Environment(
-        loader=jinja2.PackageLoader("regraft.reporting"),
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("regraft.report"),
         autoescape=jinja2.select_autoescape(("html.j2",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    world.filters |= {
-        "thumbnail": _thumbnail,
-        "percent": lambda share: f"{share:.1%}",
-        "short": _short,
+    environment.filters |= {
+        "thumbnail": _to_thumbnail_url,
+        "percent": _format_percent,
+        "short": _format_count,
     }
-    return str(world.get_template(f"{name}.j2").render(**values))
+    return str(environment.get_template(f"{template}.j2").render(**values))
 
 
-def _confused(measures: dict[str, Any], most: int = 10) -> list[dict[str, Any]]:
-    """Return which classes are taken for which others most often."""
-    names, table = [row["name"] for row in measures["per_class"]], np.array(measures["confusion"])
-    np.fill_diagonal(table, 0)
-    order = np.argsort(-table, axis=None, kind="stable")[:most]
-    places = [divmod(int(place), len(names)) for place in order]
-    return [
-        {"true": names[row], "said": names[column], "n": int(table[row, column])}
-        for row, column in places
-        if table[row, column]
-    ]
+def _find_confusions(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the most frequent pairs of true and predicted class, at most `_MAX_CONFUSIONS`."""
+    names = [row["name"] for row in measures["per_class"]]
+    counts = np.array(measures["confusion"])
+    np.fill_diagonal(counts, 0)
+    confusions = []
+    for place in np.argsort(-counts, axis=None, kind="stable")[:_MAX_CONFUSIONS]:
+        row, column = divmod(int(place), len(names))
+        count = int(counts[row, column])
+        if count:
+            confusions.append({"true": names[row], "predicted": names[column], "n": count})
+    return confusions
 
 
-def _thumbnail(shot: Thumbnail) -> str:
-    """Return a small JPEG of a shot as a data address, with the heat laid over it where there is some."""
+def _to_thumbnail_url(shot: Thumbnail) -> str:
+    """Return a small JPEG of an image as a data address, with its heat map laid over it."""
     from PIL import Image
 
     picture = Image.fromarray(shot.image)
-    factor = _SIDE / max(picture.size)
+    factor = _THUMBNAIL_SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    picture = picture.resize(
-        size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
-    )
+    resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+    picture = picture.resize(size, resampling)
     if shot.heat is not None:
-        heat = np.asarray(Image.fromarray(shot.heat).resize(size, Image.Resampling.BILINEAR))[
-            ..., None
-        ]
-        grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
-        hot = np.array([255, 90, 0], dtype=np.float32)
-        picture = Image.fromarray(
-            (grey * (1 - 0.65 * heat) + hot * 0.65 * heat).clip(0, 255).astype(np.uint8)
-        )
+        resized = Image.fromarray(shot.heat).resize(size, Image.Resampling.BILINEAR)
+        picture = _overlay_heat(picture, np.asarray(resized))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _short(count: float) -> str:
-    return (
-        f"{count / 1e6:.2f} M"
-        if count >= 1e6
-        else f"{count / 1e3:.1f} k"
-        if count >= 1e3
-        else f"{count:.0f}"
-    )
+def _overlay_heat(picture: Any, heat: NDArray[np.float32]) -> Any:
+    """Return a picture in grey with a heat map `(h, w)`, 0 … 1, laid over it in colour."""
+    from PIL import Image
+
+    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    colour = np.array(_HEAT_COLOUR, dtype=np.float32)
+    heat = heat[..., None]
+    mixed = grey * (1 - _HEAT_OPACITY * heat) + colour * _HEAT_OPACITY * heat
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+
+def _format_percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _format_count(count: float) -> str:
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} M"
+    if count >= 1e3:
+        return f"{count / 1e3:.1f} k"
+    return f"{count:.0f}"

@@ -1,82 +1,225 @@
-"""The leaderboard: rows ranked on validation, what differs for real, and its files.
-
-Refuses to compare runs whose splits differ.
-"""
+"""The leaderboard: runs ranked on validation, their paired differences on test, and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from regraft.errors import UserError
-from regraft.evaluation.paired import compare_paired
-from regraft.reporting.plots import plot_cost, plot_curves
-from regraft.runs.folder import Run, write_json, write_table
+from regraft.evaluation.paired import PairedDifference, compare_paired
+from regraft.reporting.plots import save_cost, save_curves, to_run_series
+from regraft.runs.folder import Run, write_table
+from regraft.system.output import write_json
 
 
-def build_leaderboard_json(
-    runs: Sequence[Run], failed: Sequence[dict[str, Any]] = ()
-) -> dict[str, Any]:
-    """Return the comparison as plain data: rows ranked by validation accuracy, broken freeze contracts last, the selected one, and what differs for real.
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One finished run on the leaderboard.
 
     Args:
-        runs: Finished runs on one split; the test part may be open or shut.
-        failed: Rows `{name, backbone, technique, seed, error}` that did not finish; they come last.
+        name: Of the run.
+        scores: The contents of its `scores.json`.
+        test: Scores on the test part; None unless it was opened for this run and the selected one.
+        opened: When the test part was opened.
+        versus_selected: Paired difference to the selected run on the same test images.
+    """
 
-    Returns:
-        `rows` (scores, name, `test` and `versus_selected` where the test part is open), `selected` (a name or None), `split_digest`, `seeds`
-        (mean and spread, where there are several), `warnings` (what must be read first) and `verdict`, a sentence.
+    name: str
+    scores: Mapping[str, Any]
+    test: Mapping[str, Any] | None = None
+    opened: Sequence[str] | None = None
+    versus_selected: PairedDifference | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain data: name, every score, and the test part where it is open."""
+        row = {"name": self.name, **self.scores}
+        if self.test is not None:
+            row["test"] = self.test
+            row["opened"] = self.opened
+        if self.versus_selected is not None:
+            row["versus_selected"] = self.versus_selected.plain()
+        return row
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A run of a comparison that did not finish, with the reason."""
+
+    name: str
+    backbone: str | None
+    technique: str | None
+    seed: int
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain data; only failed rows have the key `error`."""
+        return {
+            "name": self.name,
+            "backbone": self.backbone,
+            "technique": self.technique,
+            "seed": self.seed,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """Mean and standard deviation of the accuracy of one plan over several seeds."""
+
+    backbone: str
+    technique: str
+    seeds: int
+    val_mean: float
+    val_spread: float
+    test_mean: float | None = None
+    test_spread: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain data; test is left out unless it is open for every seed."""
+        summary: dict[str, Any] = {
+            "backbone": self.backbone,
+            "technique": self.technique,
+            "seeds": self.seeds,
+            "val_mean": self.val_mean,
+            "val_spread": self.val_spread,
+        }
+        if self.test_mean is not None:
+            summary |= {"test_mean": self.test_mean, "test_spread": self.test_spread}
+        return summary
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Runs on one split, ranked on validation.
+
+    Args:
+        rows: Finished runs, the best first, runs with a broken freeze contract last.
+        failed: Runs that did not finish.
+        split_digest: Of the split of all runs; None without runs.
+        seeds: A summary for each plan that was run with several seeds.
+        warnings: What must be read before any number.
+    """
+
+    rows: tuple[LeaderboardRow, ...]
+    failed: tuple[FailedRow, ...]
+    split_digest: str | None
+    seeds: tuple[SeedSummary, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def selected(self) -> str | None:
+        """Name of the best run on validation; None without runs."""
+        return self.rows[0].name if self.rows else None
+
+    @property
+    def verdict(self) -> str:
+        """One to three sentences: which run was selected, and which runs differ from it on test."""
+        if not self.rows:
+            return "No row finished."
+        best = self.rows[0]
+        if not best.test:
+            return _describe_validation(best)
+        return " ".join([_describe_test(best), *_describe_rivals(self.rows)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the leaderboard as plain data: finished rows first, then failed ones."""
+        rows = [row.to_json() for row in self.rows]
+        rows += [row.to_json() for row in self.failed]
+        seeds = [summary.to_json() for summary in self.seeds]
+        return {
+            "rows": rows,
+            "selected": self.selected,
+            "split_digest": self.split_digest,
+            "seeds": seeds,
+            "verdict": self.verdict,
+            "warnings": list(self.warnings),
+        }
+
+
+def build_leaderboard(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> Leaderboard:
+    """Return the leaderboard of finished runs on one split.
+
+    Args:
+        runs: Finished runs; the test part may be open or held out.
+        failed: Rows that did not finish; they come last.
 
     Raises:
         UserError: When the runs were fitted on different splits; names both.
     """
-    digests = {finished.scores["split_digest"]: finished.name for finished in runs}
-    if len(digests) > 1:
-        (one, first), (other, second) = list(digests.items())[:2]
-        raise UserError(
-            f"{first} was fitted on split {one}, {second} on {other}. Expected runs on the same images and split. Compare runs of one split only."
-        )
-    ranked = sorted(
-        runs,
-        key=lambda one: (
-            one.scores.get("contract") == "broken",
-            -one.scores["val"]["accuracy"],
-            one.scores["val"]["loss"],
-        ),
+    split_digest = _require_one_split(runs)
+    ranked = rank_runs(runs)
+    warnings: dict[str, None] = {}
+    for finished in ranked:
+        warnings |= dict.fromkeys(finished.cautions)
+    return Leaderboard(
+        rows=tuple(_build_row(finished, ranked[0]) for finished in ranked),
+        failed=tuple(failed),
+        split_digest=split_digest,
+        seeds=tuple(_summarize_seeds(ranked)),
+        warnings=tuple(warnings),
     )
-    rows = [_row(one, ranked[0]) for one in ranked]
-    names = [row["name"] for row in rows]
-    return {
-        "rows": [*rows, *failed],
-        "selected": names[0] if names else None,
-        "split_digest": next(iter(digests), None),
-        "seeds": _over_seeds(ranked),
-        "verdict": _verdict(rows),
-        "warnings": list(dict.fromkeys(line for one in ranked for line in one.cautions)),
-    }
+
+
+def build_leaderboard_json(
+    runs: Sequence[Run], failed: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Return the leaderboard as plain data, see `Leaderboard.to_json`.
+
+    Args:
+        runs: Finished runs on one split.
+        failed: Rows `{name, backbone, technique, seed, error}` that did not finish.
+
+    Raises:
+        UserError: When the runs were fitted on different splits; names both.
+    """
+    return build_leaderboard(runs, to_failed_rows(failed)).to_json()
+
+
+def to_failed_rows(rows: Iterable[Mapping[str, Any]]) -> list[FailedRow]:
+    """Return typed rows from plain ones, `{name, backbone, technique, seed, error}`."""
+    names = [field.name for field in fields(FailedRow)]
+    failed = []
+    for row in rows:
+        values = {name: row[name] for name in names}
+        failed.append(FailedRow(**values))
+    return failed
+
+
+def rank_runs(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs by validation accuracy, then loss; broken freeze contracts come last."""
+
+    def get_rank(finished: Run) -> tuple[bool, float, float]:
+        val = finished.scores["val"]
+        is_broken = finished.scores.get("contract") == "broken"
+        return is_broken, -val["accuracy"], val["loss"]
+
+    return sorted(runs, key=get_rank)
 
 
 def write_leaderboard(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
-    """Write `leaderboard.json`, `leaderboard.csv`, `curves.png` and `accuracy-against-seconds.png`."""
+    """Write `leaderboard.json`, `leaderboard.csv`, `curves.png` and `accuracy-against-seconds.png`.
+
+    Args:
+        board: As `leaderboard` returns it.
+        runs: Its runs; without any, no picture is drawn.
+        folder: Where the files go.
+    """
     write_table(folder / "leaderboard.csv", [flat_row(row) for row in board["rows"]])
     if runs:
-        plot_curves(runs, folder / "curves.png")
-        plot_cost(runs, folder / "accuracy-against-seconds.png")
+        part = "test" if all(finished.test for finished in runs) else "val"
+        series = [to_run_series(finished, part) for finished in runs]
+        save_curves(series, folder / "curves.png")
+        save_cost(series, folder / "accuracy-against-seconds.png")
     write_json(folder / "leaderboard.json", board)
 
 
-def flat_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of the leaderboard as a person reads it: one number a column."""
+def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the leaderboard as a line of its CSV: one number a column."""
     if "error" in row:
-        return {
-            "name": row["name"],
-            "backbone": row["backbone"],
-            "technique": row["technique"],
-            "seed": row["seed"],
-            "error": row["error"],
-        }
+        return to_failed_rows([row])[0].to_json()
     test = row.get("test") or {}
     low, high = test.get("ci95", (None, None))
     return {
@@ -99,67 +242,117 @@ def flat_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(one: Run, selected: Run) -> dict[str, Any]:
-    row = {"name": one.name, **one.scores}
-    if one.test and selected.test:
-        row["test"] = one.test["test"]
-        row["opened"] = one.test["opened"]
-        mine, theirs = one.predictions("test"), selected.predictions("test")
-        if one.name != selected.name and (mine["keys"] == theirs["keys"]).all():
-            right = [found["logits"].argmax(axis=1) == found["targets"] for found in (mine, theirs)]
-            row["versus_selected"] = compare_paired(right[0], right[1]).plain()
-    return row
+def _require_one_split(runs: Iterable[Run]) -> str | None:
+    """Return the digest of the runs' split, None without runs; raises `UserError` for several."""
+    digests = {finished.scores["split_digest"]: finished.name for finished in runs}
+    if len(digests) > 1:
+        (first_digest, first_name), (second_digest, second_name) = list(digests.items())[:2]
+        raise UserError(
+            f"{first_name} was fitted on split {first_digest}, {second_name} on {second_digest}. "
+            "Expected runs on the same images and split. Compare runs of one split only."
+        )
+    return next(iter(digests), None)
 
 
-def _over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return mean and spread of each backbone and technique that ran with several seeds; runs of one seed are one."""
-    found: dict[str, list[Run]] = {}
-    for one in runs:
-        found.setdefault(one.plan.model_copy(update={"seed": 0}).digest, []).append(one)
-    rows = []
-    for alike in found.values():
-        same = list({one.plan.seed: one for one in alike}.values())
-        if len(same) < 2:
+def _build_row(finished: Run, selected: Run) -> LeaderboardRow:
+    if not (finished.test and selected.test):
+        return LeaderboardRow(finished.name, finished.scores)
+    difference = None
+    if finished.name != selected.name:
+        difference = _compare_on_test(finished, selected)
+    return LeaderboardRow(
+        name=finished.name,
+        scores=finished.scores,
+        test=finished.test["test"],
+        opened=finished.test["opened"],
+        versus_selected=difference,
+    )
+
+
+def _compare_on_test(finished: Run, selected: Run) -> PairedDifference | None:
+    """Return the paired difference on test; None where the images are not the same."""
+    predictions = finished.predictions("test")
+    selected_predictions = selected.predictions("test")
+    if not (predictions["keys"] == selected_predictions["keys"]).all():
+        return None
+    return compare_paired(
+        predictions["logits"].argmax(axis=1) == predictions["targets"],
+        selected_predictions["logits"].argmax(axis=1) == selected_predictions["targets"],
+    )
+
+
+def _summarize_seeds(runs: Iterable[Run]) -> list[SeedSummary]:
+    """Return a summary for each plan with several seeds; runs of one seed count once."""
+    by_plan: dict[str, dict[int, Run]] = {}
+    for finished in runs:
+        plan_without_seed = finished.plan.model_copy(update={"seed": 0}).digest
+        by_plan.setdefault(plan_without_seed, {})[finished.plan.seed] = finished
+    groups = [list(by_seed.values()) for by_seed in by_plan.values()]
+    return [_summarize_group(group) for group in groups if len(group) > 1]
+
+
+def _summarize_group(group: Sequence[Run]) -> SeedSummary:
+    """Return mean and spread over runs that differ in nothing but the seed."""
+    val = [finished.scores["val"]["accuracy"] for finished in group]
+    test = [finished.test["test"]["accuracy"] for finished in group if finished.test]
+    is_open = len(test) == len(group)
+    return SeedSummary(
+        backbone=group[0].plan.backbone,
+        technique=group[0].plan.technique,
+        seeds=len(group),
+        val_mean=mean(val),
+        val_spread=stdev(val),
+        test_mean=mean(test) if is_open else None,
+        test_spread=stdev(test) if is_open else None,
+    )
+
+
+def _describe_validation(best: LeaderboardRow) -> str:
+    val = best.scores["val"]
+    return (
+        f"{best.name} has the best validation accuracy ({val['accuracy']:.1%} on {val['n']:,} "
+        "images); the test part is held out."
+    )
+
+
+def _describe_test(best: LeaderboardRow) -> str:
+    assert best.test is not None
+    low, high = best.test["ci95"]
+    return (
+        f"{best.name} was selected on validation; its test accuracy is "
+        f"{best.test['accuracy']:.1%} on {best.test['n']:,} images "
+        f"(95 % interval {low:.1%} to {high:.1%})."
+    )
+
+
+def _describe_rivals(rows: Sequence[LeaderboardRow]) -> list[str]:
+    """Return sentences on which rows differ significantly from the first one on test."""
+    better: list[str] = []
+    similar: list[str] = []
+    worse: list[str] = []
+    for row in rows[1:]:
+        difference = row.versus_selected
+        if difference is None:
             continue
-        row: dict[str, Any] = {
-            "backbone": same[0].plan.backbone,
-            "technique": same[0].plan.technique,
-            "seeds": len(same),
-        }
-        val = [one.scores["val"]["accuracy"] for one in same]
-        row |= {"val_mean": mean(val), "val_spread": stdev(val)}
-        if all(one.test for one in same):
-            test = [one.test["test"]["accuracy"] for one in same if one.test]
-            row |= {"test_mean": mean(test), "test_spread": stdev(test)}
-        rows.append(row)
-    return rows
-
-
-def _verdict(rows: Sequence[dict[str, Any]]) -> str:
-    if not rows:
-        return "No row finished."
-    best = rows[0]
-    test = best.get("test")
-    if not test:
-        return f"{best['name']} does best on validation ({best['val']['accuracy']:.1%} of {best['val']['n']:,} images); the test part is shut."
-    low, high = test["ci95"]
-    text = f"{best['name']} was selected on validation and is right on {test['accuracy']:.1%} of {test['n']:,} test images"
-    text += f" (95 % interval {low:.1%} to {high:.1%})."
-    rivals = [row for row in rows[1:] if "versus_selected" in row]
-    alike = [row["name"] for row in rivals if not row["versus_selected"]["real"]]
-    better = [
-        row["name"]
-        for row in rivals
-        if row["versus_selected"]["real"] and row["versus_selected"]["points"] > 0
-    ]
+        if not difference.real:
+            similar.append(row.name)
+        elif difference.points > 0:
+            better.append(row.name)
+        else:
+            worse.append(row.name)
+    sentences = []
     if better:
-        text += f" On the test part {_and(better)} {'is' if len(better) == 1 else 'are'} better."
-    if alike:
-        text += f" No difference to {_and(alike)} can be told with {test['n']:,} images."
-    elif rivals and not better:
-        text += " Every other row is worse by more than chance."
-    return text
+        verb = "is" if len(better) == 1 else "are"
+        sentences.append(f"On the test part {_join_names(better)} {verb} significantly better.")
+    if similar:
+        names = _join_names(similar)
+        sentences.append(f"The test part shows no significant difference to {names}.")
+    elif worse and not better:
+        sentences.append("Every other row is significantly worse.")
+    return sentences
 
 
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _join_names(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regraft.errors import UserError
-from regraft.system.files import check_writable, unwritable_error
+from regraft.system.disk import check_writable, unwritable_error
 from regraft.system.output import write_text
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import UserError, join_truncated
-from regraft.plans.schema import Plan, read_plan
-from regraft.runs import layout
+from regraft.plans.schema import Plan
+from regraft.plans.toml import read_plan
+from regraft.runs.layout import CLASSES, ENVIRONMENT, FORMAT, FREEZE, HISTORY, PLAN, SCORES, SEALED, SKIPPED, SPLIT, TEST, TEST_PREDICTIONS, WEIGHTS, prediction_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ class Run:
     @cached_property
     def test(self) -> dict[str, Any] | None:
         """What `test.json` says; None while the test part is held out."""
-        path = self.path / layout.TEST
+        path = self.path / TEST
         return _read_object(path) if path.is_file() else None
 
     @property
@@ -93,7 +94,7 @@ class Run:
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, or for each L2 value of a linear probe."""
         rows = []
-        with (self.path / layout.HISTORY).open(newline="") as file:
+        with (self.path / HISTORY).open(newline="") as file:
             try:
                 for row in csv.DictReader(file):
                     rows.append({key: float(value) for key, value in row.items() if value})
@@ -103,7 +104,7 @@ class Run:
 
     def predictions(self, part: str = "val") -> dict[str, NDArray[Any]]:
         """Return `keys`, `targets` and `logits` of a part that was scored."""
-        path = self.path / layout.prediction_file(part)
+        path = self.path / prediction_file(part)
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {key: file[key] for key in ("keys", "targets", "logits")}
@@ -112,9 +113,9 @@ class Run:
 
     def split(self) -> list[SplitRow]:
         """Return the part and the class of every image, with those that were left out."""
-        rows = self._split_rows(layout.SPLIT)
-        if (self.path / layout.SKIPPED).is_file():
-            rows += self._split_rows(layout.SKIPPED)
+        rows = self._split_rows(SPLIT)
+        if (self.path / SKIPPED).is_file():
+            rows += self._split_rows(SKIPPED)
         return rows
 
     def _split_rows(self, name: str) -> list[SplitRow]:
@@ -130,12 +131,12 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """Return versions, processor and threads; empty where they cannot be read."""
-        return _read_or_empty(self.path / layout.ENVIRONMENT)
+        return _read_or_empty(self.path / ENVIRONMENT)
 
     def freeze_checks(self) -> list[dict[str, Any]]:
         """Return the freeze check of every phase."""
         try:
-            checks: list[dict[str, Any]] = json.loads((self.path / layout.FREEZE).read_text())
+            checks: list[dict[str, Any]] = json.loads((self.path / FREEZE).read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise damaged_error(self.path, error) from error
         return checks
@@ -144,12 +145,12 @@ class Run:
         """Return the tensors of backbone and head by name."""
         import safetensors.torch
 
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(self.path / layout.WEIGHTS)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(self.path / WEIGHTS)
         return tensors
 
     def weights_digest(self) -> str:
         """Return a digest of the weight file."""
-        return file_digest(self.path / layout.WEIGHTS)
+        return file_digest(self.path / WEIGHTS)
 
     def __repr__(self) -> str:
         val = self.scores["val"]
@@ -165,23 +166,23 @@ def load_run(path: str | Path) -> Run:
         UserError: When there is none, it is unfinished or damaged, or of a newer format.
     """
     path = Path(path)
-    if not (path / layout.PLAN).is_file():
+    if not (path / PLAN).is_file():
         raise _no_run(path)
-    if not (path / layout.SCORES).is_file():
+    if not (path / SCORES).is_file():
         raise UserError(
             f"The run in {path} is not finished. Resume it with the same `regraft fit` command "
             "and --resume."
         )
-    scores = _read_object(path / layout.SCORES)
+    scores = _read_object(path / SCORES)
     require_format(path, scores)
     try:
-        classes = json.loads((path / layout.CLASSES).read_text())
+        classes = json.loads((path / CLASSES).read_text())
         is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
         if not is_names or len(classes) < 2:
-            raise ValueError(f"{layout.CLASSES} is no list of names")
+            raise ValueError(f"{CLASSES} is no list of names")
     except (OSError, ValueError, RecursionError) as error:
         raise damaged_error(path, error) from error
-    return Run(path, read_plan(path / layout.PLAN), tuple(classes), scores)
+    return Run(path, read_plan(path / PLAN), tuple(classes), scores)
 
 
 def _no_run(path: Path) -> UserError:
@@ -202,21 +203,21 @@ def require_format(path: Path, values: dict[str, Any]) -> None:
     Folders of 0.1 carry no format, and are read.
     """
     version = values.get("format", 0)
-    if not isinstance(version, int) or version > layout.FORMAT:
+    if not isinstance(version, int) or version > FORMAT:
         raise UserError(
             f"The run in {path} has format {version}, and this version of regraft reads formats up "
-            f"to {layout.FORMAT}. Expected a run of this version or an older one. Upgrade regraft."
+            f"to {FORMAT}. Expected a run of this version or an older one. Upgrade regraft."
         )
 
 
 def list_runs(root: Path) -> list[Path]:
     """Return the run folders in a folder, finished or not, in the order of their names."""
-    return sorted(path.parent for path in root.glob(f"*/{layout.PLAN}"))
+    return sorted(path.parent for path in root.glob(f"*/{PLAN}"))
 
 
 def sealed_digests(path: Path) -> dict[str, str]:
     """Return a digest of every file of a run that must not change once it is finished."""
-    names = [name for name in layout.SEALED if (path / name).is_file()]
+    names = [name for name in SEALED if (path / name).is_file()]
     return {name: file_digest(path / name) for name in names}
 
 
@@ -230,7 +231,7 @@ def verify_run(run: Run) -> None:
     """Raise `UserError` when a file of a finished run is missing or has changed; names them."""
     expected = dict(run.scores.get("files", {}))
     if run.test and "predictions" in run.test:
-        expected[layout.TEST_PREDICTIONS] = run.test["predictions"]
+        expected[TEST_PREDICTIONS] = run.test["predictions"]
     changed = [name for name in expected if not _is_unchanged(run.path / name, expected[name])]
     if changed:
         raise UserError(
@@ -245,7 +246,7 @@ def find_finished(folders: Iterable[Path]) -> list[Path]:
     found = set()
     for folder in folders:
         for pattern in ("", "*/", "*/*/"):
-            for path in folder.glob(f"{pattern}{layout.SCORES}"):
+            for path in folder.glob(f"{pattern}{SCORES}"):
                 found.add(path.parent.resolve())
     return sorted(found)
 

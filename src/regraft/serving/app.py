@@ -1,16 +1,16 @@
-"""The HTTP interface: one image or many in, classes with probabilities out, as JSON that `/openapi.json` describes.
+"""The HTTP interface: one image or many in, classes with probabilities out, as JSON.
 
-Refuses to know the page; it is mounted beside. Loads FastAPI.
+`/openapi.json` describes it. The web page is mounted beside it. Importing this loads FastAPI.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, File, HTTPException, Query, UploadFile
@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from regraft.evaluation.scores import log_softmax
+from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier
 from regraft.models.transforms import resize_center_crop, storage_size
-from regraft.serving.batching import Batcher, Full
-from regraft.serving.limits import Guard, Limits, Refused, decode_upload
+from regraft.serving.batching import Batcher, QueueFull
+from regraft.serving.limits import Limits, LimitsMiddleware, RequestRefused, decode_image
 from regraft.serving.similar import SimilarImages
 
-_DECODERS = 2  # threads, and so images decoded at once
+_DECODER_THREADS = 2  # and so images decoded at once
 
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
+ComputeMaps = Callable[[Classifier, Sequence[Pixels], Sequence[int]], list[NDArray[np.float32]]]
 
 
-class Chance(BaseModel):
+class ClassProbability(BaseModel):
     """One class with its probability."""
 
     label: str
@@ -37,35 +40,35 @@ class Chance(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the network says of one image."""
+    """The prediction for one image."""
 
-    label: str = Field(description="the likeliest class")
+    label: str = Field(description="the most probable class")
     probability: float = Field(ge=0, le=1, description="its probability")
-    classes: list[Chance] = Field(
-        description="classes by falling probability, as many as were asked for"
+    classes: list[ClassProbability] = Field(
+        description="classes by descending probability, as many as `top` asks for"
     )
 
 
-class Row(BaseModel):
-    """What the network says of one image of several, or why it cannot be read."""
+class BatchPrediction(BaseModel):
+    """The prediction for one image of several, or why it cannot be read."""
 
-    name: str | None = Field(description="the file's name as it was sent")
+    name: str | None = Field(description="the file name as it was sent")
     label: str | None = None
     probability: float | None = None
-    classes: list[Chance] = []
+    classes: list[ClassProbability] = []
     error: str | None = Field(
-        None, description="why the image cannot be read; the others are answered all the same"
+        None, description="why the image cannot be read; the other images are still answered"
     )
 
 
 class Batch(BaseModel):
-    """What the network says of several images, in the order in which they were sent."""
+    """The predictions for several images, in the order in which they were sent."""
 
-    predictions: list[Row]
+    predictions: list[BatchPrediction]
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: str = "ok"
     run: str
@@ -77,169 +80,220 @@ class Health(BaseModel):
     )
 
 
-class Fault(BaseModel):
+class ErrorMessage(BaseModel):
     """Why a request was refused."""
 
     detail: str
 
 
-Top = Annotated[int | None, Query(ge=1, description="how many classes to list; all when left out")]
-One = Annotated[
+Top = Annotated[int | None, Query(ge=1, description="how many classes to list; all by default")]
+OneFile = Annotated[
     UploadFile, File(description="an image file: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF")
 ]
-Many = Annotated[list[UploadFile], File(description="image files")]
-_FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Fault, "description": what}
-    for status, what in {
-        408: "the request did not come whole in time",
-        413: "the request is too large",
-        422: "no image that can be read, or too many pixels or images",
-        503: "too much is being answered already; try again",
-    }.items()
+ManyFiles = Annotated[list[UploadFile], File(description="image files")]
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    408: {"model": ErrorMessage, "description": "the request was not complete in time"},
+    413: {"model": ErrorMessage, "description": "the request is too large"},
+    422: {
+        "model": ErrorMessage,
+        "description": "no image that can be read, or too many pixels or images",
+    },
+    503: {"model": ErrorMessage, "description": "too many requests at one time; try again"},
 }
 
 
 class Service:
-    """A classifier with a queue in front of it: what both the HTTP interface and the page ask."""
+    """A classifier with a queue in front of it, which both the HTTP interface and the page use.
 
-    def __init__(self, classifier: Classifier, gallery: SimilarImages, limits: Limits) -> None:
-        self.classifier, self.gallery, self.limits = classifier, gallery, limits
+    Args:
+        classifier: The run.
+        similar: Its training images.
+        limits: What is accepted.
+        compute_maps: Returns class-activation maps, as `attention.maps` does.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        similar: SimilarImages,
+        limits: Limits,
+        compute_maps: ComputeMaps = activation_maps,
+    ) -> None:
+        self.classifier = classifier
+        self.similar = similar
+        self.limits = limits
+        self.compute_maps = compute_maps
         self.batcher = Batcher(classifier.logits, limits.waiting)
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(_DECODER_THREADS, thread_name_prefix="decode")
 
-    async def ready(self, upload: Any) -> Pixels:
-        """Return an uploaded file, or the file at a path, decoded and as small as the network needs it; raises `Refused`."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._ready, upload)
+    async def load_image(self, upload: Any) -> Pixels:
+        """Return an uploaded file, or the file at a path, decoded and resized for the network.
 
-    async def chances(self, images: list[Pixels]) -> NDArray[np.float64]:
-        """Return probabilities `(n, classes)`; raises `Refused` when the queue is full."""
+        Raises:
+            RequestRefused: When it is no image, or has too many pixels.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, self._load_image, upload)
+
+    async def predict_proba(self, images: list[Pixels]) -> NDArray[np.float64]:
+        """Return probabilities `(n, classes)`.
+
+        Raises:
+            RequestRefused: When the queue is full.
+        """
         try:
-            return np.exp(log_softmax(await self.batcher.ask(images)))
-        except Full:
-            raise Refused(
+            logits = await self.batcher.submit(images)
+        except QueueFull:
+            raise RequestRefused(
                 503,
-                f"{len(self.batcher.queue):,} images are waiting, as many as may. Try again in a second.",
+                f"{len(self.batcher.queue):,} images are waiting, and the queue has no room for "
+                "more. Try again in a second.",
             ) from None
+        return np.exp(log_softmax(logits))
 
-    def ranked(self, row: NDArray[np.float64], top: int | None = None) -> list[Chance]:
-        """Return the classes by falling probability."""
+    def rank_classes(
+        self, probabilities: NDArray[np.float64], top: int | None = None
+    ) -> list[ClassProbability]:
+        """Return the classes of one image by descending probability."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
         names = self.classifier.classes
-        return [
-            Chance(label=names[number], probability=float(row[number]))
-            for number in np.argsort(-row, kind="stable")[:top]
-        ]
+        ranked = []
+        for number in order:
+            probability = float(probabilities[number])
+            ranked.append(ClassProbability(label=names[number], probability=probability))
+        return ranked
 
-    async def close(self) -> None:
-        """End the threads."""
-        await self.batcher.stop()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-
-    def _ready(self, upload: Any) -> Pixels:
-        content = (
-            Path(upload).read_bytes() if isinstance(upload, (str, Path)) else upload.file.read()
-        )
-        pixels, model = decode_upload(content, self.limits), self.classifier.network[0]
-        return resize_center_crop(
-            pixels, storage_size(pixels.shape[:2], model.resolution), model.rules.interpolation
-        )
-
-
-def make_app(service: Service) -> FastAPI:
-    """Return the application with `POST /predict`, `POST /predict/batch`, `GET /health` and `GET /openapi.json`."""
-
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        await service.batcher.start()
-        yield
-        await service.close()
-
-    async def predict(image: One, top: Top = None) -> Prediction:
-        """Say which class one image is."""
-        row = (await _answered(service.chances([await _answered(service.ready(image))])))[0]
-        ranked = service.ranked(row, top)
-        return Prediction(label=ranked[0].label, probability=ranked[0].probability, classes=ranked)
-
-    async def predict_batch(images: Many, top: Top = None) -> Batch:
-        """Say which class each of several images is; one that cannot be read has its error, and the rest is answered."""
-        if len(images) > service.limits.batch:
-            raise _refusal(
-                422,
-                f"{len(images)} images were sent. Expected at most {service.limits.batch} in one request. Send them in several.",
-            )
-        read = await asyncio.gather(*[service.ready(one) for one in images], return_exceptions=True)
-        strange = next(
-            (
-                one
-                for one in read
-                if isinstance(one, BaseException) and not isinstance(one, Refused)
-            ),
-            None,
-        )
-        if strange is not None:
-            raise strange
-        whole = [one for one in read if isinstance(one, np.ndarray)]
-        rows = iter(await _answered(service.chances(whole)) if whole else ())
-        found = []
-        for sent, one in zip(images, read, strict=True):
-            if isinstance(one, Refused):
-                found.append(Row(name=sent.filename, error=one.sentence))
-                continue
-            ranked = service.ranked(next(rows), top)
-            found.append(
-                Row(
-                    name=sent.filename,
-                    label=ranked[0].label,
-                    probability=ranked[0].probability,
-                    classes=ranked,
-                )
-            )
-        return Batch(predictions=found)
-
-    async def health() -> Health:
-        """Say how the server is."""
-        finished = service.classifier.run
-        waiting, similar = len(service.batcher.queue), service.gallery.state
+    def get_health(self) -> Health:
+        """Return the state of the server."""
+        finished = self.classifier.run
         return Health(
             run=finished.path.name,
             backbone=finished.plan.backbone,
             classes=list(finished.classes),
-            waiting=waiting,
-            similar=similar,
+            waiting=len(self.batcher.queue),
+            similar=self.similar.state,
         )
 
-    about = f"What {service.classifier.run.plan.backbone}, carried over to {len(service.classifier.classes)} classes, says of images."
+    async def close(self) -> None:
+        """Stop the threads."""
+        await self.batcher.stop()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _load_image(self, upload: Any) -> Pixels:
+        is_path = isinstance(upload, (str, Path))
+        content = Path(upload).read_bytes() if is_path else upload.file.read()
+        return _resize(decode_image(content, self.limits), self.classifier)
+
+
+def make_app(service: Service) -> FastAPI:
+    """Return the application with `/predict`, `/predict/batch`, `/health` and `/openapi.json`."""
+
+    @asynccontextmanager
+    async def run_lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.batcher.start()
+        yield
+        await service.close()
+
+    async def predict(image: OneFile, top: Top = None) -> Prediction:
+        """Predict the class of one image."""
+        return await _predict(service, image, top)
+
+    async def predict_batch(images: ManyFiles, top: Top = None) -> Batch:
+        """Predict the class of each of several images; one that cannot be read has an error."""
+        return await _predict_batch(service, images, top)
+
+    async def health() -> Health:
+        """Return the state of the server."""
+        return service.get_health()
+
+    run = service.classifier.run
     app = FastAPI(
-        title=f"regraft: {service.classifier.run.path.name}",
-        description=about,
+        title=f"regraft: {run.path.name}",
+        description=f"{run.plan.backbone}, transferred to {len(run.classes)} classes.",
         docs_url=None,
         redoc_url=None,
-        lifespan=life,
+        lifespan=run_lifespan,
     )
     app.add_api_route(
-        "/predict", predict, methods=["POST"], response_model=Prediction, responses=_FAULTS
+        "/predict", predict, methods=["POST"], response_model=Prediction, responses=_RESPONSES
     )
     app.add_api_route(
-        "/predict/batch", predict_batch, methods=["POST"], response_model=Batch, responses=_FAULTS
+        "/predict/batch",
+        predict_batch,
+        methods=["POST"],
+        response_model=Batch,
+        responses=_RESPONSES,
     )
     app.add_api_route("/health", health, methods=["GET"], response_model=Health)
-    app.add_middleware(Guard, limits=service.limits, too_large=_refusal)
+    app.add_middleware(LimitsMiddleware, limits=service.limits, to_error=_to_http_error)
     return app
 
 
-async def _answered(work: Any) -> Any:
-    """Return what is awaited; a refusal becomes an HTTP answer."""
+async def _predict(service: Service, upload: UploadFile, top: int | None) -> Prediction:
+    image = await _answer(service.load_image(upload))
+    probabilities = await _answer(service.predict_proba([image]))
+    ranked = service.rank_classes(probabilities[0], top)
+    return Prediction(label=ranked[0].label, probability=ranked[0].probability, classes=ranked)
+
+
+async def _predict_batch(service: Service, uploads: list[UploadFile], top: int | None) -> Batch:
+    if len(uploads) > service.limits.batch:
+        raise _to_http_error(
+            422,
+            f"{len(uploads)} images were sent. Expected at most {service.limits.batch} in one "
+            "request. Send them in several.",
+        )
+    images = await _load_images(service, uploads)
+    readable = [image for image in images if not isinstance(image, RequestRefused)]
+    probabilities = iter(await _answer(service.predict_proba(readable)) if readable else ())
+    predictions = []
+    for upload, image in zip(uploads, images, strict=True):
+        if isinstance(image, RequestRefused):
+            predictions.append(BatchPrediction(name=upload.filename, error=image.sentence))
+            continue
+        ranked = service.rank_classes(next(probabilities), top)
+        prediction = BatchPrediction(
+            name=upload.filename,
+            label=ranked[0].label,
+            probability=ranked[0].probability,
+            classes=ranked,
+        )
+        predictions.append(prediction)
+    return Batch(predictions=predictions)
+
+
+async def _load_images(
+    service: Service, uploads: Sequence[UploadFile]
+) -> list[Pixels | RequestRefused]:
+    """Return each upload decoded, or why it is refused; any other exception is raised."""
+    work = [service.load_image(upload) for upload in uploads]
+    images: list[Pixels | RequestRefused] = []
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, RequestRefused):
+            raise result
+        images.append(result)
+    return images
+
+
+def _resize(image: Pixels, classifier: Classifier) -> Pixels:
+    """Return a decoded image as small as the network needs it."""
+    model, _ = classifier.network
+    size = storage_size(image.shape[:2], model.resolution)
+    return resize_center_crop(image, size, model.rules.interpolation)
+
+
+async def _answer(work: Awaitable[Result]) -> Result:
+    """Return what is awaited; a refusal becomes an HTTP error."""
     try:
         return await work
-    except Refused as error:
-        raise _refusal(error.status, error.sentence) from None
+    except RequestRefused as error:
+        raise _to_http_error(error.status, error.sentence) from None
 
 
-def _refusal(status: int, sentence: str) -> HTTPException:
-    headers = (
-        {"Retry-After": "1"}
-        if status == 503
-        else {"Connection": "close"}
-        if status in (408, 413)
-        else None
-    )
+def _to_http_error(status: int, sentence: str) -> HTTPException:
+    headers = None
+    if status == 503:
+        headers = {"Retry-After": "1"}
+    elif status in (408, 413):
+        headers = {"Connection": "close"}
     return HTTPException(status, sentence, headers)

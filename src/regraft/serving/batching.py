@@ -1,7 +1,4 @@
-"""Requests that come at the same time go through the network together: collected for a few milliseconds, up to 64 images in one forward.
-
-Refuses to let the queue grow beyond its bound.
-"""
+"""Micro-batching: images of requests that arrive together go through the network together."""
 
 from __future__ import annotations
 
@@ -15,47 +12,49 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 64  # images in one forward
-COLLECT = 0.004  # seconds that the first image waits for others, where the network is idle
+MAX_BATCH = 64  # images in one forward pass
+MAX_WAIT = 0.004  # seconds that the first image waits for others while the network is idle
 
 Images = Sequence[NDArray[np.uint8]]
 Result = TypeVar("Result")
 
 
-class Full(Exception):
-    """As many images wait as may."""
+class QueueFull(Exception):
+    """As many images are waiting as the queue holds."""
 
 
 class Batcher:
-    """A bounded queue in front of a function of many images, with one thread behind it in which alone the network runs.
+    """A bounded queue in front of a network, with one thread in which alone the network runs.
 
     Args:
-        say: From images to a row of numbers for each.
-        waiting: Images that may wait.
-        most: Images in one call.
-        collect: Seconds that the first image waits for others.
+        predict: From images to a row of numbers for each.
+        capacity: Images that may wait.
+        max_batch: Images in one call of `predict`.
+        max_wait: Seconds that the first image waits for others.
     """
 
     def __init__(
         self,
-        say: Callable[[Images], NDArray[Any]],
-        waiting: int,
-        most: int = MOST,
-        collect: float = COLLECT,
+        predict: Callable[[Images], NDArray[Any]],
+        capacity: int,
+        max_batch: int = MAX_BATCH,
+        max_wait: float = MAX_WAIT,
     ) -> None:
-        self.say, self.bound, self.most, self.collect = say, waiting, most, collect
+        self.predict = predict
+        self.capacity = capacity
+        self.max_batch = max_batch
+        self.max_wait = max_wait
         self.queue: deque[tuple[NDArray[np.uint8], asyncio.Future[NDArray[Any]]]] = deque()
-        self.calls: deque[int] = deque(maxlen=10_000)  # images of each of the last calls
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to answer; belongs to the event loop that runs now."""
-        self._filled = asyncio.Event()
-        self._task = asyncio.create_task(self._work())
+        """Start to answer, in the running event loop."""
+        self._has_images = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End; whoever still waits is told that the work was cancelled."""
+        """Stop, and cancel the futures of images that are still waiting."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -65,52 +64,59 @@ class Batcher:
         self.queue.clear()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def ask(self, images: Images) -> NDArray[Any]:
-        """Return a row for each image, `(n, …)`, n at least 1; raises `Full` when they have no place in the queue."""
-        if len(self.queue) + len(images) > self.bound:
-            raise Full
-        futures = [asyncio.get_running_loop().create_future() for _ in images]
+    async def submit(self, images: Images) -> NDArray[Any]:
+        """Return a row for each image, `(n, …)`; n is at least 1.
+
+        Raises:
+            QueueFull: When the queue has no room for all of them.
+        """
+        if len(self.queue) + len(images) > self.capacity:
+            raise QueueFull
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in images]
         self.queue.extend(zip(images, futures, strict=True))
-        self._filled.set()
+        self._has_images.set()
         try:
             return np.stack([await future for future in futures])
         finally:
             for future in futures:
-                future.cancel()  # does nothing to those that are done
+                future.cancel()  # no effect on futures that are done
 
-    async def alone(self, work: Callable[..., Result], *given: Any) -> Result:
-        """Return what a function gives, run in the thread of the network."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *given)
+    async def run_in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Return what a function returns, run in the thread of the network."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
+        """Predict batch after batch until the task is cancelled."""
         while True:
-            await self._filled.wait()
-            if len(self.queue) < self.most:
-                await asyncio.sleep(self.collect)
-            taken = [self.queue.popleft() for _ in range(min(self.most, len(self.queue)))]
-            if not self.queue:
-                self._filled.clear()
-            taken = [
-                (image, future) for image, future in taken if not future.done()
-            ]  # whoever hung up needs no answer
-            if not taken:
-                continue
-            self.calls.append(len(taken))
-            try:
-                rows = await self.alone(self.say, [image for image, _ in taken])
-            except Exception as error:
-                _settle([future for _, future in taken], error)
-            else:
-                _settle([future for _, future in taken], rows)
+            await self._has_images.wait()
+            if len(self.queue) < self.max_batch:
+                await asyncio.sleep(self.max_wait)
+            batch = self._take_batch()
+            if batch:
+                await self._predict_batch(batch)
 
+    def _take_batch(self) -> list[tuple[NDArray[np.uint8], asyncio.Future[NDArray[Any]]]]:
+        """Return the next images of the queue without those whose client has disconnected."""
+        count = min(self.max_batch, len(self.queue))
+        taken = [self.queue.popleft() for _ in range(count)]
+        if not self.queue:
+            self._has_images.clear()
+        return [(image, future) for image, future in taken if not future.done()]
 
-def _settle(
-    futures: Sequence[asyncio.Future[NDArray[Any]]], found: NDArray[Any] | Exception
-) -> None:
-    for number, future in enumerate(futures):
-        if future.done():
-            continue
-        if isinstance(found, Exception):
-            future.set_exception(found)
+    async def _predict_batch(
+        self, batch: Sequence[tuple[NDArray[np.uint8], asyncio.Future[NDArray[Any]]]]
+    ) -> None:
+        """Set the futures of a batch to their rows, or all of them to the error."""
+        images = [image for image, _ in batch]
+        pending = [future for _, future in batch]
+        try:
+            rows = await self.run_in_thread(self.predict, images)
+        except Exception as error:
+            for future in pending:
+                if not future.done():
+                    future.set_exception(error)
         else:
-            future.set_result(found[number])
+            for future, row in zip(pending, rows, strict=True):
+                if not future.done():
+                    future.set_result(row)

@@ -1,6 +1,7 @@
-"""What a server takes in: how large a request, how many pixels, how many at once; and encoded images refused in a sentence.
+"""What a server accepts: bytes of a request, pixels of an image, requests at once.
 
-Refuses before it reads: a body that says it is too large is not received, an image that says so is not decoded.
+A body that announces too many bytes is refused before it is received, and an image that announces
+too many pixels before it is decoded.
 """
 
 from __future__ import annotations
@@ -16,19 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regraft.data.decode import decode_image
+from regraft.data import decode
+from regraft.data.decode import FORMATS
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "GIF",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-)  # none that runs a program or fetches a file
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError)
 
 Message = MutableMapping[str, Any]
@@ -39,15 +30,15 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a server takes in.
+    """How much a server accepts.
 
     Args:
         body: Bytes of a request.
         pixels: Of one image, before it is decoded.
         batch: Images of one request.
-        requests: Being answered at once; more are refused with 503.
+        requests: Answered at once; more are refused with 503.
         waiting: Images waiting for the network; more are refused with 503.
-        seconds: Until a request's body must have come.
+        seconds: Until a request's body must be complete.
     """
 
     body: int = 32_000_000
@@ -58,123 +49,150 @@ class Limits:
     seconds: float = 60.0
 
 
-class Refused(Exception):
-    """Something is not taken in: an HTTP status and a sentence."""
+class RequestRefused(Exception):
+    """A request is refused: an HTTP status and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
-        self.status, self.sentence = status, sentence
+        self.status = status
+        self.sentence = sentence
         super().__init__(sentence)
 
 
-def decode_upload(content: bytes, limits: Limits) -> NDArray[np.uint8]:
-    """Return an image file's pixels, `(h, w, 3)` uint8 RGB.
+def decode_image(content: bytes, limits: Limits) -> NDArray[np.uint8]:
+    """Return the pixels of an image file, `(h, w, 3)` uint8 RGB.
 
     Raises:
-        Refused: 422 when the bytes are no whole image of a kind that is known, or of more pixels than allowed; says why.
+        RequestRefused: 422 if the bytes are not a complete image of a known format, or have more
+            pixels than allowed; says why.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            width, height = opened.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Refused(
-            422,
-            f"The image has more pixels than the {limits.pixels:,} allowed. Send a smaller one.",
-        ) from error
-    except _UNREADABLE as error:
-        raise Refused(
-            422,
-            "This is not an image that can be read. Expected a JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF file. Send one of those.",
-        ) from error
+    width, height = _read_size(content, limits)
     if width * height > limits.pixels:
-        raise Refused(
+        raise RequestRefused(
             422,
-            f"The image has {width:,} × {height:,} pixels, more than the {limits.pixels:,} allowed. Send a smaller one.",
+            f"The image has {width:,} × {height:,} pixels, more than the {limits.pixels:,} "
+            "allowed. Send a smaller one.",
         )
     try:
-        return decode_image(content)
+        return decode.decode_image(content)
     except _UNREADABLE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestRefused(
             422,
-            f"The image cannot be decoded ({why}). Expected a whole file. Send it again, or save it anew.",
+            f"The image cannot be decoded ({reason}). Expected a complete file. "
+            "Send it again, or save it anew.",
         ) from error
 
 
-class Guard:
-    """An ASGI application that passes on what is within the limits, and answers the rest with 413, 408 or 503 itself."""
+class LimitsMiddleware:
+    """An ASGI application that passes on what is within the limits and answers the rest itself.
+
+    Args:
+        app: The application behind it.
+        limits: What is accepted.
+        to_error: From a status (413 or 408) and a sentence to the exception that is raised inside
+            the application while it receives a body.
+        counted_path: Start of the paths whose requests `limits.requests` counts.
+    """
 
     def __init__(
         self,
         app: App,
         limits: Limits,
-        too_large: Callable[[int, str], Exception],
-        counted: str = "/predict",
+        to_error: Callable[[int, str], Exception],
+        counted_path: str = "/predict",
     ) -> None:
-        self.app, self.limits, self.refusal, self.counted = app, limits, too_large, counted
-        self.open = 0
+        self.app = app
+        self.limits = limits
+        self.to_error = to_error
+        self.counted_path = counted_path
+        self.open_requests = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = next(
-            (value for name, value in scope["headers"] if name == b"content-length"), b"0"
-        )
-        counted = scope["path"].startswith(self.counted)
-        if announced.isdigit() and int(announced) > self.limits.body:
-            await _answer(send, 413, self._large())
-        elif counted and self.open >= self.limits.requests:
-            await _answer(
-                send,
-                503,
-                f"{self.open:,} requests are being answered, as many as are taken at once. Try again in a second.",
+        is_counted = scope["path"].startswith(self.counted_path)
+        if _get_announced_bytes(scope) > self.limits.body:
+            await _send_refusal(send, 413, self._describe_too_large())
+        elif is_counted and self.open_requests >= self.limits.requests:
+            sentence = (
+                f"{self.open_requests:,} requests are being answered, the most at one time. "
+                "Try again in a second."
             )
+            await _send_refusal(send, 503, sentence)
         else:
-            self.open += counted
+            self.open_requests += is_counted
             try:
-                await self.app(scope, self._measured(receive), send)
+                await self.app(scope, self._limit_body(receive), send)
             finally:
-                self.open -= counted
+                self.open_requests -= is_counted
 
-    def _large(self) -> str:
-        return f"The request is larger than the {self.limits.body / 1e6:g} MB allowed. Send fewer or smaller images."
+    def _describe_too_large(self) -> str:
+        return (
+            f"The request is larger than the {self.limits.body / 1e6:g} MB allowed. "
+            "Send fewer or smaller images."
+        )
 
-    def _measured(self, receive: Receive) -> Receive:
-        """Return a `receive` that raises the framework's own refusal when the body grows too large, or takes too long to come."""
-        read, more, until = 0, True, asyncio.get_running_loop().time() + self.limits.seconds
+    def _limit_body(self, receive: Receive) -> Receive:
+        """Return a `receive` that raises when the body is too large or takes too long."""
+        received_bytes = 0
+        is_incomplete = True
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
 
-        async def measured() -> Message:
-            nonlocal read, more
+        async def receive_limited() -> Message:
+            nonlocal received_bytes, is_incomplete
             try:
-                async with asyncio.timeout_at(until if more else None):
+                async with asyncio.timeout_at(deadline if is_incomplete else None):
                     message = await receive()
             except TimeoutError:
-                raise self.refusal(
-                    408,
-                    f"The request has not come whole in {self.limits.seconds:g} s. Send it again.",
-                ) from None
-            read += len(message.get("body", b""))
-            more = more and bool(message.get("more_body", False))
-            if read > self.limits.body:
-                raise self.refusal(413, self._large())
+                sentence = (
+                    f"The request was not complete after {self.limits.seconds:g} s. Send it again."
+                )
+                raise self.to_error(408, sentence) from None
+            received_bytes += len(message.get("body", b""))
+            is_incomplete = is_incomplete and bool(message.get("more_body", False))
+            if received_bytes > self.limits.body:
+                raise self.to_error(413, self._describe_too_large())
             return message
 
-        return measured
+        return receive_limited
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
-    """Answer without having read the request, and hang up."""
+def _read_size(content: bytes, limits: Limits) -> tuple[int, int]:
+    """Return width and height that an image file announces, without decoding it."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return opened.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestRefused(
+            422,
+            f"The image has more pixels than the {limits.pixels:,} allowed. Send a smaller one.",
+        ) from error
+    except _UNREADABLE as error:
+        raise RequestRefused(
+            422,
+            "This is not an image that can be read. Expected a JPEG, PNG, WebP, BMP, TIFF, GIF or "
+            "AVIF file. Send one of those.",
+        ) from error
+
+
+def _get_announced_bytes(scope: MutableMapping[str, Any]) -> int:
+    """Return the length of the body by its header; 0 where there is none."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+async def _send_refusal(send: Send, status: int, sentence: str) -> None:
+    """Answer without having read the request, and close the connection."""
     body = json.dumps({"detail": sentence}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": headers + ([(b"retry-after", b"1")] if status == 503 else []),
-        }
-    )
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,7 +1,4 @@
-"""The process that serves a run: its port, its threads, its end.
-
-Refuses a port that is taken, and ends cleanly on SIGINT and SIGTERM.
-"""
+"""The process that serves a run: its port, its threads, and a clean end on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,23 +7,105 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from regraft.data.dataset import Dataset
 from regraft.errors import UserError
+from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier, load_classifier
 from regraft.serving.limits import Limits
 from regraft.system.progress import SILENT, ProgressReporter
 from regraft.workflow.named import asked
+from regraft.workflow.settings import Settings
 
 if TYPE_CHECKING:
     from regraft.serving.similar import SimilarImages
 
-_LOCAL = ("127.0.0.1", "::1", "localhost")
-_PATIENCE = 5  # seconds that requests have to end in when the server does
+_LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
+_SHUTDOWN_SECONDS = 5  # that open requests have to finish in
+_BACKLOG = 2048  # connections
+_MODULES = ("gradio", "fastapi", "uvicorn", "multipart")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a run is served.
+
+    Args:
+        host: Address to listen on; only this machine reaches 127.0.0.1.
+        port: 0 takes a free one.
+        data: The run's images, for examples and similar images; where they were when it was
+            fitted, if None.
+        similar: Whether similar training images are shown.
+        limits: What is accepted.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    data: str | Path | Dataset | None = None
+    similar: bool = True
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The functions that a server answers with.
+
+    Args:
+        load: From a run folder and a device to a classifier.
+        compute_maps: From classifier, images and class numbers to class-activation maps.
+    """
+
+    load: Callable[[str | Path, str], Classifier] = load_classifier
+    compute_maps: Callable[..., Any] = activation_maps
+
+
+def serve_run(
+    path: str | Path,
+    options: ServeOptions | None = None,
+    settings: Settings | None = None,
+    watcher: ProgressReporter = SILENT,
+    on_start: Callable[[Any, int], None] | None = None,
+    backend: Backend | None = None,
+) -> None:
+    """Serve a run as a web page and over HTTP until SIGINT or SIGTERM.
+
+    Args:
+        path: The run's folder.
+        options: Address, images and limits.
+        settings: Cache folder and device.
+        watcher: Hears the address.
+        on_start: Called with the server, whose `should_exit` stops it, and the port.
+        backend: What loads the run and explains its predictions.
+
+    Raises:
+        UserError: When the extra is not installed, the port is not free, or there is no run.
+    """
+    _require_modules()
+    options = options or ServeOptions()
+    settings = settings or asked({})
+    backend = backend or Backend()
+    with _listen(options.host, options.port) as listener:
+        port = listener.getsockname()[1]
+        classifier = backend.load(path, settings.device)
+        _ = classifier.network  # damaged weights are reported now
+        similar = _find_images(classifier, options, settings)
+        with _scratch_folder() as scratch, _preparing(similar, settings):
+            server = _build_server(
+                classifier, similar, options.limits, scratch, backend.compute_maps
+            )
+            _announce(watcher, classifier, options.host, port)
+            if similar.note:
+                watcher.say(similar.note)
+            if on_start is not None:
+                on_start(server, port)
+            server.run(sockets=[listener])
+    watcher.say("Stopped.")
 
 
 def serve(
@@ -40,66 +119,80 @@ def serve(
     began: Callable[[Any, int], None] | None = None,
     **settings: Any,
 ) -> None:
-    """Serve a run as a web page and over HTTP until SIGINT or SIGTERM.
+    """Serve a run; see `serve_run`, which takes the same in fewer arguments."""
+    options = ServeOptions(host, port, data, similar, limits or Limits())
+    serve_run(path, options, asked(settings), watcher, began)
 
-    Args:
-        path: The run's folder.
-        host: Address to listen on; only this machine reaches 127.0.0.1.
-        port: 0 takes a free one.
-        data: The run's images, for examples and similar ones; where they were when it was fitted, if None.
-        similar: Whether similar training images are looked up.
-        limits: What is taken in.
-        watcher: Hears the address.
-        began: Called with the server, whose `should_exit` ends it, and the port.
-        **settings: `home`, `device`, `keep` of `workflow.Settings`.
 
-    Raises:
-        UserError: When the extra is not installed, the port cannot be had, or there is no whole run.
-    """
-    for module in ("gradio", "fastapi", "uvicorn", "multipart"):
+def _require_modules() -> None:
+    for module in _MODULES:
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"`regraft serve` needs {module}, which is not installed. Expected the extra 'serve'. Install it with: pip install 'regraft[serve]'"
+                f"`regraft serve` needs {module}, which is not installed. "
+                "Expected the extra 'serve'. Install it with: pip install 'regraft[serve]'"
             )
-    where = asked(settings)
-    with _listening(host, port) as taken:
-        classifier = load_classifier(path, where.device)
-        _ = classifier.network  # broken weights are told of now
-        from regraft.serving.similar import SimilarImages, find_similar_images, stoppable
-
-        images = (
-            find_similar_images(classifier, data, where)
-            if similar
-            else SimilarImages(classifier, note="Similar training images were switched off.")
-        )
-        ended, scratch = Event(), Path(tempfile.mkdtemp(prefix="regraft-serve-"))
-        looking = Thread(target=images.prepare, args=(stoppable(where, ended),), name="gallery")
-        looking.start()
-        try:
-            server = _server(classifier, images, limits or Limits(), scratch)
-            address = f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}"
-            watcher.say(
-                f"Serving {classifier.run.path} at {address}; POST an image to {address}/predict, or see {address}/openapi.json. Ctrl-C ends it."
-            )
-            if host not in _LOCAL:
-                watcher.say(f"Everybody who reaches {host} can use it: there is no password.")
-            if images.note:
-                watcher.say(images.note)
-            if began is not None:
-                began(server, taken.getsockname()[1])
-            server.run(sockets=[taken])
-        finally:
-            ended.set()
-            looking.join()
-            shutil.rmtree(scratch, ignore_errors=True)
-    watcher.say("Stopped.")
 
 
-def _server(classifier: Classifier, images: SimilarImages, limits: Limits, scratch: Path) -> Any:
-    """Return the server of page and interface, not running yet."""
-    os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(scratch), HF_HUB_DISABLE_TELEMETRY="1"
-    )  # read when Gradio is loaded
+def _find_images(
+    classifier: Classifier, options: ServeOptions, settings: Settings
+) -> SimilarImages:
+    from regraft.serving.similar import SimilarImages, find_images
+
+    if not options.similar:
+        note = "Similar training images were switched off."
+        return SimilarImages(classifier, note=note)
+    return find_images(classifier, options.data, settings)
+
+
+@contextmanager
+def _preparing(similar: SimilarImages, settings: Settings) -> Iterator[None]:
+    """Prepare the similar images in a thread, which stops when the block ends."""
+    from regraft.serving.similar import with_stop_event
+
+    stop = Event()
+    stoppable = with_stop_event(settings, stop)
+    thread = Thread(target=similar.prepare, args=(stoppable,), name="similar-images")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder for examples and uploads, and remove it when the block ends."""
+    scratch = Path(tempfile.mkdtemp(prefix="regraft-serve-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _announce(watcher: ProgressReporter, classifier: Classifier, host: str, port: int) -> None:
+    url_host = f"[{host}]" if ":" in host else host  # IPv6 has brackets
+    address = f"http://{url_host}:{port}"
+    watcher.say(
+        f"Serving {classifier.run.path} at {address}; POST an image to {address}/predict, "
+        f"or see {address}/openapi.json. Ctrl-C stops it."
+    )
+    if host not in _LOCAL_HOSTS:
+        watcher.say(f"Everybody who reaches {host} can use it: there is no password.")
+
+
+def _build_server(
+    classifier: Classifier,
+    similar: SimilarImages,
+    limits: Limits,
+    scratch: Path,
+    compute_maps: Callable[..., Any],
+) -> Any:
+    """Return the uvicorn server of page and interface, not running yet."""
+    # Gradio reads these when it is loaded
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(scratch)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import uvicorn
 
     from regraft.serving.app import Service, make_app
@@ -107,40 +200,46 @@ def _server(classifier: Classifier, images: SimilarImages, limits: Limits, scrat
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         def handle_exit(self, sig: int, frame: Any) -> None:
-            """Note that the end was asked for; uvicorn's own would raise the signal again afterwards, and the exit status would not be 0."""
-            self.force_exit, self.should_exit = (
-                getattr(self, "should_exit", False),
-                True,
-            )  # asked twice, it ends at once
+            """Stop; at once when asked a second time.
 
-    service = Service(classifier, images, limits)
-    whole = mount_page(make_app(service), service, scratch)
+            uvicorn's own would raise the signal again afterwards: the exit status would not be 0.
+            """
+            self.force_exit = getattr(self, "should_exit", False)
+            self.should_exit = True
+
+    service = Service(classifier, similar, limits, compute_maps)
     config = uvicorn.Config(
-        whole,
+        mount_page(make_app(service), service, scratch),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=_PATIENCE,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         lifespan="on",
         ws="none",
     )
     return Server(config)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that has the port; raises `UserError` when it cannot be had."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raises `UserError` when the port cannot be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind)
-        try:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(address)
-            made.listen(2048)
-        except OSError:
-            made.close()
-            raise
+        return _open_listener(host, port)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"Port {port} of {host} cannot be listened on ({why}). Expected a free port. Give another one with --port, or 0 for any."
+            f"Port {port} of {host} cannot be listened on ({reason}). Expected a free port. "
+            "Give another one with --port, or 0 for any."
         ) from error
-    return made
+
+
+def _open_listener(host: str, port: int) -> socket.socket:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, _, _, address = infos[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,11 +1,13 @@
-"""Training images that are like an image, by the network's own features, and a few validation images to try.
+"""Training images that are similar to an image, and a few validation images to try.
 
-Refuses to fetch anything: the images of a run are taken where they lie on this machine, and otherwise left out with a sentence.
+Nothing is fetched: the images of a run are read where they are on this machine, and are otherwise
+left out with a sentence.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,195 +16,239 @@ from threading import Event
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from regraft.data.dataset import Dataset, Unreadable
+from regraft.data.dataset import Dataset
+from regraft.data.images import Unreadable
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.inference.classifier import Classifier
-from regraft.models.cut import Prefix
-from regraft.models.layers import cut_backbone
+from regraft.models.cut import cut_backbone
+from regraft.models.parts import Prefix
 from regraft.models.transforms import resize_center_crop, storage_size, transform
 from regraft.runs.folder import Run
 from regraft.system.progress import ProgressReporter
-from regraft.workflow.embedding import features_of
+from regraft.workflow import embedding
 from regraft.workflow.parts import Part
 from regraft.workflow.settings import Settings
 
-_BYTES = 256e6  # of features held in memory
+MAX_FEATURE_BYTES = 256e6  # held in memory
 _EXAMPLES = 6
-_NEAR = 6
+_NEIGHBOURS = 6
+_PREPARING = "Similar training images are being prepared; try again in a while."
 
 
 @dataclass
 class SimilarImages:
-    """The training images of a run as far as they can be had."""
+    """The training images of a run, searched by the features of its network.
+
+    Args:
+        classifier: The run.
+        train: Its training images; None where they cannot be had.
+        examples: Decoded validation images to try.
+        note: Why there are no similar images (yet).
+        features: Of the training images, `(n, d)`, rows of unit length; None until `prepare`.
+    """
 
     classifier: Classifier
     train: Dataset | None = None
     examples: list[NDArray[np.uint8]] = field(default_factory=list)
-    note: str = ""  # why there are no similar images (yet)
-    features: NDArray[np.float32] | None = None  # of unit length
+    note: str = ""
+    features: NDArray[np.float32] | None = None
 
     @cached_property
     def prefix(self) -> Prefix:
-        """The whole network but for the head."""
+        """The whole network without the head."""
         plan = self.classifier.run.plan
-        return cut_backbone(self.classifier.network[0], "head", plan.stages_taken, plan.flattens)[0]
+        model, _ = self.classifier.network
+        prefix, _ = cut_backbone(model, "head", plan.stages_taken, plan.flattens)
+        return prefix
 
     @property
     def state(self) -> str:
         """ "ready", "preparing" or "none"."""
-        return (
-            "ready"
-            if self.features is not None
-            else "preparing"
-            if self.train is not None
-            else "none"
-        )
+        if self.features is not None:
+            return "ready"
+        return "preparing" if self.train is not None else "none"
 
-    def prepare(self, settings: Settings) -> None:
-        """Take the features of the training images, through the cache; takes a while where they were not taken before."""
+    def prepare(self, settings: Settings, max_bytes: float = MAX_FEATURE_BYTES) -> None:
+        """Compute the features of the training images, or read them from the cache.
+
+        Args:
+            settings: Where the cache is, and how the machine is used.
+            max_bytes: Of features; of more images, a stratified subset is searched.
+        """
         if self.train is None:
             return
-        plan, (model, _), prefix = self.classifier.run.plan, self.classifier.network, self.prefix
-        train, most = self.train, int(_BYTES // (4 * prefix.shapes[0].numel()))
-        if len(train) > most:
-            train = train.take(
-                train.subset(
-                    np.arange(len(train)), max(most, len(train.classes)), settings.split_seed
-                )
-            )
+        max_images = int(max_bytes // (4 * self.prefix.shapes[0].numel()))
+        train = _take_subset(self.train, max_images, settings)
         try:
-            found = features_of(Part("train", train, settings), model, prefix, plan).reshape(
-                len(train), -1
-            )
-        except (UserError, Stopped) as error:
-            self.train, self.note = None, f"No similar training images: {error}"
+            features = self._compute_features(train, settings)
+        except (UserError, PreparationStopped) as error:
+            self.train = None
+            self.note = f"No similar training images: {error}"
             return
-        self.train, self.features, self.note = train, _unit(found), ""
+        self.train = train
+        self.features = _normalize(features)
+        self.note = ""
 
-    def near(
-        self, image: NDArray[np.uint8], count: int = _NEAR
+    def find_similar(
+        self, image: NDArray[np.uint8], count: int = _NEIGHBOURS
     ) -> list[tuple[NDArray[np.uint8], str]]:
-        """Return the training images most like one, the most similar first, each with its class and the cosine of the features."""
+        """Return the training images most similar to an image, the most similar first.
+
+        Args:
+            image: Decoded, of any size.
+            count: How many.
+
+        Returns:
+            Each with a caption: its class and the cosine similarity of the features. Nothing
+            until the features are ready, or where the images are gone.
+        """
         if self.features is None or self.train is None:
             return []
-        cosines = self.features @ _unit(self._features(image))[0]
+        query = _normalize(self._compute_query(image))[0]
+        cosines = self.features @ query
         rows = np.argsort(-cosines, kind="stable")[:count]
-        try:
-            pixels = [self.train.images.read(np.array([row]))[0] for row in rows]
-        except Unreadable:  # moved away since
-            return []
-        names = [self.train.classes[label] for label in self.train.labels[rows]]
-        return [
-            (shown, f"{name} {cosines[row]:.2f}")
-            for shown, name, row in zip(pixels, names, rows, strict=True)
-        ]
+        neighbours = []
+        for row in rows:
+            try:
+                pixels = self.train.images.read(np.array([row]))[0]
+            except Unreadable:  # moved away since
+                return []
+            name = self.train.classes[self.train.labels[row]]
+            neighbours.append((pixels, f"{name} {cosines[row]:.2f}"))
+        return neighbours
 
-    def _features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _compute_features(self, train: Dataset, settings: Settings) -> NDArray[np.float32]:
+        """Return what the head gets of each training image, `(n, d)`, through the cache."""
+        model, _ = self.classifier.network
+        part = Part("train", train, settings)
+        features = embedding.features_of(part, model, self.prefix, self.classifier.run.plan)
+        return features.reshape(len(train), -1)
+
+    def _compute_query(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the head gets of one decoded image of any size, `(1, d)`."""
-        model, device = self.classifier.network[0], self.classifier.device
-        ready = resize_center_crop(
-            image, storage_size(image.shape[:2], model.resolution), model.rules.interpolation
-        )
-        seen = transform(
-            torch.from_numpy(ready[None]).to(device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-            model.rules,
-            model.resolution,
-        )
-        found: NDArray[np.float32] = self.prefix(seen)[0].float().cpu().numpy().reshape(1, -1)
-        return found
+        features = self.prefix(_preprocess(image, self.classifier))[0]
+        query: NDArray[np.float32] = features.float().cpu().numpy().reshape(1, -1)
+        return query
 
 
-class Stopped(Exception):
-    """The server ends before the features were taken."""
+class PreparationStopped(Exception):
+    """The server stops before the features are complete."""
 
 
-class Stopping(ProgressReporter):
-    """Ends a piece of work between two steps once the event is set."""
+class StopOnEvent(ProgressReporter):
+    """Stops a piece of work between two steps once an event is set."""
 
-    def __init__(self, ended: Event) -> None:
-        self.ended = ended
+    def __init__(self, event: Event) -> None:
+        self.event = event
 
     def step(self, what: str, done: int, total: int) -> None:
-        if self.ended.is_set():
-            raise Stopped("the server is ending")
+        if self.event.is_set():
+            raise PreparationStopped("the server is stopping")
 
 
-def find_similar_images(
-    classifier: Classifier, given: str | Path | Dataset | None, settings: Settings
+def with_stop_event(settings: Settings, event: Event) -> Settings:
+    """Return silent settings whose work stops when the event is set."""
+    return replace(settings, watcher=StopOnEvent(event))
+
+
+def find_images(
+    classifier: Classifier, data: str | Path | Dataset | None, settings: Settings
 ) -> SimilarImages:
-    """Return the gallery of a run, its features not taken yet.
+    """Return the images of a run, without their features.
 
     Args:
         classifier: The run.
-        given: Its images; where None, those that the run was fitted on are taken if they are files of this machine or scikit-learn's digits.
-        settings: `home` counts.
+        data: Its images. If None, those that the run was fitted on are used where they are files
+            of this machine or scikit-learn's digits.
+        settings: Only `home` is used.
 
     Raises:
-        UserError: When images were given that cannot be had, or are not those of the run.
+        UserError: When `data` cannot be read, or holds other images than those of the run.
     """
     origin = classifier.run.scores.get("origin", {}).get("data")
-    if given is None and not (
-        isinstance(origin, str) and (origin == "digits" or Path(origin).exists())
-    ):
-        where = (
-            f"{origin!r} is not on this machine"
-            if origin
-            else "the run does not know where its images came from"
-        )
-        return SimilarImages(
-            classifier, note=f"No similar training images: {where}. Name the images with --data."
-        )
+    if data is None and not _is_on_this_machine(origin):
+        reason = "the run does not know where its images came from"
+        if origin:
+            reason = f"{origin!r} is not on this machine"
+        note = f"No similar training images: {reason}. Name the images with --data."
+        return SimilarImages(classifier, note=note)
     try:
-        images = load_dataset(given if given is not None else str(origin), settings.home)
-        return _of_images(classifier, images)
+        images = load_dataset(data if data is not None else str(origin), settings.home)
+        return _select_images(classifier, images)
     except UserError as error:
-        if given is not None:
+        if data is not None:
             raise
         return SimilarImages(classifier, note=f"No similar training images: {error}")
 
 
-def _of_images(classifier: Classifier, images: Dataset) -> SimilarImages:
-    """Return the gallery with the training images of a run's own split, and a validation image of each of the first classes."""
-    parts = _split(classifier.run)
-    part_of = np.array([parts.get(str(key), "") for key in images.keys])
-    train, val = np.flatnonzero(part_of == "train"), np.flatnonzero(part_of == "val")
+def _is_on_this_machine(origin: object) -> bool:
+    return isinstance(origin, str) and (origin == "digits" or Path(origin).exists())
+
+
+def _select_images(classifier: Classifier, images: Dataset) -> SimilarImages:
+    """Return the training images of a run's split, and validation images to try."""
+    part_by_key = _load_split_parts(classifier.run)
+    parts = np.array([part_by_key.get(str(key), "") for key in images.keys])
+    train = np.flatnonzero(parts == "train")
     if not len(train) or images.classes != classifier.classes:
         raise UserError(
-            f"{images.name} holds none of the training images of {classifier.run.path}. Expected the images that it was fitted on. Name those."
+            f"{images.name} holds none of the training images of {classifier.run.path}. "
+            "Expected the images that it was fitted on. Name those."
         )
-    shown = {int(images.labels[row]): row for row in val[::-1]}
-    rows = np.array(sorted(shown.values())[:_EXAMPLES], dtype=np.int64)
-    try:
-        examples = [images.images.read(rows[[place]])[0] for place in range(len(rows))]
-    except Unreadable:
-        examples = []
-    return SimilarImages(
-        classifier,
-        images.take(train),
-        examples,
-        "Similar training images are still being looked up; try again in a while.",
+    examples = _read_examples(images, np.flatnonzero(parts == "val"))
+    return SimilarImages(classifier, images.take(train), examples, _PREPARING)
+
+
+def _read_examples(images: Dataset, val: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Return the first validation image of each of the first classes; none if one is damaged."""
+    first_of_class: dict[int, int] = {}
+    for row in val:
+        first_of_class.setdefault(int(images.labels[row]), int(row))
+    examples = []
+    for row in sorted(first_of_class.values())[:_EXAMPLES]:
+        try:
+            examples.append(images.images.read(np.array([row], dtype=np.int64))[0])
+        except Unreadable:
+            return []
+    return examples
+
+
+def _take_subset(train: Dataset, max_images: int, settings: Settings) -> Dataset:
+    """Return at most so many images, stratified, but at least one of each class."""
+    if len(train) <= max_images:
+        return train
+    count = max(max_images, len(train.classes))
+    return train.take(train.subset(np.arange(len(train)), count, settings.split_seed))
+
+
+def _normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows of unit length; rows of zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.maximum(lengths, 1e-12)
+    return unit
+
+
+def _preprocess(image: NDArray[np.uint8], classifier: Classifier) -> Tensor:
+    """Return a decoded image of any size as the network takes it, `(1, 3, h, w)`."""
+    model, _ = classifier.network
+    size = storage_size(image.shape[:2], model.resolution)
+    resized = resize_center_crop(image, size, model.rules.interpolation)
+    return transform(
+        torch.from_numpy(resized[None]).to(classifier.device),
+        torch.zeros(1, dtype=torch.int64, device=classifier.device),
+        model.rules,
+        model.resolution,
     )
 
 
-def _split(finished: Run) -> dict[str, str]:
+def _load_split_parts(finished: Run) -> Mapping[str, str]:
     """Return the part of each image of a run by its key; nothing where the run does not say."""
     try:
         with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
-            return {row["key"]: row["part"] for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            return {row["key"]: row["part"] for row in rows}
     except (OSError, KeyError):
         return {}
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    made: NDArray[np.float32] = vectors / np.maximum(
-        np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
-    )
-    return made
-
-
-def stoppable(settings: Settings, ended: Event) -> Settings:
-    """Return the settings with a watcher that ends the work when the event is set."""
-    return replace(settings, watcher=Stopping(ended))

@@ -1,69 +1,64 @@
-"""Files that appear whole or not at all, folders and files that one process at a time writes to, and what a disk answers in a sentence.
-
-Refuses to know what is written.
-"""
+"""Files that appear whole or not at all, and scratch folders that are removed when left over."""
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
-import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from regraft.errors import DiskFull, UserError
+import psutil
 
-LOCK_NAME = ".lock"  # held by whoever writes into a folder; the system lets go of it when the process ends, however it ends
-_RESULTS = (
-    "leaderboard.json",
-    "state.json",
-    "comparison.json",
-    "probe.json",
-)  # a plan alone may be anybody's
-_HOLDER = f"{LOCK_NAME}.json"  # who that is
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-_RETRIED = 0.2  # seconds; a lock that is removed while it is asked for is asked for again
-ADVICE_RESUME, ADVICE_REPEAT = (
-    "Make room, and go on with the same command and --resume.",
-    "Make room, and give the same command again.",
-)  # where a disk is full
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_WORDS = (
-    "no space left",
-    "os error 28",
-    "disk quota exceeded",
-    "pytorchstreamwriter failed writing",
-    "unexpected pos",
+from regraft.system.disk import (
+    check_writable,
 )
-_ABANDONED = 86_400  # seconds without a change, after which a scratch folder of another machine counts as left over
+from regraft.system.locks import HOLDER_NAME, LOCK_NAME, lock_path
+
+__all__ = [
+    "AGAIN",
+    "GO_ON",
+    "LOCK",
+    "abandoned",
+    "check_writable",
+    "empty",
+    "expanded",
+    "held",
+    "holds_results",
+    "is_full",
+    "is_ours",
+    "scratch_folder",
+    "sweep",
+    "unwritable",
+    "whole",
+    "writing",
+]
+
+_STALE = 86_400  # seconds without a change, after which another machine's scratch is left over
 
 
 @contextmanager
 def atomic_write(path: Path, suffix: str = "") -> Iterator[Path]:
-    """Give a name beside `path` to write to; the file takes its own name when the block ends well, and disappears otherwise.
+    """Give a name to write to; the file takes its own name when the block ends well.
 
-    What a killed process of this machine left of the same file is removed.
+    Otherwise it disappears. What a killed process of this machine left of the same file is
+    removed.
 
     Args:
         path: The file.
-        suffix: What the name must end in, for writers that would add it.
+        suffix: What the other name must end in, for writers that would add it.
     """
     machine = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
     scratch = path.with_name(f".{path.name}.{machine}-{os.getpid()}.part{suffix}")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{machine}-*.part{suffix}"):
-        owner = left.name.removesuffix(f".part{suffix}").rpartition("-")[2]
-        if owner.isdecimal() and not _alive(int(owner)):
-            left.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{machine}-*.part{suffix}"):
+        owner = leftover.name.removesuffix(f".part{suffix}").rpartition("-")[2]
+        if owner.isdecimal() and not _is_running(int(owner)):
+            leftover.unlink(missing_ok=True)
     try:
         yield scratch
         os.replace(scratch, path)
@@ -74,24 +69,16 @@ def atomic_write(path: Path, suffix: str = "") -> Iterator[Path]:
 
 def remove_partials(folder: Path) -> None:
     """Remove the files that a killed process had not finished; only for who holds the folder."""
-    for path in [
-        *folder.glob(".*.part*"),
-        *folder.glob("*.part"),
-        *folder.glob(".tmp??????"),
-    ]:  # the last are safetensors'
-        path.unlink(missing_ok=True)
+    for pattern in (".*.part*", "*.part", ".tmp??????"):  # the last are safetensors'
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def is_internal(path: Path) -> bool:
     """Return whether a file is no content: a lock, or something unfinished."""
-    return path.name.startswith(".") and (
-        path.name.endswith((LOCK_NAME, _HOLDER)) or ".part" in path.name
-    )
-
-
-def holds_results(folder: Path) -> bool:
-    """Return whether a folder is a run, a comparison or a probe, finished or not."""
-    return any((folder / name).exists() for name in _RESULTS)
+    if not path.name.startswith("."):
+        return False
+    return path.name.endswith((LOCK_NAME, HOLDER_NAME)) or ".part" in path.name
 
 
 def clear_dir(folder: Path) -> None:
@@ -101,149 +88,16 @@ def clear_dir(folder: Path) -> None:
         UserError: When another process writes to something in it; nothing is removed then.
     """
     for lock in sorted(folder.rglob(f".*{LOCK_NAME}")) + sorted(folder.rglob(f"?*/{LOCK_NAME}")):
-        with lock_path(lock.parent, lock.name.removesuffix(LOCK_NAME).removeprefix(".")):
+        file = lock.name.removesuffix(LOCK_NAME).removeprefix(".")
+        with lock_path(lock.parent, file):
             pass
     for path in folder.iterdir():
-        if path.name in (LOCK_NAME, _HOLDER):
+        if path.name in (LOCK_NAME, HOLDER_NAME):
             continue
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-@contextmanager
-def lock_path(
-    folder: Path,
-    file: str = "",
-    wait: float = 0.0,
-    advice: str = ADVICE_RESUME,
-    elsewhere: bool = True,
-) -> Iterator[None]:
-    """Keep a folder, or one file in it, to this process while the block runs; the folder is made if it is not there.
-
-    The lock is the operating system's: a killed process holds none. Where the file system knows no locks the block runs without one.
-
-    Args:
-        folder: The folder.
-        file: Name of the file in it.
-        wait: Seconds to wait for another process.
-        advice: What to do where the disk is full.
-        elsewhere: Whether the user may give another place with --out.
-
-    Raises:
-        UserError: When another process writes to it, which is named; or it cannot be made.
-    """
-    import filelock
-
-    what, holder = folder / file, folder / (f".{file}{_HOLDER}" if file else _HOLDER)
-    lock = filelock.FileLock(
-        holder.with_suffix(""), timeout=max(wait, _RETRIED), fallback_to_soft=False
-    )
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        way = (
-            "Wait until that is done, or give another --out."
-            if elsewhere
-            else "Wait until that is done."
-        )
-        raise UserError(
-            f"{what} is being written by {_told(holder)}. Expected a {'file' if file else 'folder'} to itself. {way}"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", errno.ENOSYS) not in _NO_LOCKS:
-            raise unwritable_error(folder, error, elsewhere) from error
-    mine = _inode(holder.with_suffix(""))
-    try:
-        with suppress(OSError):  # only words for whoever is refused
-            holder.write_text(
-                json.dumps(
-                    {
-                        "pid": os.getpid(),
-                        "command": _command(),
-                        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-                    }
-                )
-            )
-        with disk_errors(what, advice, elsewhere):
-            yield
-    finally:
-        if (
-            _inode(holder.with_suffix("")) == mine
-        ):  # or the folder was removed meanwhile, and made again by somebody else
-            for left in (
-                holder,
-                holder.with_suffix(""),
-            ):  # who opened the lock meanwhile sees that it is gone, and tries again
-                with suppress(OSError):
-                    left.unlink()
-        lock.release()
-        if made:
-            with suppress(OSError):  # what came to nothing leaves nothing
-                folder.rmdir()
-
-
-@contextmanager
-def disk_errors(path: Path, advice: str = ADVICE_RESUME, elsewhere: bool = True) -> Iterator[None]:
-    """Turn what a disk refuses in the block into one sentence.
-
-    Args:
-        path: What is written to.
-        advice: What to do where it is full.
-        elsewhere: Whether the user may give another place with --out.
-
-    Raises:
-        NoRoom: When the disk is full.
-        UserError: When `path`, or something in it, cannot be written.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_full(error):
-            raise DiskFull(
-                f"{path} cannot be written further: no space left on its disk. What was finished is kept. {advice}"
-            ) from error
-        if (
-            isinstance(error, OSError)
-            and error.filename is not None
-            and Path(os.fsdecode(error.filename)).absolute().is_relative_to(path.absolute())
-        ):
-            raise unwritable_error(path, error, elsewhere) from error
-        raise
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Return whether an error, or what it came from, says that a disk is full; torch and safetensors say it in words of their own."""
-    while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(
-            words in str(error).lower() for words in _FULL_WORDS
-        ):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def unwritable_error(path: Path, error: BaseException, elsewhere: bool = True) -> UserError:
-    """Return the sentence for something that cannot be written; `elsewhere` is whether the user may give another place with --out."""
-    way = (
-        "Give another one with --out."
-        if elsewhere
-        else "Let it be written to, and give the same command again."
-    )
-    return UserError(
-        f"{path} cannot be written ({getattr(error, 'strerror', None) or error}). Expected a place that can, with room. {way}"
-    )
-
-
-def check_writable(folder: Path, given: Path, flag: str = "--out") -> None:
-    """Raise `UserError` before any work where the nearest folder that exists allows no writing."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{given} cannot be written: {there} allows no writing. Give a place that does with {flag}."
-        )
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def expand_user(path: str | Path) -> Path:
@@ -255,61 +109,60 @@ def expand_user(path: str | Path) -> Path:
 
 
 def make_scratch_dir(beside: Path) -> Path:
-    """Return a new folder beside a path, named after it, this machine and this process, so that `abandoned` can tell when nobody fills it any more."""
-    made = beside.with_name(
-        f".scratch-{beside.name}-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
-    )
-    made.mkdir(parents=True)
-    return made
+    """Return a new folder beside a path, named after it, this machine and this process.
+
+    By that name `abandoned` tells when nobody fills it any more.
+    """
+    owner = f"{_host()}-{os.getpid()}"
+    folder = beside.with_name(f".scratch-{beside.name}-{owner}-{secrets.token_hex(4)}")
+    folder.mkdir(parents=True)
+    return folder
 
 
-def stale_dirs(folder: Path) -> list[Path]:
-    """Return the scratch folders in a folder whose process ended without removing them; those of other machines after a day without a change."""
-    found = []
+def stale_dirs(folder: Path, now: Callable[[], float] = time.time) -> list[Path]:
+    """Return the scratch folders in a folder whose process ended without removing them.
+
+    Those of other machines count as left over after a day without a change.
+
+    Args:
+        folder: The folder.
+        now: Returns the seconds since the epoch.
+    """
+    stale = []
     for path in folder.glob(".scratch-*"):
-        words = path.name.split("-")
-        mine = len(words) > 3 and words[-3] == _host() and words[-2].isdecimal()
         try:
-            if not (
-                _alive(int(words[-2]))
-                if mine
-                else time.time() - max(one.stat().st_mtime for one in (path, *path.iterdir()))
-                < _ABANDONED
-            ):
-                found.append(path)
-        except OSError:  # gone meanwhile
+            if _is_abandoned(path, now()):
+                stale.append(path)
+        except OSError:  # removed meanwhile
             continue
-    return found
+    return stale
+
+
+def _is_abandoned(path: Path, now: float) -> bool:
+    words = path.name.split("-")
+    if len(words) > 3 and words[-3] == _host() and words[-2].isdecimal():
+        return not _is_running(int(words[-2]))
+    changed = [entry.stat().st_mtime for entry in (path, *path.iterdir())]
+    return now - max(changed) >= _STALE
 
 
 def _host() -> str:
+    """Return this machine's name with nothing but letters, digits and underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())
 
 
-def _alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
+    """Return whether a process exists; on Windows `os.kill` with 0 would end it."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return bool(psutil.pid_exists(process))
+    except OverflowError:  # no system has such numbers
         return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
+# What a finished or unfinished run, comparison or probe holds; a plan alone may be anybody's.
+_RESULTS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")
 
 
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:300]
-
-
-def _told(holder: Path) -> str:
-    try:
-        told = json.loads(holder.read_text())
-        return f"process {told['pid']} ({told['command']}, since {told['since']})"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+def holds_results(folder: Path) -> bool:
+    """Return whether a folder is a run, a comparison or a probe, finished or not."""
+    return any((folder / name).exists() for name in _RESULTS)

@@ -1,7 +1,4 @@
-"""What a run says of itself while it works: a word now and then, and how far it is.
-
-Refuses to print; the front door does, and a run folder keeps a copy.
-"""
+"""How a long piece of work reports to whoever started it: messages, progress and metrics."""
 
 from __future__ import annotations
 
@@ -9,16 +6,22 @@ from typing import Any
 
 
 class ProgressReporter:
-    """Hears everything and says nothing; subclass it to show or to keep what is said."""
+    """Receives what long work reports and ignores it; a subclass shows or stores it."""
 
     def say(self, text: str) -> None:
-        """A sentence for people."""
+        """Receive a sentence for people."""
 
     def step(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` of one piece of work, named by `what`; the piece is over when they are equal. A `total` of 0 is not known."""
+        """Receive how far one piece of work is.
+
+        Args:
+            what: The name of the piece of work.
+            done: Steps that are done; the work is over when they equal `total`.
+            total: All its steps, or 0 where that is not known.
+        """
 
     def row(self, values: dict[str, Any]) -> None:
-        """A row of the history, as soon as an epoch, or an L2 value of a solved head, is done."""
+        """Receive a row of the history, once an epoch or an L2 value of a linear probe is done."""
 
 
 SILENT = ProgressReporter()

@@ -1,8 +1,12 @@
-"""A linear head on frozen features, solved and not iterated: L-BFGS over a path of L2 values, the best chosen on validation."""
+"""A linear head on frozen features, fitted by L-BFGS along a path of L2 values.
+
+The best value is chosen on validation.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,23 +16,111 @@ from torch.nn import functional
 from regraft.system.progress import SILENT, ProgressReporter
 
 _PATIENCE = 2
-_ROUGHLY, _FINELY = (
-    1e-5,
-    1e-9,
-)  # change of the loss at which solving ends: along the path, and for the chosen value
-_ITERATIONS = 150  # at most, for each L2 value, from the solution of the one before
+_COARSE = 1e-5  # change of the loss at which L-BFGS ends along the path
+_FINE = 1e-9  # the same for the chosen value
+_MAX_ITERATIONS = 150  # for each L2 value, from the solution of the one before
+_RANK_TOLERANCE = 1e-6  # eigenvalues below this share of the largest count as zero
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features `(n, d)` float32 and class numbers `(n,)` of the same images."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross-entropy over a number of classes, with a weight for each and label smoothing."""
+
+    classes: int
+    class_weights: Tensor | None = None
+    smoothing: float = 0.0
+
+    def coefficients(self, labels: Tensor) -> Tensor:
+        """Return `(n, classes)` so that the loss is minus the sum of these times log p."""
+        weights = self.class_weights
+        if weights is None:
+            weights = torch.ones(self.classes, device=labels.device)
+        hard = functional.one_hot(labels, self.classes) * weights
+        soft = (1 - self.smoothing) * hard + self.smoothing / self.classes * weights
+        return soft / hard.sum()
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """Loss (cross-entropy in nats) and accuracy at one L2 value."""
+
+    l2: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the point as it is written to JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """The chosen layer and what each L2 value gave."""
+    """The layer at the chosen L2 value, and a point for each value that was tried."""
+
+    layer: nn.Linear
+    l2: float
+    history: list[PathPoint]
+
+    @property
+    def chosen(self) -> PathPoint:
+        """The point of the chosen L2 value."""
+        return next(point for point in self.history if point.l2 == self.l2)
+
+
+def fit_logistic(
+    train: LabelledFeatures,
+    val: LabelledFeatures,
+    loss: CrossEntropy,
+    l2_path: Sequence[float],
+    monitor: str = "val_accuracy",
+    watcher: ProgressReporter = SILENT,
+) -> LinearProbe:
+    """Return the linear layer that minimises `loss + l2 / 2 · ‖W‖²`.
+
+    L2 is the value that does best on `val`. Along the path L-BFGS stops early; for the chosen
+    value it goes on. Features are standardised by the training part, and this is folded into the
+    layer, which takes raw features. The bias is not penalised. In scikit-learn `C` is
+    `1 / (n · l2)`.
+
+    Args:
+        train: Training features and labels.
+        val: The same of the validation part.
+        loss: Number of classes, their weights and label smoothing.
+        l2_path: L2 values to try, the largest first. Ends early when two in a row are worse in
+            accuracy and in loss.
+        monitor: "val_accuracy" (ties by loss) or "val_loss".
+        watcher: Is told the progress.
+    """
+    scale = _Standardisation.of(train.features)
+    problem = _Problem.of(scale.apply(train), scale.apply(val), loss)
+    number, solution, history = _follow_path(problem, l2_path, monitor, watcher)
+    l2 = history[number].l2
+    solution = problem.minimise(solution, l2, _FINE)
+    history[number] = problem.evaluate(solution, l2)
+    layer = scale.fold(problem.leave_span(solution.weight), solution.bias)
+    return LinearProbe(layer, l2, history)
+
+
+@dataclass(frozen=True)
+class SolvedOld:
+    """What `solve` returns: a `LinearProbe` whose history is plain data."""
 
     layer: nn.Linear
     l2: float
     history: list[dict[str, Any]]
 
 
-def fit_linear_probe(
+def solve_old(
     train: tuple[Tensor, Tensor],
     val: tuple[Tensor, Tensor],
     classes: int,
@@ -37,165 +129,231 @@ def fit_linear_probe(
     weights: Tensor | None = None,
     smoothing: float = 0.0,
     watcher: ProgressReporter = SILENT,
-) -> LinearProbe:
-    """Return the linear layer that minimises mean cross-entropy plus `l2 / 2 · ‖W‖²`, for the L2 value that does best on `val`.
+) -> SolvedOld:
+    """Return `fit_logistic(...)`: the old name, until its callers use the new one."""
+    loss = CrossEntropy(classes, weights, smoothing)
+    parts = LabelledFeatures(*train), LabelledFeatures(*val)
+    probe = fit_logistic(*parts, loss, path, monitor, watcher)
+    return SolvedOld(probe.layer, probe.l2, [point.to_json() for point in probe.history])
 
-    Along the path it is solved roughly; the chosen value is solved finely.
-    Features are standardised by the training part while solving, and the layer is folded back, so it takes them raw. The bias is not penalised.
-    scikit-learn's `C` is `1 / (n · l2)`.
+
+@dataclass(frozen=True)
+class _Standardisation:
+    """Mean and standard deviation of each feature, `(d,)`."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> _Standardisation:
+        return cls(features.mean(dim=0), features.std(dim=0).clamp(min=1e-6))
+
+    def apply(self, part: LabelledFeatures) -> LabelledFeatures:
+        return LabelledFeatures((part.features - self.mean) / self.std, part.labels)
+
+    def fold(self, weight: Tensor, bias: Tensor) -> nn.Linear:
+        """Return the layer on raw features that equals weight and bias on standardised ones."""
+        classes, features = weight.shape
+        layer = nn.Linear(features, classes)
+        with torch.no_grad():
+            layer.weight.copy_(weight / self.std)
+            layer.bias.copy_(bias - (weight * (self.mean / self.std)).sum(dim=1))
+        return layer
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Weight `(classes, d)` and bias `(classes,)`."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A loss on standardised features.
 
     Args:
-        train: Features `(n, d)` float32 and labels `(n,)`.
+        train: Training features `(n, r)` and labels.
         val: The same of the validation part.
-        classes: Number of classes.
-        path: L2 values to try, the largest first; ends early when two in a row do worse in accuracy and in loss.
-        monitor: "val_accuracy" (ties by loss) or "val_loss".
-        weights: A weight for each class.
-        smoothing: Label smoothing.
-        watcher: Hears how far it is.
+        targets: By how much each log-probability counts, `(n, classes)`.
+        eigenvalues: Of `xᵀx / n`, `(r,)`.
+        eigenvectors: `(r, r)`; None where the features are coordinates along them already.
+        span: `(d, r)`, the directions that fewer images than features span; None where there are
+            no fewer.
     """
-    features, labels = train
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
-    x, x_val = (features - mean) / std, (val[0] - mean) / std
-    targets = _targets(labels, classes, weights, smoothing)
-    values, axes = _axes(x)
-    spanned = (
-        axes if len(x) < x.shape[1] else None
-    )  # the images span fewer directions than there are features: only those count
-    if spanned is not None:
-        x, x_val, axes = x @ spanned, x_val @ spanned, None
-    weight = torch.zeros(classes, x.shape[1], device=x.device)
-    bias = torch.zeros(classes, device=x.device)
 
-    def row(l2: float) -> dict[str, Any]:
-        said = (
-            (functional.linear(one, weight, bias), labels, part)
-            for one, labels, part in ((x, train[1], "train"), (x_val, val[1], "val"))
+    train: LabelledFeatures
+    val: LabelledFeatures
+    targets: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor | None
+    span: Tensor | None
+
+    @classmethod
+    def of(cls, train: LabelledFeatures, val: LabelledFeatures, loss: CrossEntropy) -> _Problem:
+        x = train.features
+        targets = loss.coefficients(train.labels)
+        if len(x) >= x.shape[1]:
+            eigenvalues, eigenvectors = _eigen(x.T @ x / len(x))
+            return cls(train, val, targets, eigenvalues, eigenvectors, None)
+        eigenvalues, span = _span(x)
+        train = LabelledFeatures(x @ span, train.labels)
+        val = LabelledFeatures(val.features @ span, val.labels)
+        return cls(train, val, targets, eigenvalues, None, span)
+
+    def start(self) -> _Solution:
+        """Return zeros."""
+        x = self.train.features
+        classes = self.targets.shape[1]
+        weight = torch.zeros(classes, x.shape[1], device=x.device)
+        return _Solution(weight, torch.zeros(classes, device=x.device))
+
+    def minimise(self, start: _Solution, l2: float, tolerance: float) -> _Solution:
+        """Return the minimum by L-BFGS."""
+        coordinates = _Coordinates.of(self, start, l2)
+        weight, bias = coordinates.enter(start)
+        mass = self.targets.sum(dim=1, keepdim=True)
+        x = self.train.features
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=_MAX_ITERATIONS,
+            history_size=10,
+            tolerance_grad=tolerance,
+            tolerance_change=tolerance,
+            line_search_fn="strong_wolfe",
         )
-        return {"l2": l2} | {key: value for one in said for key, value in _row(*one).items()}
 
-    def rank(row: dict[str, Any]) -> tuple[float, float]:
-        return (
-            (row["val_accuracy"], -row["val_loss"])
-            if monitor == "val_accuracy"
-            else (-row["val_loss"], row["val_accuracy"])
-        )
+        @torch.no_grad()
+        def closure() -> Tensor:
+            point = coordinates.leave(weight, bias)
+            logits = functional.linear(x, point.weight, point.bias)
+            log_p = functional.log_softmax(logits, dim=1)
+            # in double precision, or the line search is blind near the end
+            penalty = l2 / 2 * point.weight.square().sum(dtype=torch.float64)
+            loss = penalty - (self.targets * log_p).sum(dtype=torch.float64)
+            logit_gradient = log_p.exp_().mul_(mass).sub_(self.targets)
+            weight_gradient = logit_gradient.T @ x + l2 * point.weight
+            weight.grad, bias.grad = coordinates.pull_back(weight_gradient, logit_gradient)
+            return loss
 
-    history: list[dict[str, Any]] = []
-    best: tuple[int, Tensor, Tensor] = (0, weight, bias)
-    for number, l2 in enumerate(sorted(path, reverse=True)):
-        weight, bias = _minimise(x, targets, (values, axes), (weight, bias), l2, _ROUGHLY)
-        history.append(row(l2))
-        if number == 0 or rank(history[-1]) > rank(history[best[0]]):
-            best = (number, weight, bias)
-        watcher.step("solve", number + 1, len(path))
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return coordinates.leave(weight, bias)
+
+    def evaluate(self, solution: _Solution, l2: float) -> PathPoint:
+        """Return loss and accuracy on both parts."""
+        train_loss, train_accuracy = _loss_and_accuracy(self.train, solution)
+        val_loss, val_accuracy = _loss_and_accuracy(self.val, solution)
+        return PathPoint(l2, train_loss, train_accuracy, val_loss, val_accuracy)
+
+    def leave_span(self, weight: Tensor) -> Tensor:
+        """Return the weight on standardised features, `(classes, d)`."""
+        return weight if self.span is None else weight @ self.span.T
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """Coordinates in which the curvature is about the same in every direction.
+
+    The Hessian of the loss is close to `c · xᵀx / n + l2`, with `c` the mean of p (1 - p) over
+    images and classes. Coordinates along its axes are stretched by the root of that
+    (preconditioning as in Nocedal and Wright, 2006, chapter 5). L-BFGS needs an eighth of the
+    iterations that it takes in raw coordinates.
+    """
+
+    axes: Tensor | None
+    stretch: Tensor
+    bias_stretch: float
+
+    @classmethod
+    def of(cls, problem: _Problem, start: _Solution, l2: float) -> _Coordinates:
+        logits = functional.linear(problem.train.features, start.weight, start.bias)
+        p = logits.softmax(dim=1)
+        curvature = float((p * (1 - p)).mean())
+        stretch = (curvature * problem.eigenvalues.clamp(min=0) + l2).sqrt()
+        return cls(problem.eigenvectors, stretch, curvature**0.5)
+
+    def enter(self, solution: _Solution) -> tuple[Tensor, Tensor]:
+        weight = self._along_axes(solution.weight) * self.stretch
+        return weight, solution.bias * self.bias_stretch
+
+    def leave(self, weight: Tensor, bias: Tensor) -> _Solution:
+        along = weight / self.stretch
+        raw = along if self.axes is None else along @ self.axes.T
+        return _Solution(raw, bias / self.bias_stretch)
+
+    def pull_back(self, weight_gradient: Tensor, logit_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients along these coordinates, of weight and bias."""
+        weight = self._along_axes(weight_gradient) / self.stretch
+        return weight, logit_gradient.sum(dim=0) / self.bias_stretch
+
+    def _along_axes(self, raw: Tensor) -> Tensor:
+        return raw if self.axes is None else raw @ self.axes
+
+
+def _follow_path(
+    problem: _Problem, l2_path: Sequence[float], monitor: str, watcher: ProgressReporter
+) -> tuple[int, _Solution, list[PathPoint]]:
+    """Return the number of the best L2 value, its solution, and all points."""
+    history: list[PathPoint] = []
+    best_number = 0
+    best_solution = solution = problem.start()
+    for number, l2 in enumerate(sorted(l2_path, reverse=True)):
+        solution = problem.minimise(solution, l2, _COARSE)
+        history.append(problem.evaluate(solution, l2))
+        best_rank = _rank(history[best_number], monitor)
+        if number == 0 or _rank(history[-1], monitor) > best_rank:
+            best_number = number
+            best_solution = solution
+        watcher.step("solve", number + 1, len(l2_path))
         if _worsens(history):
             break
-    number, l2 = best[0], history[best[0]]["l2"]
-    weight, bias = _minimise(x, targets, (values, axes), best[1:], l2, _FINELY)
-    history[number] = row(l2)
-    layer = nn.Linear(features.shape[1], classes)
-    with torch.no_grad():
-        weight = weight if spanned is None else weight @ spanned.T
-        layer.weight.copy_(weight / std)
-        layer.bias.copy_(bias - (weight * (mean / std)).sum(dim=1))
-    return LinearProbe(layer, l2, history)
+    return best_number, best_solution, history
 
 
-def _targets(labels: Tensor, classes: int, weights: Tensor | None, smoothing: float) -> Tensor:
-    """Return by how much each log-probability counts, `(n, classes)`, so that minus their sum is PyTorch's cross-entropy."""
-    weights = torch.ones(classes, device=labels.device) if weights is None else weights
-    exactly = functional.one_hot(labels, classes) * weights
-    return ((1 - smoothing) * exactly + smoothing / classes * weights) / exactly.sum()
+def _rank(point: PathPoint, monitor: str) -> tuple[float, float]:
+    if monitor == "val_accuracy":
+        return point.val_accuracy, -point.val_loss
+    return -point.val_loss, point.val_accuracy
 
 
-def _axes(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the eigenvalues of `xᵀx / n` and its eigenvectors `(d, r)`; those that matter, where there are fewer rows than columns."""
-    if len(x) >= x.shape[1]:
-        return _eigen(x.T @ x / len(x))
+def _worsens(history: list[PathPoint]) -> bool:
+    """Whether the last two points are worse than the best before, in accuracy and in loss."""
+    if len(history) <= _PATIENCE:
+        return False
+    accuracies = [point.val_accuracy for point in history]
+    losses = [point.val_loss for point in history]
+    less_accurate = max(accuracies[-_PATIENCE:]) < max(accuracies[:-_PATIENCE])
+    more_loss = min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE])
+    return less_accurate and more_loss
+
+
+def _loss_and_accuracy(part: LabelledFeatures, solution: _Solution) -> tuple[float, float]:
+    logits = functional.linear(part.features, solution.weight, solution.bias)
+    accuracy = (logits.argmax(dim=1) == part.labels).float().mean()
+    loss = functional.cross_entropy(logits, part.labels)
+    return float(loss), float(accuracy)
+
+
+def _span(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of `xᵀx / n` that are not zero, and their eigenvectors `(d, r)`.
+
+    They come from the smaller matrix `xxᵀ / n`.
+    """
     values, vectors = _eigen(x @ x.T / len(x))
-    kept = values > values[-1] * 1e-6
-    return values[kept], x.T @ (vectors[:, kept] / (values[kept] * len(x)).sqrt())
+    nonzero = values > values[-1] * _RANK_TOLERANCE
+    values = values[nonzero]
+    lengths = (values * len(x)).sqrt()
+    return values, x.T @ (vectors[:, nonzero] / lengths)
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, the smallest first, and eigenvectors; in double precision where single precision does not converge."""
+    """Return eigenvalues, the smallest first, and eigenvectors.
+
+    In double precision where single precision does not converge.
+    """
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        values, vectors = (found.to(matrix.dtype) for found in torch.linalg.eigh(matrix.double()))
-    return values, vectors
-
-
-def _minimise(
-    x: Tensor,
-    targets: Tensor,
-    axes: tuple[Tensor, Tensor | None],
-    start: tuple[Tensor, Tensor],
-    l2: float,
-    until: float,
-) -> tuple[Tensor, Tensor]:
-    """Return weight and bias at the minimum, by L-BFGS in coordinates in which the curvature is about the same in every direction.
-
-    The Hessian of the loss is close to `c · xᵀx / n + l2`, with `c` the mean of p (1 - p) over images and classes: along its axes the coordinates are
-    stretched by the root of that (preconditioning as in Nocedal and Wright, 2006, chapter 5). An eighth of the steps are needed that raw coordinates take.
-    Axes of None are the coordinates of `x` themselves.
-    """
-    weight, bias = start
-    values, vectors = axes
-    mass = targets.sum(dim=1, keepdim=True)
-    chance = functional.linear(x, weight, bias).softmax(dim=1)
-    curvature = float((chance * (1 - chance)).mean())
-    stretch = (curvature * values.clamp(min=0) + l2).sqrt()
-    moved, shift = (
-        (weight if vectors is None else weight @ vectors) * stretch,
-        bias * curvature**0.5,
-    )
-    optimizer = torch.optim.LBFGS(
-        [moved, shift],
-        max_iter=_ITERATIONS,
-        history_size=10,
-        tolerance_grad=until,
-        tolerance_change=until,
-        line_search_fn="strong_wolfe",
-    )
-
-    def placed() -> tuple[Tensor, Tensor]:
-        along = moved / stretch
-        return along if vectors is None else along @ vectors.T, shift / curvature**0.5
-
-    @torch.no_grad()
-    def closure() -> Tensor:
-        weight, bias = placed()
-        chances = functional.log_softmax(functional.linear(x, weight, bias), dim=1)
-        fine = torch.float64  # or the line search is blind near the end
-        loss = l2 / 2 * weight.square().sum(dtype=fine) - (targets * chances).sum(dtype=fine)
-        slope = chances.exp_().mul_(mass).sub_(targets)  # of the loss along the logits
-        along = slope.T @ x + l2 * weight
-        moved.grad = (along if vectors is None else along @ vectors) / stretch
-        shift.grad = slope.sum(dim=0) / curvature**0.5
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return placed()
-
-
-def _worsens(history: list[dict[str, Any]]) -> bool:
-    """Whether the two weakest L2 values so far did worse on validation than one before them, in accuracy and in loss."""
-    accuracies, losses = (
-        [row["val_accuracy"] for row in history],
-        [row["val_loss"] for row in history],
-    )
-    return (
-        len(history) > _PATIENCE
-        and max(accuracies[-_PATIENCE:]) < max(accuracies[:-_PATIENCE])
-        and min(losses[-_PATIENCE:]) > min(losses[:-_PATIENCE])
-    )
-
-
-def _row(logits: Tensor, labels: Tensor, part: str) -> dict[str, float]:
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    return {
-        f"{part}_loss": float(functional.cross_entropy(logits, labels)),
-        f"{part}_accuracy": float(accuracy),
-    }
+        values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)

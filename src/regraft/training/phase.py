@@ -14,7 +14,7 @@ from regraft.features.batches import Batches, Reader
 from regraft.features.parts import PartImages
 from regraft.features.policy import CachePolicy, open_readers
 from regraft.features.reader import Augmentation, FrozenFeatures
-from regraft.models.head import class_weights
+from regraft.models.head import compute_class_weights
 from regraft.models.layers import distance_to_head
 from regraft.models.network import Cut, TransferNetwork
 from regraft.options import Runtime
@@ -22,12 +22,7 @@ from regraft.plans.schema import Phase
 from regraft.runs.layout import PhaseFiles
 from regraft.system.hardware import is_out_of_memory
 from regraft.system.timer import Timer
-from regraft.training.freeze_check import (
-    NOT_OPTIMIZED,
-    FreezeCheck,
-    Optimized,
-    count_batch_norms,
-)
+from regraft.training.freeze_check import NOT_OPTIMIZED, FreezeCheck, Optimized, count_batch_norms
 from regraft.training.linear import fit_linear_probe
 
 _BATCH_ONLY = (
@@ -135,7 +130,7 @@ class _Fitting:
 
     def _class_weights(self) -> Tensor | None:
         labels = torch.from_numpy(self.inputs.train.labels)
-        return class_weights(self.network.plan.class_weights, labels, self.network.classes)
+        return compute_class_weights(self.network.plan.class_weights, labels, self.network.classes)
 
     def linear_probe(self) -> list[dict[str, Any]]:
         """Fit the class layer by L-BFGS along the L2 path; returns the history."""

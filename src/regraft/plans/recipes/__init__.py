@@ -1,7 +1,4 @@
-"""The source experiments as plans, with where they come from and what their authors reported.
-
-Refuses to run anything: a recipe is data, plan files in `plans/` and one table of provenance.
-"""
+"""The source experiments as plan files, with where they come from and what was reported."""
 
 from __future__ import annotations
 
@@ -12,39 +9,37 @@ from functools import cache
 from typing import Any
 
 from regraft.errors import unknown_name_error
-from regraft.plans.schema import Plan, parse_plan
+from regraft.plans.schema import Plan
+from regraft.plans.toml import parse_plan
 
-_FOLDER = importlib.resources.files("regraft.plans.recipes")
+_FOLDER = importlib.resources.files("regraft.recipes")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A plan by name, with its source, the technique in the field's words, what was assumed where the source says nothing, and what was reported."""
+    """A source experiment: its plan by name, and what is known about it."""
 
     name: str
-    source: str
-    technique: str
+    source: str  # where it is described
+    technique: str  # in the field's words
     about: str
-    assumed: str = ""
-    reported: dict[str, Any] = field(default_factory=dict)
-    counted: dict[str, Any] = field(
-        default_factory=dict
-    )  # how the reported parameter counts differ from PyTorch's
+    assumed: str = ""  # where the source leaves something open
+    reported: dict[str, Any] = field(default_factory=dict)  # the authors' figures
+    counted: dict[str, Any] = field(default_factory=dict)  # how their parameter counts differ
 
     @property
     def plan(self) -> Plan:
-        """What it does."""
-        return parse_plan(
-            tomllib.loads((_FOLDER / "plans" / f"{self.name}.toml").read_text(encoding="utf-8")),
-            f"The recipe {self.name}",
-        )
+        """The plan that repeats the experiment."""
+        file = _FOLDER / "plans" / f"{self.name}.toml"
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        return parse_plan(values, f"The recipe {self.name}")
 
 
 @cache
 def all_recipes() -> dict[str, Recipe]:
     """Return all recipes by name, in the order of the write-ups."""
-    told = tomllib.loads((_FOLDER / "reported.toml").read_text(encoding="utf-8"))
-    return {name: Recipe(name, **values) for name, values in told.items()}
+    entries = tomllib.loads((_FOLDER / "reported.toml").read_text(encoding="utf-8"))
+    return {name: Recipe(name, **fields) for name, fields in entries.items()}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -1,0 +1,58 @@
+"""What names of files and folders mean: images, parts of a split, and classes in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePath
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+    )
+)
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+_MOST_DIGITS = 100  # of a class name that is taken for a number
+
+
+def is_image_name(name: str | PurePath) -> bool:
+    """Return whether a file's name is one of an image, and not of a hidden file."""
+    path = name if isinstance(name, PurePath) else PurePath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def printable_name(name: str) -> str:
+    """Return a name that can be written as UTF-8, whatever bytes the file system has for it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Return class names in their order: by value where all are numbers, else by name."""
+    names = set(labels)
+    if all(name.isdecimal() and len(name) < _MOST_DIGITS for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
