@@ -18,7 +18,7 @@ from regraft.features.extract import ModelInputs, cached_pixels, entry_name, ext
 from regraft.features.store import cache_limit, clear_cache, list_entries
 from regraft.models.backbone import load_backbone
 from regraft.models.cut import cut_backbone
-from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, sample_ids
+from regraft.models.transforms import AugmentedView, NO_AUGMENTATION, sample_ids
 from regraft.options import default_cache_dir
 from regraft.plans.schema import InputRules
 from regraft.system.progress import ProgressReporter
@@ -31,10 +31,10 @@ class Heard(ProgressReporter):
         self.said: list[str] = []
         self.steps: list[tuple[str, int, int]] = []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
-    def step(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         self.steps.append((what, done, total))
 
 
@@ -45,7 +45,7 @@ def entry(
     view: AugmentedView = NO_AUGMENTATION,
     precision: str = "float32",
     seed: int = 0,
-    watcher: ProgressReporter | None = None,
+    reporter: ProgressReporter | None = None,
     dataset=DATA,
 ):  # type: ignore[no-untyped-def]
     source = load_backbone(TINY, "random", resolution, seed)
@@ -54,7 +54,7 @@ def entry(
     look = ModelInputs(
         images, sample_ids(dataset), dataset.hashes, source.rules, resolution, view, precision
     )
-    made = extract_one(prefix, prefix.digest(), look, home, watcher or ProgressReporter())
+    made = extract_one(prefix, prefix.digest(), look, home, reporter or ProgressReporter())
     return made, prefix, look, source
 
 
@@ -75,10 +75,10 @@ def test_what_is_kept_is_what_a_live_pass_gives(tmp_path: Path) -> None:
 
 def test_the_second_time_is_read_and_cold_equals_warm(tmp_path: Path) -> None:
     heard = Heard()
-    cold = entry(tmp_path, watcher=heard)[0]
+    cold = entry(tmp_path, reporter=heard)[0]
     assert heard.steps[-1] == ("extract", 60, 60)
     heard.steps.clear()
-    warm = entry(tmp_path, watcher=heard)[0]
+    warm = entry(tmp_path, reporter=heard)[0]
     assert (cold.hit, warm.hit, heard.steps) == (False, True, [])
     assert (cold.arrays[0] == warm.arrays[0]).all()
 
@@ -131,7 +131,7 @@ def test_a_damaged_entry_is_noticed_said_and_computed_again(tmp_path: Path) -> N
     ):
         damage(tmp_path / good.name / "0.npy")
         heard = Heard()
-        again = entry(tmp_path, watcher=heard)[0]
+        again = entry(tmp_path, reporter=heard)[0]
         assert "is damaged" in heard.said[0]
         assert not again.hit
         assert (again.arrays[0] == values).all()
@@ -139,13 +139,13 @@ def test_a_damaged_entry_is_noticed_said_and_computed_again(tmp_path: Path) -> N
 
 def test_an_interrupted_extraction_leaves_nothing_behind(tmp_path: Path) -> None:
     class Stop(ProgressReporter):
-        def step(self, what: str, done: int, total: int) -> None:
+        def progress(self, what: str, done: int, total: int) -> None:
             raise KeyboardInterrupt
 
     entry(tmp_path, "layer4")  # so that the pixels are there
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        entry(tmp_path, watcher=Stop())
+        entry(tmp_path, reporter=Stop())
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -185,7 +185,7 @@ def test_numbers_too_large_for_half_precision_are_kept_whole(tmp_path: Path) -> 
     prefix, _ = cut_backbone(source, "head")
     images = cached_pixels(DATA, 32, "bicubic", tmp_path)
     look = ModelInputs(images, sample_ids(DATA), DATA.hashes, source.rules, 32)
-    made = extract_one(prefix, prefix.digest(), look, tmp_path, watcher=heard)
+    made = extract_one(prefix, prefix.digest(), look, tmp_path, reporter=heard)
     assert made.arrays[0].dtype == np.float32
     assert np.isfinite(made.arrays[0]).all()
     assert "too large for float16" in heard.said[0]
@@ -225,7 +225,7 @@ def test_the_entries_used_longest_ago_go_first_when_the_bound_is_reached(
     total = sum(one["bytes"] for one in list_entries(tmp_path))
     monkeypatch.setenv("REGRAFT_CACHE_LIMIT", str(total / 1e9))
     heard = Heard()
-    entry(tmp_path, seed=3, watcher=heard)
+    entry(tmp_path, seed=3, reporter=heard)
     left = {one["name"] for one in list_entries(tmp_path)}
     assert made[1].name not in left
     assert {made[0].name, made[2].name} <= left

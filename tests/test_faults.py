@@ -21,7 +21,7 @@ from regraft.workflow import story
 
 import regraft as api
 from conftest import toy, write_folder
-from regraft.data.archives import archive, unpack_archive
+from regraft.data.archives import load_archive, unpack_archive
 from regraft.data.load import load_dataset
 from regraft.errors import DiskFull, UserError
 from regraft.features.extract import cached_pixels
@@ -703,7 +703,7 @@ def test_one_archive_unpacked_by_two_is_unpacked_once(photos: Path, tmp_path: Pa
             other.mkdir()
             assert len(load_dataset(packed, tmp_path / "home")) == 120
 
-    assert len(archive(packed, tmp_path / "home", unpack=slower)) == 120
+    assert len(load_archive(packed, tmp_path / "home", unpack=slower)) == 120
     assert len(list((tmp_path / "home" / "archives").iterdir())) == 1
 
 

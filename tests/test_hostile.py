@@ -161,8 +161,8 @@ def test_what_is_printed_does_nothing_to_a_terminal(capfd: pytest.CaptureFixture
     evil = "\x1b]0;pwned\x07 \u202ecat \x9b31m [red]x[/red]"
     out.print(evil, markup=False)
     pairs({evil: evil})
-    with progress(False) as watcher:
-        watcher.say(evil)
+    with progress(False) as reporter:
+        reporter.log(evil)
     said = "".join(capfd.readouterr())
     assert said.count("\\x1b]0;pwned") >= 3  # rich drops the bell itself
     assert not set(said) & dirty.UNSEEN

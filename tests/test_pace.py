@@ -21,16 +21,7 @@ from regraft import backbone
 from regraft.errors import UserError
 from regraft.features import extract
 from regraft.features.batches import Batches
-from regraft.features.extract import (
-    ModelInputs,
-    cached_pixels,
-    entry_bytes,
-    extract_features,
-    extract_one,
-    pixel_batch,
-    resident_pixels,
-    run_prefix,
-)
+from regraft.features.extract import ModelInputs, cached_pixels, entry_bytes, extract_features, extract_one, pixel_batch, resident_pixels, run_prefix
 from regraft.features.store import clear_cache, list_entries
 from regraft.models import transforms
 from regraft.models.backbone import Backbone, load_backbone, model_info
@@ -58,7 +49,7 @@ class Heard(ProgressReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -200,7 +191,7 @@ def test_compiling_is_tried_where_it_is_asked_for_or_repays(
     monkeypatch.setattr(hardware, "batch_size", lambda *_: 20)
     tried: list[int] = []
     monkeypatch.setattr(
-        backbone, "compiled", lambda prefix, images, watcher: tried.append(len(images))
+        backbone, "compiled", lambda prefix, images, reporter: tried.append(len(images))
     )
     cases = [
         ("auto", 1e18, 0),

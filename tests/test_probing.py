@@ -21,31 +21,13 @@ from regraft import workflow
 from regraft.features import extract
 from regraft.plans.schema import Phase
 from regraft.probing import halving
-from regraft.probing.candidates import (
-    Candidate,
-    LayerFeatures,
-    ProbeRow,
-    neighbour_count,
-    score_concatenated,
-    score_layers,
-)
+from regraft.probing.candidates import Candidate, LayerFeatures, ProbeRow, neighbour_count, score_concatenated, score_layers
 from regraft.probing.greedy_selection import select_greedily
-from regraft.probing.halving import (
-    affordable_candidates,
-    better_half,
-    count_rounds,
-    images_per_round,
-    parse_duration,
-)
+from regraft.probing.halving import affordable_candidates, better_half, count_rounds, images_per_round, parse_duration
 from regraft.probing.learning_curve import CurvePoint, forecast_accuracy, measure_learning_curve
 from regraft.probing.rank_correlation import correlate_ranks
 from regraft.probing.recommend import probe_front, recommend
-from regraft.probing.successive_halving import (
-    BudgetTooShortError,
-    Dropped,
-    SuccessiveHalving,
-    TimeBudget,
-)
+from regraft.probing.successive_halving import BudgetTooShortError, Dropped, SuccessiveHalving, TimeBudget
 from regraft.runs.folder import list_runs
 from regraft.system.progress import ProgressReporter
 from regraft.training.linear import LabelledFeatures
@@ -58,7 +40,7 @@ class Heard(ProgressReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -162,7 +144,7 @@ def test_fewer_neighbours_than_usual_are_said(photos: Path) -> None:
         weights="random",
         out="p",
         train_images=30,
-        watcher=heard,
+        reporter=heard,
     )
     assert done.told["neighbours"] == 10
     assert (
@@ -783,7 +765,7 @@ def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(
         weights="random",
         budget="10m",
         out="p",
-        watcher=heard,
+        reporter=heard,
     )
     assert {row["kind"] for row in done.told["places"]} == {"single"}
     assert done.told["learning_curve"]["forecast"] is None
@@ -895,7 +877,7 @@ def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_canno
         weights="random",
         out="p",
         overwrite=True,
-        watcher=heard,
+        reporter=heard,
     )
     assert [text for text in heard.said if "LEEP" in text] == [
         "Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."

@@ -22,22 +22,11 @@ from regraft.workflow.story import fit
 from conftest import TINY, toy, write_folder
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.evaluation.paired import PairedDifference
+from regraft.reporting.evidence import PairedDifference
 from regraft.models.backbone import Backbone, load_backbone
-from regraft.reporting.evidence import (
-    PairedDifference,
-    RunEvidence,
-    build_evidence,
-    gather_evidence,
-)
+from regraft.reporting.evidence import PairedDifference, RunEvidence, build_evidence, gather_evidence
 from regraft.reporting.html import Gallery, PageExtras, Thumbnail, render_html
-from regraft.reporting.leaderboard import (
-    LeaderboardRow,
-    build_leaderboard,
-    build_leaderboard_json,
-    flat_row,
-    to_failed_rows,
-)
+from regraft.reporting.leaderboard import LeaderboardRow, build_leaderboard, build_leaderboard_json, flat_row, to_failed_rows
 from regraft.runs.folder import Run, load_run
 from regraft.system.progress import ProgressReporter
 
@@ -273,7 +262,7 @@ class Loosening(ProgressReporter):
     def __init__(self, network: Backbone) -> None:
         self.network = network
 
-    def step(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         if what == "solve" and done == total:
             norm = self.network.model.get_submodule("bn1")
             norm.running_mean.add_(0.1)  # type: ignore[operator, union-attr]
@@ -289,7 +278,7 @@ def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
     plan = make(data, settings.split(data), wish)
     fit(data, plan, Path("good"), settings)
     network = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
-    loosening = replace(settings, watcher=Loosening(network))
+    loosening = replace(settings, reporter=Loosening(network))
     fit(data, plan, Path("loose"), loosening, network)
 
     contract = json.loads(Path("loose/freeze.json").read_text())[0]

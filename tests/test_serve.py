@@ -75,7 +75,7 @@ def compute_maps(classifier, images, classes):
     return attention.maps(classifier, images, classes)
 
 class Printing(Watcher):
-    def say(self, text):
+    def log(self, text):
         print(text, file=sys.stderr, flush=True)
 
 limits = Limits(**words["limits"])

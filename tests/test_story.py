@@ -379,7 +379,7 @@ def test_predictions_of_a_folder_equal_those_of_the_run(regraft, photos: Path) -
 
 def stop_after(watched: str, epochs: int):  # type: ignore[no-untyped-def]
     class Stop(story.Watcher):
-        def step(self, what: str, done: int, total: int) -> None:
+        def progress(self, what: str, done: int, total: int) -> None:
             if what == watched and done >= epochs:
                 raise KeyboardInterrupt
 
@@ -408,7 +408,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     whole = api.fit(data, technique, "test_resnet", out="whole", **options)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         api.fit(
-            data, technique, "test_resnet", out="parts", watcher=stop_after(phase, steps), **options
+            data, technique, "test_resnet", out="parts", reporter=stop_after(phase, steps), **options
         )  # type: ignore[arg-type]
     assert not Path("parts/scores.json").exists()
     with pytest.raises(api.UserError, match="is not finished. Go on with"):

@@ -68,7 +68,7 @@ def fit(
         resolution: Side in pixels.
         seed: Of everything but the split.
         changes: Changes to the plan, such as `"phases.0.lr=3e-4"`.
-        **settings: Fields of `regraft.workflow.Settings`: `train_images`, `split_seed`, `resume`, `overwrite`, `skip_bad`, `device`, `home`, `watcher`.
+        **settings: Fields of `regraft.workflow.Settings`: `train_images`, `split_seed`, `resume`, `overwrite`, `skip_bad`, `device`, `home`, `reporter`.
 
     Raises:
         UserError: For a mistake of the caller, in one sentence.

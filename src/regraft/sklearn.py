@@ -1,6 +1,7 @@
-"""A transferred network as a scikit-learn classifier: images and labels in, classes and probabilities out.
+"""A transferred network as a scikit-learn classifier: images and labels in, classes out.
 
-Refuses to hold a run open: the bytes of the run folder are the fitted state, so a pickle carries safetensors, JSON, TOML and CSV, and no network.
+The bytes of the run folder are the fitted state: a pickle carries safetensors, JSON, TOML and CSV,
+and no network.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,72 +21,83 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.inputs import images_from_input
 from regraft.errors import UserError
+from regraft.options import CacheOptions, DataOptions, Options, PlanOverrides, RunDir, Runtime
+from regraft.runs import layout
 from regraft.runs.directory import prepare_dir
 from regraft.runs.folder import load_run
 
 if TYPE_CHECKING:
+    from regraft.models.network import TransferNetwork
     from regraft.plans.schema import Plan
 
-_LEFT_OUT = ("checkpoints", "state.json")  # what only an unfinished run needs
-_WORTH_KEEPING = 64  # images from which on what the frozen part says of them goes into the shared cache when predicting
+_WORTH_CACHING = 64  # images from which on features go into the shared cache when predicting
 
-Given = NDArray[Any] | Sequence[str | Path]
+Images = NDArray[Any] | Sequence[str | Path]
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A pretrained network carried over to labelled images.
 
-    `fit` sets validation images aside by the package's own split and no test images: scikit-learn's user keeps those. What the frozen part says of an
-    image is kept in the cache, so candidates of a search that share it (heads, rates, seeds) compute it once for each fold.
+    `fit` sets validation images aside by the package's own split, and no test images: those are
+    scikit-learn's user's to keep. The frozen part's output is cached, so candidates of a search
+    that share it (heads, rates, seeds) compute it once for each fold.
 
     Args:
-        backbone: Any timm name; EfficientNet-Lite0, whose weights are installed, or the plan's, when None.
-        technique: A name that `regraft techniques` lists, or `module:function`; ignored when a plan is given.
+        technique: A name that `regraft techniques` lists, or `module:function`; ignored when a
+            plan is given.
+        backbone: Any timm name; EfficientNet-Lite0, whose weights are installed, or the plan's,
+            when None.
         resolution: Side in pixels; what suits images and backbone when None.
         plan: A plan, or the path of its TOML file.
         seed: Of weights, order, augmentation and dropout; None keeps the plan's.
-        head: Layers before the class layer, such as "dense 256 relu, dropout 0.5"; the technique's or the plan's own when None.
-        changes: Changes to the plan, such as `("phases.0.epochs=5",)`.
+        head: Layers before the class layer, such as "linear 256 relu, dropout 0.5"; the
+            technique's or the plan's own when None.
+        overrides: Changes to the plan, such as `("phases.0.epochs=5",)`.
         weights: "pretrained", "random", or a file; None as the technique or the plan says.
         split_seed: Of the split into train and val.
         device: "auto", "cpu" or "cuda".
-        keep: Whether the frozen part's output is kept: "auto" (by measured cost), "always", "never".
-        cache: The cache folder; `REGRAFT_CACHE` or the platform's when None.
+        keep: Whether the frozen part's output is cached: "auto" (by measured cost), "always",
+            "never".
+        cache_dir: The cache folder; `REGRAFT_CACHE` or the platform's when None.
 
     Attributes:
         classes_: The labels, sorted; columns of `predict_proba`.
         plan_: The plan that was carried out.
-        scores_: What `scores.json` of the run says: accuracy on train and val with intervals, seconds, parameters, whether the cache was hit.
+        scores_: What `scores.json` of the run says: accuracy on train and val with intervals,
+            seconds, parameters, whether the cache was hit.
         files_: The run folder's files by name, as bytes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  scikit-learn wants every parameter by name
         self,
-        backbone: str | None = None,
         technique: str = "linear-probe",
+        backbone: str | None = None,
         resolution: int | None = None,
         plan: str | Path | Plan | None = None,
         seed: int | None = 0,
         *,
         head: str | None = None,
-        changes: Sequence[str] = (),
+        overrides: Sequence[str] = (),
         weights: str | None = None,
         split_seed: int = 0,
         device: str = "auto",
         keep: str = "auto",
-        cache: str | Path | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        self.backbone, self.technique, self.resolution, self.plan, self.seed = (
-            backbone,
-            technique,
-            resolution,
-            plan,
-            seed,
-        )
-        self.head, self.changes, self.weights, self.split_seed = head, changes, weights, split_seed
-        self.device, self.keep, self.cache = device, keep, cache
+        self.technique = technique
+        self.backbone = backbone
+        self.resolution = resolution
+        self.plan = plan
+        self.seed = seed
+        self.head = head
+        self.overrides = overrides
+        self.weights = weights
+        self.split_seed = split_seed
+        self.device = device
+        self.keep = keep
+        self.cache_dir = cache_dir
 
-    def fit(self, X: Given, y: Sequence[Any] | NDArray[Any]) -> TransferClassifier:
+    def fit(self, X: Images, y: Sequence[Any] | NDArray[Any]) -> TransferClassifier:
         """Return self, fitted.
 
         Args:
@@ -96,90 +107,88 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             UserError: When images, labels and plan do not go together; nothing is changed then.
         """
-        from regraft.workflow.planning import make
-        from regraft.workflow.story import fit
+        from regraft.commands.fit import fit
 
         images = images_from_input(X, "X")
         check_classification_targets(y)
         labels = column_or_1d(y, warn=True)
         if len(labels) != len(images):
             raise UserError(
-                f"X holds {len(images):,} images, y {len(labels):,} labels. Expected one label an image. Give both in the same order."
+                f"X holds {len(images):,} images, y {len(labels):,} labels. Expected one label an "
+                "image. Give both in the same order."
             )
         classes, numbers = np.unique(labels, return_inverse=True)
-        table = make_dataset("X", numbers, [str(one) for one in classes], images, tested=False)
-        settings = self._settings()
-        made = make(table, settings.split(table), self._wish(), settings.device)
+        names = [str(name) for name in classes]
+        dataset = make_dataset("X", numbers, names, images, tested=False)
         with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
-            done = fit(table, made, Path(scratch) / "run", settings)
-            files = {
-                path.name: path.read_bytes()
-                for path in sorted(done.path.iterdir())
-                if path.name not in _LEFT_OUT
-            }
-        self.classes_, self.plan_, self.scores_, self.files_ = (
-            classes,
-            done.plan,
-            done.scores,
-            files,
-        )
-        self.__dict__.pop("_ready", None)
+            options = self._options(RunDir(Path(scratch) / "run"))
+            run = fit(dataset, self.technique, self._plan_overrides(), options)
+            files = _read_files(run.path)
+        self.classes_ = classes
+        self.plan_ = run.plan
+        self.scores_ = run.scores
+        self.files_ = files
+        self.__dict__.pop("_restored", None)
         return self
 
-    def predict(self, X: Given) -> NDArray[Any]:
+    def predict(self, X: Images) -> NDArray[Any]:
         """Return the label of each image `(n,)`; takes what `fit` takes."""
-        chances = self.predict_proba(X)
-        found: NDArray[Any] = self.classes_[chances.argmax(axis=1)]
-        return found
+        probabilities = self.predict_proba(X)
+        labels: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
+        return labels
 
-    def predict_proba(self, X: Given) -> NDArray[np.float64]:
-        """Return probabilities `(n, classes)`, rows summing to 1, columns as in `classes_`; takes what `fit` takes.
+    def predict_proba(self, X: Images) -> NDArray[np.float64]:
+        """Return probabilities `(n, classes)`, rows summing to 1; takes what `fit` takes.
+
+        Columns are in the order of `classes_`.
 
         Raises:
             UserError: When a file is missing or no image.
             sklearn.exceptions.NotFittedError: Before `fit`.
         """
         from regraft.evaluation.scores import log_softmax
-        from regraft.workflow.parts import Part, logits
-        from regraft.workflow.story import final_cut
+        from regraft.features.parts import PartImages
+        from regraft.features.policy import CachePolicy
+        from regraft.features.scoring import compute_logits
 
         check_is_fitted(self, "files_")
         images = images_from_input(X, "X")
         if not len(images):
             return np.zeros((0, len(self.classes_)))
         hashes = images.hashes()
-        table = Dataset(
-            "X", hashes, np.zeros(len(images), np.int64), tuple(map(str, self.classes_)), images
-        )
-        table.__dict__["hashes"] = hashes
-        model, top = self._network
-        prefix, suffix = final_cut(model, self.plan_)
-        with self._home(len(images)) as home:
-            part = Part("X", table, replace(self._settings(), home=home))
-            said = logits(part, model, prefix, suffix, top, self.plan_, keep=self.keep != "never")
-        return np.exp(log_softmax(said))
+        unknown = np.zeros(len(images), np.int64)
+        names = tuple(map(str, self.classes_))
+        dataset = Dataset("X", hashes, unknown, names, images, known_hashes=hashes)
+        network = self._network
+        with self._cache(len(images)) as cache:
+            part = PartImages("X", dataset, cache, self._options().runtime)
+            logits = compute_logits(network, network.final_cut(), part, CachePolicy(cache))
+        return np.exp(log_softmax(logits))
 
     def save(self, path: str | Path) -> Path:
-        """Return the folder, now holding the run: `regraft predict`, `regraft serve` and `regraft.load` take it.
+        """Return the folder, which now holds the run.
+
+        `regraft predict`, `regraft serve` and `regraft.load` take it.
 
         Raises:
             UserError: When there is something in it already, or it cannot be written.
         """
         check_is_fitted(self, "files_")
         folder = Path(path).expanduser()
-        prepare_dir(folder, "run", None, False)
+        prepare_dir(folder, "run", RunDir(), can_resume=False)
         try:
             self._write(folder)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}). Expected a folder to put the run in. Give another one."
+                f"{folder} cannot be written ({error.strerror}). Expected a folder to put the run "
+                "in. Give another one."
             ) from error
         return folder
 
     def __getstate__(self) -> dict[str, Any]:
         """Return parameters and the bytes of the run: no network."""
         state = dict(super().__getstate__())
-        state.pop("_ready", None)
+        state.pop("_restored", None)
         return state
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -187,60 +196,63 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array, tags.input_tags.string = False, True
-        tags.classifier_tags.poor_score = (
-            True  # of the tables of numbers that scikit-learn's own checks hand out
-        )
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        # of the tables of numbers that scikit-learn's own checks hand out
+        tags.classifier_tags.poor_score = True
         return tags
 
     @property
-    def _network(self) -> Any:
-        """Backbone and head with the fitted weights, made once from the bytes."""
-        if "_ready" not in self.__dict__:
-            from regraft.inference.network import restore_network
+    def _network(self) -> TransferNetwork:
+        """The network with the fitted weights, made once from the bytes."""
+        if "_restored" not in self.__dict__:
+            from regraft.inference.restore import restore_network
             from regraft.system.hardware import resolve_device
 
             with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
                 self._write(Path(scratch))
-                self._ready = restore_network(load_run(Path(scratch)), resolve_device(self.device))
-        return self._ready
+                run = load_run(Path(scratch))
+                self._restored = restore_network(run, resolve_device(self.device))
+        return self._restored
 
     def _write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files_.items():
             (folder / name).write_bytes(content)
 
-    def _wish(self) -> Any:
-        from regraft.workflow.planning import Wish
-
-        changes = [*([] if self.head is None else [f"head={self.head}"]), *self.changes]
-        return Wish(
-            self.technique,
-            self.plan,
-            self.backbone,
-            self.weights,
-            self.resolution,
-            self.seed,
-            changes,
+    def _plan_overrides(self) -> PlanOverrides:
+        changes = list(self.overrides)
+        if self.head is not None:
+            changes.insert(0, f"head={self.head}")
+        return PlanOverrides(
+            self.plan, self.backbone, self.weights, self.resolution, self.seed, changes
         )
 
-    def _settings(self) -> Any:
-        from regraft.workflow.named import asked
-
-        return asked(
-            {
-                "home": self.cache,
-                "split_seed": self.split_seed,
-                "device": self.device,
-                "keep": self.keep,
-            }
+    def _options(self, run_dir: RunDir = RunDir()) -> Options:
+        return Options(
+            DataOptions(split_seed=self.split_seed),
+            CacheOptions(self.cache_dir, self.keep),
+            Runtime(self.device),
+            run_dir,
         )
 
     @contextmanager
-    def _home(self, count: int) -> Iterator[Path]:
-        """Give the shared cache, or for a few images a folder of their own that goes away: entries of one image would be litter."""
-        if count >= _WORTH_KEEPING:
-            yield self._settings().home
+    def _cache(self, images: int) -> Iterator[CacheOptions]:
+        """Give the shared cache, or for a few images a folder that goes away.
+
+        Entries of one image would be litter.
+        """
+        if images >= _WORTH_CACHING:
+            yield self._options().cache
             return
         with tempfile.TemporaryDirectory(prefix="regraft-") as scratch:
-            yield Path(scratch)
+            yield CacheOptions(scratch, self.keep)
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of a run, without what only an unfinished run needs."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name not in layout.UNFINISHED:
+            files[path.name] = path.read_bytes()
+    return files

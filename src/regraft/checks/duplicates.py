@@ -72,7 +72,7 @@ def find_near_duplicates(
     pixels: Sequence[NDArray[np.uint8]],
     features: NDArray[np.floating[Any]],
     hashes: NDArray[np.str_],
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> list[NearDuplicate]:
     """Return the pairs of images that look the same but are not equal, the most similar first.
 
@@ -84,11 +84,11 @@ def find_near_duplicates(
         pixels: All images in their order, in arrays `(n, h, w, 3)` that may differ in size.
         features: Of the end of a network, `(n, d)`. They are centred and compared by cosine.
         hashes: Content hash of each image; pairs of equal ones are left to `exact`.
-        watcher: Is told the progress.
+        reporter: Is told the progress.
     """
     matches: dict[tuple[int, int], NearDuplicate] = {}
     for comparison in _comparisons(pixels, features):
-        for a, b, cosine in comparison.pairs(watcher):
+        for a, b, cosine in comparison.pairs(reporter):
             if hashes[a] != hashes[b]:
                 matches.setdefault((a, b), NearDuplicate((a, b), cosine, comparison.name))
     return sorted(matches.values(), key=lambda match: (-match.cosine, match.rows))
@@ -98,11 +98,11 @@ def near_json(
     pixels: Sequence[NDArray[np.uint8]],
     features: NDArray[np.floating[Any]],
     hashes: NDArray[np.str_],
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> list[dict[str, Any]]:
     """Return `find_near_duplicates` as dicts: the old name, until its callers use the new one."""
     rows = []
-    for match in find_near_duplicates(pixels, features, hashes, watcher):
+    for match in find_near_duplicates(pixels, features, hashes, reporter):
         rows.append({"rows": list(match.rows), "cosine": match.cosine, "by": match.by})
     return rows
 
@@ -116,7 +116,7 @@ class _Comparison:
     others: Tensor
     threshold: float
 
-    def pairs(self, watcher: ProgressReporter) -> Iterator[tuple[int, int, float]]:
+    def pairs(self, reporter: ProgressReporter) -> Iterator[tuple[int, int, float]]:
         """Yield the pairs of rows that match, the smaller first, with their cosine."""
         n = len(self.vectors)
         for start in range(0, n, _BLOCK):
@@ -129,7 +129,7 @@ class _Comparison:
                 cosines[matches].tolist(),
                 strict=True,
             )
-            watcher.step(f"compare {self.name}", min(start + _BLOCK, n), n)
+            reporter.progress(f"compare {self.name}", min(start + _BLOCK, n), n)
 
     def _candidates(self, start: int) -> tuple[Tensor, Tensor]:
         """Return the rows of pairs in a block that may match: a fast and coarse filter."""

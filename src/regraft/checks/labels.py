@@ -47,7 +47,7 @@ def find_suspect_labels(
     labels: NDArray[np.int64],
     classes: int,
     seed: int = 0,
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> SuspectLabels:
     """Return which labels are probably wrong, by confident learning (Northcutt 2021).
 
@@ -61,7 +61,7 @@ def find_suspect_labels(
         labels: Class numbers `(n,)`.
         classes: Number of classes.
         seed: Of the folds.
-        watcher: Is told the progress.
+        reporter: Is told the progress.
     """
     data = LabelledFeatures(
         torch.from_numpy(np.asarray(features, dtype=np.float32)), torch.from_numpy(labels)
@@ -78,7 +78,7 @@ def find_suspect_labels(
         with torch.inference_mode():
             predictions = probe.layer(val.features).softmax(dim=1)
         probabilities[held_out.numpy()] = predictions.numpy()
-        watcher.step("doubt", fold + 1, FOLDS)
+        reporter.progress("doubt", fold + 1, FOLDS)
     return _rank(probabilities, labels)
 
 

@@ -64,9 +64,9 @@ def embed(
 
     places = [place.strip() for place in until.split(",") if place.strip()] or ["end"]
     wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         images, _, features, plan = embed_named(
-            data, places, wish, out, **settings(context), watcher=watcher
+            data, places, wish, out, **settings(context), reporter=reporter
         )
     told = {
         "path": str(out),

@@ -55,9 +55,9 @@ def check(
     from regraft.workflow.checking import check_named
     from regraft.workflow.planning import Wish
 
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         wish = Wish(backbone=backbone, weights=weights, resolution=resolution, precision=precision)
-        found = check_named(data, wish, out, **settings(context), watcher=watcher)
+        found = check_named(data, wish, out, **settings(context), reporter=reporter)
     as_json(found.told) if json else show_runs.check(found.told, out)
 
 
@@ -84,9 +84,9 @@ def evaluate(
     from regraft.cli.show_runs import evaluation
     from regraft.workflow.named import evaluate_named
 
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         scores = evaluate_named(
-            run, data, split, home=cache, device=device, skip_bad=skip_bad, watcher=watcher
+            run, data, split, home=cache, device=device, skip_bad=skip_bad, reporter=reporter
         )
     as_json(scores) if json else evaluation(scores, str(run))
 
@@ -118,7 +118,7 @@ def report(
     from regraft.cli.show import as_json, progress
     from regraft.workflow.pages import report_named
 
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         path, told = report_named(
             paths,
             out,
@@ -127,6 +127,6 @@ def report(
             home=cache,
             device=device,
             overwrite=overwrite,
-            watcher=watcher,
+            reporter=reporter,
         )
     as_json({**told, "path": str(path)}) if json else show_runs.report(told, str(path))

@@ -106,16 +106,16 @@ def fit(
     from regraft.workflow.named import fit_named
     from regraft.workflow.planning import Wish
 
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         done = fit_named(
             data,
             Wish(technique, plan, backbone, weights, resolution, seed, set or (), precision),
             out,
             **settings(context),
-            watcher=watcher,
+            reporter=reporter,
         )
-    as_json({**done.scores, "path": str(done.path), "warnings": done.cautions}) if json else run(
-        done.scores, str(done.path), done.cautions
+    as_json({**done.scores, "path": str(done.path), "warnings": done.warnings}) if json else run(
+        done.scores, str(done.path), done.warnings
     )
 
 
@@ -166,10 +166,10 @@ def compare(
         _listed(techniques, "--techniques") if techniques is not None else None,
         _listed(backbones, "--backbones"),
     )
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         wish = Wish(weights=weights, resolution=resolution, changes=set or (), precision=precision)
         done = compare_named(
-            data, ways, names, seeds, wish, out, from_probe, **settings(context), watcher=watcher
+            data, ways, names, seeds, wish, out, from_probe, **settings(context), reporter=reporter
         )
     as_json(done.board) if json else leaderboard(done.board, str(done.path))
 
@@ -257,7 +257,7 @@ def probe(
     from regraft.workflow.planning import Wish
 
     sides = _sides(resolutions) if resolutions is not None else []
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         done = probe_named(
             data,
             _listed(backbones, "--backbones"),
@@ -267,7 +267,7 @@ def probe(
             Wish(weights=weights, precision=precision),
             out,
             **settings(context),
-            watcher=watcher,
+            reporter=reporter,
         )
     as_json({**done.told, "path": str(done.path)}) if json else show.probe(
         done.told, str(done.path)

@@ -123,7 +123,7 @@ def ran(
     from regraft.commands.recipes import run_recipe
     from regraft.workflow.planning import Wish
 
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         wish = Wish(
             backbone=backbone,
             weights=weights,
@@ -132,7 +132,9 @@ def ran(
             changes=set or (),
             precision=precision,
         )
-        done, told = run_recipe(name, data, wish, epochs, out, **settings(context), watcher=watcher)
+        done, told = run_recipe(
+            name, data, wish, epochs, out, **settings(context), reporter=reporter
+        )
     as_json({**told, "scores": done.scores}) if json else beside([told])
 
 
@@ -176,7 +178,7 @@ def compared(
         raise UserError(
             f"Only {data!r} was given. Expected one or more recipes, and the images last. Write for example: vgg16-frozen vgg16-three-blocks {data}."
         )
-    with progress(quiet) as watcher:
+    with progress(quiet) as reporter:
         wish = Wish(
             backbone=backbone,
             weights=weights,
@@ -186,7 +188,7 @@ def compared(
             precision=precision,
         )
         done, told = compare_recipes(
-            names, data, wish, epochs, out, **settings(context), watcher=watcher
+            names, data, wish, epochs, out, **settings(context), reporter=reporter
         )
     if json:
         as_json({**done.board, "recipes": told})

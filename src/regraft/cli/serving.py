@@ -16,7 +16,7 @@ app = typer.Typer()
 class _Told(ProgressReporter):
     """Says on stderr what the server says."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         typer.echo(text, err=True)
 
 

@@ -57,10 +57,10 @@ class Shown(ProgressReporter):
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.bars.console.print(text, markup=False)
 
-    def step(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total or None)
         self.bars.update(self.tasks[what], completed=done, total=total or None)
@@ -70,7 +70,7 @@ class Shown(ProgressReporter):
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[ProgressReporter]:
-    """Give a watcher that shows bars, or one that shows nothing."""
+    """Give a reporter that shows bars, or one that shows nothing."""
     if quiet:
         yield ProgressReporter()
         return

@@ -67,7 +67,7 @@ def predict(
         raise UserError(
             "--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out."
         )
-    with progress(quiet or (out is None and sys.stdout.isatty())) as watcher:
+    with progress(quiet or (out is None and sys.stdout.isatty())) as reporter:
         if out is not None:
             told = predict_to(
                 run,
@@ -80,11 +80,11 @@ def predict(
                 min_confidence,
                 resume,
                 overwrite,
-                watcher,
+                reporter,
             )
             as_json(told) if json else written(told)
         else:
-            rows = predict_named(run, paths, top, device, batch_size, min_confidence, watcher)
+            rows = predict_named(run, paths, top, device, batch_size, min_confidence, reporter)
             predictions(rows, "object" if json else kind, top)
 
 
@@ -122,6 +122,6 @@ def export(
     from regraft.cli.show_runs import exported
     from regraft.workflow.using import export_named
 
-    with progress(quiet) as watcher:
-        told = export_named(run, to, out, int8, data, overwrite, home=cache, watcher=watcher)
+    with progress(quiet) as reporter:
+        told = export_named(run, to, out, int8, data, overwrite, home=cache, reporter=reporter)
     as_json(told) if json else exported(told)

@@ -247,4 +247,4 @@ def _remember(findings: dict[str, Any], dataset: Dataset, options: Options) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, findings)
     except OSError as error:
-        options.runtime.reporter.say(f"The check is not remembered: {error.strerror}.")
+        options.runtime.reporter.log(f"The check is not remembered: {error.strerror}.")

@@ -196,7 +196,7 @@ class _Comparing:
         options = replace(self.options, run_dir=run_dir)
         finished = []
         for number, row in enumerate(rows, 1):
-            reporter.say(f"Row {number} of {len(rows)}: {row.name}")
+            reporter.log(f"Row {number} of {len(rows)}: {row.name}")
             with self._catching(row):
                 if row.plan is None:
                     raise row.fault or UserError(f"{row.name} has no plan.")
@@ -205,7 +205,7 @@ class _Comparing:
         return finished
 
     def _open_test(self, finished: Sequence[Run], parts: OpenedParts) -> list[Run]:
-        self.options.runtime.reporter.say("Opening the test part for all rows at once.")
+        self.options.runtime.reporter.log("Opening the test part for all rows at once.")
         plans = [run.plan for run in finished if not run.test]
         prefetch_features(parts, plans, ("test",), self.policy, self.pool)
         opened = []
@@ -235,7 +235,7 @@ class _Comparing:
         except Exception as error:  # our bug or the machine's limit
             reason = f"{type(error).__name__}: {error}"
         self.failed.append({**row.to_json(), "error": reason})
-        self.options.runtime.reporter.say(f"{row.name} failed: {reason}")
+        self.options.runtime.reporter.log(f"{row.name} failed: {reason}")
 
 
 def _require_known(ways: Ways, overrides: PlanOverrides, options: Options) -> None:

@@ -13,7 +13,7 @@ from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
-from regraft.evaluation.metrics import class_metrics
+from regraft.evaluation.metrics import compute_metrics
 from regraft.evaluation.scores import compute_scores
 from regraft.features.parts import OpenedParts, PartImages, open_part, open_parts
 from regraft.features.policy import CachePolicy
@@ -38,7 +38,7 @@ class Evaluation:
     Args:
         run: The run.
         part: "val", "test" or "all".
-        metrics: Metrics by class and calibration, see `class_metrics`.
+        metrics: Metrics by class and calibration, see `compute_metrics`.
         scores: Accuracy and loss with intervals of the part; None for "val", which the run has.
     """
 
@@ -115,8 +115,8 @@ def _evaluation(
     if part != "val":
         val = run.predictions("val")
         temperature = fit_temperature(val["logits"], val["targets"])
-        scores = compute_scores(logits, targets).plain()
-    metrics = class_metrics(logits, targets, run.classes, temperature)
+        scores = compute_scores(logits, targets).to_json()
+    metrics = compute_metrics(logits, targets, run.classes, temperature).to_json()
     return Evaluation(run, part, metrics, scores)
 
 
@@ -149,7 +149,7 @@ def open_test(
         test = parts["test"].for_run(options.runtime)
         logits = _logits(network, test, options.cache)
         judged = Judged(test.dataset.keys, test.labels, logits)
-        scores = compute_scores(logits, test.labels).plain()
+        scores = compute_scores(logits, test.labels).to_json()
         record_test(run, judged, scores, parts.skipped_in("test"))
     return load_run(run.path)
 

@@ -87,7 +87,7 @@ def _samples(run: Run, request: ExportRequest, options: Options) -> ParitySample
     except UserError as error:
         if request.data is not None or request.int8:
             raise
-        options.runtime.reporter.say(f"Synthetic images are compared: {error}")
+        options.runtime.reporter.log(f"Synthetic images are compared: {error}")
         return ParitySamples(synthetic_images(run.plan.resolution), made_up=True)
     val = rows["val"]
     compared = dataset.images.read(_spread(val, PARITY_IMAGES))

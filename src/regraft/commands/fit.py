@@ -173,7 +173,7 @@ class _Fit:
         self.network.load_state(tensors)
         self.network.use_training_layout()
         self.timer.resume(self.record.seconds, self.record.total)
-        self.runtime.reporter.say(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
+        self.runtime.reporter.log(f"Phase {number + 1} of {len(self.plan.phases)} was done before.")
         return True
 
     def _score(self) -> dict[str, NDArray[np.float32]]:
@@ -220,7 +220,7 @@ class _Fit:
         hits = [entry for entry in entries if entry.hit]
         scores = {}
         for name in ("train", "val"):
-            scores[name] = compute_scores(logits[name], parts[name].labels).plain()
+            scores[name] = compute_scores(logits[name], parts[name].labels).to_json()
         return {
             **scores,
             "seconds": self.timer.to_json(),

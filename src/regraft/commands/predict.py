@@ -184,7 +184,7 @@ def _load_classifier(
     runtime = options.runtime
     classifier = Classifier(finished, runtime.device, batch_size=options.batch_size)
     if least is not None:
-        runtime.reporter.say(
+        runtime.reporter.log(
             f"Probabilities are calibrated: logits divided by {classifier.temperature:.3f}, which "
             f"suits {finished.scores['val']['n']:,} validation images best."
         )
@@ -211,7 +211,7 @@ class _Predicting:
         for prediction in self.classifier.stream(fresh, self.options.min_confidence):
             done += 1
             if done % self.classifier.batch_size == 0 or done == total:
-                reporter.step("predict", done, total)
+                reporter.progress("predict", done, total)
             yield prediction
         if not done:
             names = ", ".join(map(str, self.images))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -178,7 +178,7 @@ def _find_runs(asked: ProbeOptions, options: Options) -> list[Run]:
         except UserError as error:
             if asked.runs is not None:
                 raise
-            options.runtime.reporter.say(f"Leaving out a run: {error}")
+            options.runtime.reporter.log(f"Leaving out a run: {error}")
     return runs
 
 
@@ -260,7 +260,7 @@ class _Prober:
 
     def _skip(self, name: str, error: UserError) -> None:
         self.skipped.append({"name": name, "error": str(error)})
-        self.reporter.say(f"Skipping {name}: {error}")
+        self.reporter.log(f"Skipping {name}: {error}")
 
     def _backbone(self, key: Key) -> Backbone:
         return self.networks.at(self.plans[key])
@@ -274,7 +274,7 @@ class _Prober:
     def _report_neighbours(self) -> None:
         voting = neighbour_count(self.parts["train"].labels)
         if voting < MAX_NEIGHBOURS:
-            self.reporter.say(
+            self.reporter.log(
                 f"The smallest class has {voting} training images, so {voting} neighbours vote and "
                 f"not {MAX_NEIGHBOURS}."
             )
@@ -327,7 +327,7 @@ class _Prober:
     def _drop(self, dropped: Dropped[Key]) -> None:
         backbone, resolution = dropped.candidate
         self.dropped.append({"name": f"{backbone} {resolution} px", "why": dropped.why})
-        self.reporter.say(f"Dropping {backbone} at {resolution} px: {dropped.why}.")
+        self.reporter.log(f"Dropping {backbone} at {resolution} px: {dropped.why}.")
 
     # one candidate
 
@@ -341,7 +341,7 @@ class _Prober:
     def _judge(self, key: Key, train: PartImages, val: PartImages) -> None:
         """Take the features of every layer in one pass, and judge each layer alone."""
         backbone = self._backbone(key)
-        self.reporter.say(f"{key[0]} at {key[1]} px, {len(train):,} training images")
+        self.reporter.log(f"{key[0]} at {key[1]} px, {len(train):,} training images")
         work = np.cumsum(list(layer_multiply_adds(backbone, fine=True).values()))
         names = [*list(backbone.blocks)[:-1], "end"]
         cuts = [self._cut(key, name) for name in names]
@@ -380,7 +380,7 @@ class _Prober:
         try:
             return self.networks.source_head(plan)
         except Exception as error:
-            self.reporter.say(
+            self.reporter.log(
                 f"Doing without LEEP: the class layer of {plan.backbone} cannot be had "
                 f"({type(error).__name__})."
             )
@@ -423,7 +423,7 @@ class _Prober:
         ordered = sorted(keys, key=lambda key: -max(row.accuracy for row in self.rows[key]))
         for number, key in enumerate(ordered):
             if self._is_over():
-                self.reporter.say(
+                self.reporter.log(
                     "The budget is used up: layers are not concatenated for "
                     f"{len(keys) - number} of {len(keys)} candidates."
                 )
@@ -439,7 +439,7 @@ class _Prober:
 
     def _learning_curve(self, row: ProbeRow) -> LearningCurve:
         if self._is_over():
-            self.reporter.say("The budget is used up: there is no learning curve.")
+            self.reporter.log("The budget is used up: there is no learning curve.")
             return LearningCurve([CurvePoint(row.images, row.accuracy, None, 1)], None)
         key = (row.backbone, row.resolution)
         candidate = self.candidates[key]
@@ -555,7 +555,7 @@ def _plan_file(budget: str) -> str:
 
 
 def _too_short(budget: TimeBudget, error: BudgetTooShortError) -> UserError:
-    backbone, resolution = error.candidate  # type: ignore[misc]
+    backbone, resolution = cast(Key, error.candidate)
     return UserError(
         f"A budget of {budget.seconds:g} s is too short: {error.spent:.1f} s went into getting "
         f"ready. The smallest useful run is {backbone} at {resolution} px with {error.images:,} "

@@ -269,7 +269,7 @@ def _prepare(data: str | Path | Dataset, options: Options) -> tuple[Options, Fit
     if train_images is not None and chosen.val_images is None and train_images < whole:
         chosen = replace(chosen, val_images=train_images)
         split = split_dataset(dataset, chosen)
-        options.runtime.reporter.say(
+        options.runtime.reporter.log(
             f"Validating on {train_images:,} of {whole:,} validation images, as few as there are "
             "to train on; --val-images takes more."
         )
@@ -297,7 +297,7 @@ def _move_layers(recipe: Recipe, plan: Plan, reporter: ProgressReporter | None) 
             f"{ways}. Add that, or name another stage."
         )
     moves = " and ".join(f"{missing[key]} to {layer}" for key, layer in matching.items())
-    reporter.say(
+    reporter.log(
         f"{recipe.name}: {moves}, where the images of {plan.backbone} have shrunk as much as those "
         f"of {recipe.plan.backbone}."
     )

@@ -33,7 +33,9 @@ def unpack_archive(path: Path, target: Path) -> None:
         _unpack_tar(path, target)
 
 
-def archive(path: Path, home: Path, *, unpack: Callable[[Path, Path], None] = unpack) -> Dataset:
+def load_archive(
+    path: Path, home: Path, *, unpack: Callable[[Path, Path], None] = unpack_archive
+) -> Dataset:
     """Return the images in a zip or tar of a folder, unpacked once.
 
     Args:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.decode import explain_failure
 from regraft.data.images import ArrayImages
-from regraft.data.names import PART_NAMES, ordered
+from regraft.data.names import PART_NAMES, natural_order
 from regraft.data.packed import check_growth
 from regraft.errors import UserError, join_truncated
 
@@ -36,7 +36,7 @@ class _NamedPart(NamedTuple):
     part: str
 
 
-def npz(path: Path) -> Dataset:
+def load_npz(path: Path) -> Dataset:
     """Return the images in an `.npz` file.
 
     Its arrays are `x_train, y_train, x_test, y_test`, or `train_images, train_labels, …`, or
@@ -61,7 +61,7 @@ def npz(path: Path) -> Dataset:
         labels.append(to_label_column(arrays[named.labels], f"{named.labels} in {path}"))
         parts += [named.part] * len(arrays[named.images])
     has_parts = any(parts)
-    return of_arrays(
+    return dataset_from_arrays(
         path.name,
         np.concatenate(pixels),
         np.concatenate(labels),
@@ -117,7 +117,7 @@ def _has_pair(arrays: dict[str, NDArray[Any]], names: _NamedPart) -> bool:
     return images is not None and labels is not None and len(images) == len(labels)
 
 
-def of_arrays(
+def dataset_from_arrays(
     name: str,
     pixels: NDArray[np.uint8],
     labels: Sequence[Any] | NDArray[Any],
@@ -139,7 +139,7 @@ def of_arrays(
         return make_dataset(name, values, classes, images, parts=parts)
     texts = [str(value) for value in values.tolist()]
     if classes is None:
-        classes = ordered(texts)
+        classes = natural_order(texts)
     number = {str(label): place for place, label in enumerate(classes)}
     numbers = [number.get(text, -1) for text in texts]
     return make_dataset(name, numbers, classes, images, parts=parts)

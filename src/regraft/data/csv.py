@@ -10,13 +10,13 @@ from pathlib import Path
 
 from regraft.data.dataset import Dataset
 from regraft.data.listing import LabelledFile, dataset_from_files
-from regraft.data.names import PART_NAMES, ordered
+from regraft.data.names import PART_NAMES, natural_order
 from regraft.errors import UserError, close_matches, join_truncated
 
 _REQUIRED = ("path", "label")
 
 
-def table(path: Path) -> Dataset:
+def load_csv(path: Path) -> Dataset:
     """Return the images that a CSV lists: columns `path`, `label`, optionally `split`, `group`.
 
     Paths are relative to the CSV's folder, and stay within it. Classes are in the order of their
@@ -36,7 +36,7 @@ def table(path: Path) -> Dataset:
     for row, key, file in zip(rows, listed_paths, full_paths, strict=True):
         part = _to_part(_get(row, "split"), path)
         files.append(LabelledFile(file, _get(row, "label"), key, part, _get(row, "group")))
-    return dataset_from_files(path.name, files, ordered(file.label for file in files))
+    return dataset_from_files(path.name, files, natural_order(file.label for file in files))
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypedDict, Unpack
@@ -168,9 +168,12 @@ class Dataset:
                 rows[part] = self.subset(rows[part], wanted, seed, part)
         needed = {part: rows[part] for part in PARTS if part != "test" or self.tested}
         check_parts(self.name, needed, self.labels, self.classes)
+        return self.split_of(rows)
+
+    def split_of(self, rows: Mapping[str, Rows]) -> Split:
+        """Return the split with these sorted rows in its parts."""
         digests = {part: self._digest_rows(rows[part]) for part in PARTS}
-        digest = digest_parts(digests)
-        return Split(rows["train"], rows["val"], rows["test"], digest)
+        return Split(rows["train"], rows["val"], rows["test"], digest_parts(digests))
 
     def _assign_parts(self, seed: int) -> Names:
         """Return the part of each image, `(n,)`."""

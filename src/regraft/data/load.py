@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from regraft.data.archives import archive
-from regraft.data.arrays import npz, of_arrays, to_pixels
-from regraft.data.csv import table
+from regraft.data.archives import load_archive
+from regraft.data.arrays import dataset_from_arrays, load_npz, to_pixels
+from regraft.data.csv import load_csv
 from regraft.data.dataset import Dataset
 from regraft.data.decode import POINTER
 from regraft.data.folders import load_folder
@@ -97,13 +97,13 @@ def _of_file(path: Path, home: Path) -> Dataset:
         )
     name = path.name.lower()
     if name.endswith(ARCHIVE_SUFFIXES):
-        return archive(path, home)
+        return load_archive(path, home)
     if name.endswith(".csv"):
-        return table(path)
+        return load_csv(path)
     if name.endswith(".parquet"):
         return load_parquet([path], path.name)
     if name.endswith(".npz"):
-        return npz(path)
+        return load_npz(path)
     raise UserError(
         f"{path} is a file of an unknown kind. Expected a zip, tar, CSV, Parquet or .npz file, or "
         "a folder of class folders. Convert it, or give such a file."
@@ -137,7 +137,7 @@ def _of_function(text: str) -> Dataset:
     if isinstance(result, tuple) and len(result) in (2, 3):
         pixels, labels, *classes = result
         images = to_pixels(np.asarray(pixels), "images")
-        return of_arrays(text, images, labels, *classes)
+        return dataset_from_arrays(text, images, labels, *classes)
     raise UserError(
         f"{text} returned {type(result).__name__}. Expected a regraft Dataset, or a tuple of "
         "images, labels and optionally class names. Return one of these."

@@ -50,7 +50,7 @@ def printable_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def ordered(labels: Iterable[str]) -> list[str]:
+def natural_order(labels: Iterable[str]) -> list[str]:
     """Return class names in their order: by value where all are numbers, else by name."""
     names = set(labels)
     if all(name.isdecimal() and len(name) < _MOST_DIGITS for name in names):

@@ -12,7 +12,7 @@ import numpy as np
 
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.decode import EncodedImages, explain_failure
-from regraft.data.names import PART_NAMES, ordered
+from regraft.data.names import PART_NAMES, natural_order
 from regraft.data.packed import check_growth
 from regraft.errors import UserError, join_truncated
 
@@ -63,7 +63,7 @@ def load_parquet(paths: Sequence[Path], name: str) -> Dataset:
     """
     rows = _read_files(paths)
     _check_complete(rows, name)
-    classes = rows.classes or ordered({str(label) for label in rows.labels})
+    classes = rows.classes or natural_order({str(label) for label in rows.labels})
     numbers = _to_numbers(rows, classes)
     own_keys = [str(path) for path in rows.names if path]
     are_unique = len(set(own_keys)) == len(rows.contents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,38 +28,9 @@ class Split:
     val: Rows
     test: Rows
     digest: str
-    dropped: tuple[int, ...] = ()  # rows that left their part, because they cannot be decoded
 
     def __getitem__(self, part: str) -> Rows:
         return {"train": self.train, "val": self.val, "test": self.test}[part]
-
-    def without(self, part: str, rows: Iterable[int]) -> Split:
-        """Return this split with some rows taken out of a part and noted in `dropped`.
-
-        The digest stays: keys alone decide the split, and images that cannot be decoded leave
-        their part afterwards.
-
-        Args:
-            part: "train", "val" or "test".
-            rows: Row numbers of the dataset, each one in that part.
-
-        Raises:
-            ValueError: When a row is not in the part.
-        """
-        leaving = {int(row) for row in rows}
-        strangers = leaving.difference(self[part].tolist())
-        if strangers:
-            raise ValueError(f"the rows {sorted(strangers)} are not in the {part} part")
-        parts = {name: self[name] for name in PARTS}
-        parts[part] = np.setdiff1d(self[part], list(leaving))
-        dropped = leaving.union(self.dropped)
-        return Split(
-            parts["train"],
-            parts["val"],
-            parts["test"],
-            self.digest,
-            tuple(sorted(dropped)),
-        )
 
 
 class Shares(NamedTuple):

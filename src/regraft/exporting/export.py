@@ -197,7 +197,7 @@ def check_export_target(finished: Run, kind: str, out: Path, overwrite: bool) ->
 
 
 def write_export(
-    finished: Run, target: ExportTarget, samples: ParitySamples, watcher: ProgressReporter = SILENT
+    finished: Run, target: ExportTarget, samples: ParitySamples, reporter: ProgressReporter = SILENT
 ) -> ExportReport:
     """Write a run in another format, and return what was written and how it answers.
 
@@ -205,7 +205,7 @@ def write_export(
         finished: The run.
         target: What to write, and where.
         samples: Images to compare on, and for int8 to calibrate and to measure on.
-        watcher: Hears what is going on.
+        reporter: Hears what is going on.
 
     Raises:
         UserError: When the run cannot be exported so, or the export answers differently from the
@@ -227,7 +227,7 @@ def write_export(
         as_fitted = _compare_as_fitted(finished, answers, samples.check)
         drop = None
         if target.int8:
-            watcher.say(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
+            reporter.log(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
             artefact, drop = _quantise(artefact, samples)
         _put_in_place(artefact, target.path)
     return ExportReport(
@@ -249,11 +249,11 @@ def export_run(
     samples: ParitySamples,
     int8: bool = False,
     overwrite: bool = False,
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> dict[str, Any]:
     """Return the report of `write_export` as plain data."""
     target = ExportTarget(kind, out, int8, overwrite)
-    return write_export(finished, target, samples, watcher).to_json()
+    return write_export(finished, target, samples, reporter).to_json()
 
 
 @contextmanager

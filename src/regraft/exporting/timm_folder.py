@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regraft.errors import UserError
 from regraft.exporting.model_card import model_card, model_facts, to_public_toml
 from regraft.exporting.parity import Answered, Answers, Pixels
-from regraft.inference.network import restore_network
+from regraft.inference.restore import restore_network
 from regraft.models.backbone import Backbone
 from regraft.models.transforms import resize_center_crop, storage_size, transform
 from regraft.models.weights import build_model
@@ -72,8 +72,9 @@ def write_timm_folder(finished: Run, path: Path, for_hub: bool = False) -> None:
     from timm.models import save_for_hf
 
     check_timm_folder(finished)
-    model, top = restore_network(finished, "cpu")
-    network: Any = add_class_layer(model, top[-1], len(finished.classes))
+    restored = restore_network(finished, "cpu")
+    model = restored.backbone
+    network: Any = add_class_layer(model, restored.head[-1], len(finished.classes))
     network.pretrained_cfg = _timm_config(network.pretrained_cfg, model, len(finished.classes))
     config = {"label_names": list(finished.classes), "num_classes": len(finished.classes)}
     save_for_hf(network, str(path), config, safe_serialization=True)

@@ -156,7 +156,7 @@ def extract_features(
         try:
             return get_or_create(folder, specs, chunks, runtime.reporter)
         except Float16Overflow as error:
-            runtime.reporter.say(
+            runtime.reporter.log(
                 "The frozen part gives numbers too large for float16; they are stored as float32."
             )
             wide.add(str(error))
@@ -192,11 +192,11 @@ def _compute(
                 raise
             size = size // 2
             whole_batch = fast
-            reporter.say(f"Memory is short; going on with batches of {size}.")
+            reporter.log(f"Memory is short; going on with batches of {size}.")
             continue
         yield _by_cut(arrays, cuts)
         done += len(rows)
-        reporter.step(label, done, total)
+        reporter.progress(label, done, total)
 
 
 def _by_cut(arrays: list[NDArray[Any]], cuts: Sequence[Cut]) -> list[Chunk]:

@@ -188,7 +188,7 @@ def _accept(
         raise Unreadable(list(bad), reasons)
     listed = join_truncated(reasons)
     count = len(bad)
-    options.runtime.reporter.say(f"Skipping {count:,} images that cannot be decoded: {listed}.")
+    options.runtime.reporter.log(f"Skipping {count:,} images that cannot be decoded: {listed}.")
     left_out = f"{count:,} images were left out because they cannot be decoded: {listed}."
     for name in names:
         if not len(rows[name]):

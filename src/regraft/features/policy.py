@@ -192,11 +192,11 @@ def open_readers(
     if missing or policy.options.keep == "never":
         work = FrozenWork(cut, phase, len(train.images), len(val.images), missing)
         decision = policy.for_phase(work)
-        reporter.say(decision.reason)
+        reporter.log(decision.reason)
         if not decision.cached:
             return train.live(), val.live()
     if phase.augment != "none" and phase.views == 1 < phase.epochs:
-        reporter.say(
+        reporter.log(
             "Each image is seen in one augmented view, since the frozen part computes it once; "
             "views = 4 in a phase gives it four."
         )

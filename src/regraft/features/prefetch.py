@@ -57,7 +57,7 @@ def _prefetch_part(
             wanted.append(cut)
             needed += missing
     if len(wanted) > 1 and has_room(needed, policy.options.dir):
-        part.runtime.reporter.say(
+        part.runtime.reporter.log(
             f"Computing {len(wanted)} frozen parts of {backbone} in one pass over {name}."
         )
         part.extract(wanted)

@@ -36,5 +36,5 @@ def compute_logits(
     logits = []
     for number, (tensors, _) in enumerate(batches):
         logits.append(network.logits(cut.trained, tensors).float().cpu().numpy())
-        reporter.step(f"score {images.name}", number + 1, len(batches))
+        reporter.progress(f"score {images.name}", number + 1, len(batches))
     return np.concatenate(logits)

@@ -101,7 +101,7 @@ def cache_limit(folder: Path) -> int:
 
 
 def evict_entries(
-    folder: Path, keep: Collection[str], watcher: ProgressReporter = SILENT
+    folder: Path, keep: Collection[str], reporter: ProgressReporter = SILENT
 ) -> list[str]:
     """Remove the entries used longest ago until the rest is within the bound; returns their names.
 
@@ -117,7 +117,7 @@ def evict_entries(
             total -= int(entry["bytes"])
             gone.append(str(entry["name"]))
     if gone:
-        watcher.say(
+        reporter.log(
             f"Removed {len(gone)} cache entries used longest ago, to stay under {most / 1e9:,.1f} GB."
         )
     return gone
@@ -165,7 +165,7 @@ def get_or_create(
     folder: Path,
     wanted: Sequence[EntrySpec],
     chunks: Callable[[list[int]], Iterable[Sequence[Chunk]]],
-    watcher: ProgressReporter,
+    reporter: ProgressReporter,
 ) -> list[Entry]:
     """Return the wanted entries; those that are not there or not whole are written first, all in one go.
 
@@ -173,13 +173,13 @@ def get_or_create(
         folder: Where entries are kept.
         wanted: What shall be there.
         chunks: Given the numbers of those that are missing, yields the next rows of each of them.
-        watcher: Hears of damage and of what had to be removed.
+        reporter: Hears of damage and of what had to be removed.
 
     Raises:
         Overflow: When numbers are too large for float16.
         UserError: When `folder` lacks the room or cannot be written.
     """
-    found = [_opened(folder / one.name, watcher) for one in wanted]
+    found = [_opened(folder / one.name, reporter) for one in wanted]
     made: list[Entry | None] = []
     missing = [number for number, entry in enumerate(found) if entry is None]
     if missing:
@@ -198,7 +198,7 @@ def get_or_create(
                     str(_no_room(folder, needed, shutil.disk_usage(folder).free))
                 ) from error
             raise _unwritable(folder, error) from error
-        evict_entries(folder, [one.name for one in wanted], watcher)
+        evict_entries(folder, [one.name for one in wanted], reporter)
     for number, one in zip(missing, made, strict=True):
         if one is None:
             path = folder / wanted[number].name
@@ -293,7 +293,7 @@ def _drop(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _opened(path: Path, watcher: ProgressReporter) -> Entry | None:
+def _opened(path: Path, reporter: ProgressReporter) -> Entry | None:
     """Return the entry if it is there and whole; says so and returns None when it was altered."""
     meta_path = path / "meta.json"
     if not meta_path.is_file():
@@ -315,12 +315,12 @@ def _opened(path: Path, watcher: ProgressReporter) -> Entry | None:
     except FileNotFoundError:  # removed meanwhile, to stay within the bound
         if not meta_path.exists():
             return None
-        watcher.say(
+        reporter.log(
             f"The cache entry {path.name} is damaged (a file is missing); it is computed again."
         )
         return None
     except (OSError, EOFError, ValueError, KeyError) as error:
-        watcher.say(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
+        reporter.log(f"The cache entry {path.name} is damaged ({error}); it is computed again.")
         return None
     return Entry(path.name, tuple(arrays), True, int(meta["bytes"]), float(meta["seconds"]))
 

@@ -1,28 +1,22 @@
-"""The network of a run restored from its folder, in the arithmetic of the run's own scores.
-
-Refuses weights that are not those of the plan, whatever the folder says.
-"""
+"""The network of a run for inference, in the arithmetic of the run's own scores."""
 
 from __future__ import annotations
 
-import numpy as np
-import safetensors
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from regraft.errors import UserError
-from regraft.models.backbone import Backbone, load_backbone, restore_weights
-from regraft.models.cut import cut_backbone
-from regraft.models.layers import earliest_layer
-from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.inference.restore import restore_network
+from regraft.models.backbone import Backbone
+from regraft.models.optimize import fuse_conv_bn
 from regraft.models.parts import Prefix
-from regraft.runs.folder import Run, verify_run
+from regraft.runs.folder import Run
 from regraft.system.hardware import has_bfloat16
-from regraft.train import head
 
 
 class InferenceNetwork(nn.Module):
-    """The whole network for inference: what `views.see` returns in, logits out, float32.
+    """The whole network for inference: network inputs in, logits out, float32.
 
     The frozen part computes in the arithmetic of the plan, the rest in float32, as when the run
     was scored. BatchNorm is folded into the convolutions.
@@ -52,39 +46,6 @@ class InferenceNetwork(nn.Module):
         return logits
 
 
-def restore_network(
-    finished: Run, device: str, body: Backbone | None = None
-) -> tuple[Backbone, nn.Sequential]:
-    """Return backbone and head of a run with their trained weights, in eval mode on a device.
-
-    Args:
-        finished: The run.
-        device: "cpu" or "cuda".
-        body: A backbone of the run's name and resolution that may be given the run's weights;
-            a new one is built when None.
-
-    Raises:
-        UserError: When the run was altered, or the weights do not belong to the plan.
-    """
-    verify_run(finished)
-    plan = finished.plan
-    model = body or load_backbone(plan.backbone, "random", plan.resolution)
-    whole, _ = cut_backbone(model, "head", plan.stages_taken, plan.flattens)
-    top = head.make(plan.head, int(np.prod(whole.shapes[0])), len(finished.classes), plan.seed)
-    try:
-        tensors = finished.weights()
-        _restore_backbone(model, whole, _with_prefix(tensors, "backbone."))
-        top.load_state_dict(_with_prefix(tensors, "head."))
-    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"The weights in {finished.path} do not belong to its plan ({reason}). "
-            "Fit it again with --overwrite."
-        ) from error
-    model.model.to(device).eval()
-    return model, top.to(device).eval()
-
-
 def load_network(
     finished: Run, device: str, precision: str | None = None
 ) -> tuple[Backbone, InferenceNetwork]:
@@ -99,39 +60,10 @@ def load_network(
     Raises:
         UserError: When the weights do not belong to the plan.
     """
-    plan = finished.plan
-    model, top = restore_network(finished, device)
+    network = restore_network(finished, device)
     if precision is None:
-        precision = plan.precision if has_bfloat16(device) else "float32"
-    border = earliest_layer(model, [phase.train for phase in plan.phases])
-    frozen, rest = cut_backbone(model, border, plan.stages_taken, plan.flattens)
-    fused = fuse_conv_bn(frozen)
-    if precision == "bfloat16":
-        fused = cast_bfloat16(fused)
-    fused_rest = fuse_conv_bn(Prefix(rest.evaluating, ()))
-    return model, InferenceNetwork(fused, fused_rest, top, precision)
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose name starts with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def _restore_backbone(model: Backbone, whole: Prefix, tensors: dict[str, Tensor]) -> None:
-    """Fill a backbone; raises `ValueError` when a tensor that its features need is missing."""
-    missing = [name for name in _needed_names(model, whole) if name not in tensors]
-    if missing:
-        raise ValueError(f"no weights {', '.join(missing[:3])}")
-    restore_weights(model, tensors)
-
-
-def _needed_names(model: Backbone, whole: Prefix) -> list[str]:
-    """Return the names of the weights that the features are computed with."""
-    used = {id(tensor) for tensor in (*whole.parameters(), *whole.buffers())}
-    tensors: dict[str, Tensor] = dict(model.model.named_parameters())
-    tensors.update(model.model.named_buffers())
-    return [name for name in model.model.state_dict() if id(tensors[name]) in used]
+        precision = finished.plan.precision if has_bfloat16(device) else "float32"
+    cut = replace(network.final_cut(), precision=precision)
+    rest = fuse_conv_bn(Prefix(cut.trained.evaluating, ()))
+    inference = InferenceNetwork(cut.optimized(), rest, network.head, precision)
+    return network.backbone, inference

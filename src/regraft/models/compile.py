@@ -48,18 +48,18 @@ def has_compiler() -> bool:
 
 
 def compile_prefix(
-    prefix: Prefix, images: Tensor, watcher: ProgressReporter = SILENT
+    prefix: Prefix, images: Tensor, reporter: ProgressReporter = SILENT
 ) -> Run | None:
     """Return the compiled frozen part for batches of exactly this shape, or None without a gain.
 
     Args:
         prefix: The frozen part; call this under the autocast in which it will run.
         images: A batch as the network sees it, `(n, 3, h, w)`.
-        watcher: Is told what came of it, and why.
+        reporter: Is told what came of it, and why.
     """
     on_cpu = images.device.type == "cpu"
     if on_cpu and not has_compiler():
-        watcher.say(
+        reporter.log(
             "There is no C++ compiler, so the frozen part runs uncompiled. "
             "Install g++ to have large extractions compiled."
         )
@@ -71,15 +71,15 @@ def compile_prefix(
             trial = _try(quick, prefix, images, started)
     except Exception as error:  # inductor fails in as many ways as there are compilers
         reason = str(error).strip().splitlines()[0][:200]
-        watcher.say(f"Compiling the frozen part failed ({reason}); it runs uncompiled.")
+        reporter.log(f"Compiling the frozen part failed ({reason}); it runs uncompiled.")
         return None
     if trial.difference > _MAX_DIFFERENCE or trial.time_share > 1:
-        watcher.say(
+        reporter.log(
             f"Compiled, the frozen part would take {trial.time_share:.2f} of the time "
             f"and differ by {trial.difference:.1e}; it runs uncompiled."
         )
         return None
-    watcher.say(
+    reporter.log(
         f"Compiled the frozen part in {trial.seconds:.0f} s: "
         f"a batch takes {trial.time_share:.2f} of the time."
     )

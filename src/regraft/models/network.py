@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from regraft.models.backbone import Backbone, load_backbone, restore_weights
+from regraft.models.backbone import Backbone, restore_weights
 from regraft.models.cut import cut_backbone, feature_width
 from regraft.models.head import make_head
 from regraft.models.layers import earliest_layer
@@ -17,7 +17,6 @@ from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
 from regraft.models.parts import Prefix, Suffix
 from regraft.models.transforms import Preprocess
 from regraft.plans.schema import Phase, Plan
-from regraft.system.hardware import resolve_device
 
 _BACKBONE = "backbone."
 _HEAD = "head."
@@ -105,7 +104,7 @@ class TransferNetwork:
 
     def features_cut(self) -> Cut:
         """Return the parts with the whole backbone frozen, up to the features."""
-        return self._cut("head", self.plan.resolution)
+        return cut_features(self.backbone, self.plan)
 
     def _cut(self, train: str, resolution: int) -> Cut:
         plan = self.plan
@@ -183,15 +182,12 @@ class TransferNetwork:
         }
 
 
-def load_plan_backbone(plan: Plan, device: str = "auto") -> Backbone:
-    """Return the backbone of a plan, with its weights, on a device.
-
-    Raises:
-        UserError: When name, weights or resolution cannot be had.
-    """
-    backbone = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
-    backbone.model.to(resolve_device(device))
-    return backbone
+def cut_features(backbone: Backbone, plan: Plan) -> Cut:
+    """Return a backbone with all of it frozen, up to the features that a plan takes."""
+    frozen, trained = cut_backbone(backbone, "head", plan.stages_taken, plan.flattens)
+    preprocess = Preprocess(backbone.rules, plan.resolution)
+    device = next(backbone.model.parameters()).device
+    return Cut(frozen, trained, preprocess, plan.precision, device)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def decode_pixels(
         if bad_rows:
             continue
         yield np.stack([resize_center_crop(image, size, interpolation) for image in images])
-        reporter.step("decode", int(rows[-1]) + 1, total)
+        reporter.progress("decode", int(rows[-1]) + 1, total)
     if bad_rows:
         raise Unreadable(bad_rows, reasons)
 

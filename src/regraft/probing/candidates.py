@@ -145,25 +145,25 @@ class ProbeRow:
 
 
 def score_layers(
-    cell: Candidate, phase: Phase, watcher: ProgressReporter = SILENT
+    cell: Candidate, phase: Phase, reporter: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
     """Return a row for each layer alone, in order of depth.
 
     Args:
         cell: The features.
         phase: How the linear probe is fitted: its L2 path and the monitored metric.
-        watcher: Is told the progress.
+        reporter: Is told the progress.
     """
     task = f"judge {cell.backbone} {cell.resolution} px"
     rows = []
     for number, layer in enumerate(cell.taken, start=1):
         rows.append(_score_single(cell, layer, phase))
-        watcher.step(task, number, len(cell.taken))
+        reporter.progress(task, number, len(cell.taken))
     return rows
 
 
 def score_concatenated(
-    cell: Candidate, phase: Phase, most: int, watcher: ProgressReporter = SILENT
+    cell: Candidate, phase: Phase, most: int, reporter: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
     """Return a row for a few concatenated layers, and one for all of them.
 
@@ -175,9 +175,9 @@ def score_concatenated(
         phase: How the linear probe is fitted.
         most: Maximum concatenated width; if exceeded, every 2nd, 3rd, … layer is used, and that
             is reported.
-        watcher: Is told of it.
+        reporter: Is told of it.
     """
-    places = _thin_out(cell, most, watcher)
+    places = _thin_out(cell, most, reporter)
     if len(places) < 2:
         return []
     layers = [cell.features([place])[0] for place in places]
@@ -283,14 +283,14 @@ def _leep(cell: Candidate, layer: LayerFeatures, train: LabelledFeatures) -> flo
     return leep_score(logits.softmax(dim=1).numpy(), cell.labels[0])
 
 
-def _thin_out(cell: Candidate, most: int, watcher: ProgressReporter) -> list[str]:
+def _thin_out(cell: Candidate, most: int, reporter: ProgressReporter) -> list[str]:
     """Return the layers to concatenate: all, or every 2nd, 3rd, … from the end, until they fit."""
     last_first = cell.taken[::-1]
     step = 1
     while _width(last_first[::step]) > most and step < len(last_first):
         step += 1
     if step > 1:
-        watcher.say(
+        reporter.log(
             f"{cell.backbone} at {cell.resolution} px has {_width(last_first):,} features; "
             f"every {step}. place goes side by side, so that they fit."
         )

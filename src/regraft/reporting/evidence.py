@@ -116,9 +116,9 @@ class Evidence:
 
     def _describe_closest_rival(self) -> str:
         """Return a sentence on the cheapest similar run, any similar run, or the closest run."""
-        similar = [pair for pair in self.pairs if not pair.difference.real]
+        similar = [pair for pair in self.pairs if not pair.difference.significant]
         if not similar:
-            return min(self.pairs, key=lambda pair: abs(pair.difference.points)).sentence
+            return min(self.pairs, key=lambda pair: abs(pair.difference.delta)).sentence
         seconds = {each.name: get_total_seconds(each.scores) for each in self.runs}
         selected = self.runs[0]
         limit = _CHEAPER * seconds[selected.name]

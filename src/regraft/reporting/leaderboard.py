@@ -11,8 +11,8 @@ from typing import Any
 from regraft.errors import UserError
 from regraft.evaluation.paired import PairedDifference, compare_paired
 from regraft.reporting.plots import save_cost, save_curves, to_run_series
-from regraft.runs.folder import Run, write_table
-from regraft.system.output import write_json
+from regraft.runs.folder import Run
+from regraft.system.output import write_csv, write_json
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def build_leaderboard(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> 
     ranked = rank_runs(runs)
     warnings: dict[str, None] = {}
     for finished in ranked:
-        warnings |= dict.fromkeys(finished.cautions)
+        warnings |= dict.fromkeys(finished.warnings)
     return Leaderboard(
         rows=tuple(_build_row(finished, ranked[0]) for finished in ranked),
         failed=tuple(failed),
@@ -207,7 +207,7 @@ def write_leaderboard(board: dict[str, Any], runs: Sequence[Run], folder: Path) 
         runs: Its runs; without any, no picture is drawn.
         folder: Where the files go.
     """
-    write_table(folder / "leaderboard.csv", [flat_row(row) for row in board["rows"]])
+    write_csv(folder / "leaderboard.csv", [flat_row(row) for row in board["rows"]])
     if runs:
         part = "test" if all(finished.test for finished in runs) else "val"
         series = [to_run_series(finished, part) for finished in runs]
@@ -334,9 +334,9 @@ def _describe_rivals(rows: Sequence[LeaderboardRow]) -> list[str]:
         difference = row.versus_selected
         if difference is None:
             continue
-        if not difference.real:
+        if not difference.significant:
             similar.append(row.name)
-        elif difference.points > 0:
+        elif difference.delta > 0:
             better.append(row.name)
         else:
             worse.append(row.name)

@@ -18,10 +18,10 @@ from regraft.data.dataset import Dataset
 from regraft.errors import UserError
 from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier, load_classifier
+from regraft.options import Options
 from regraft.serving.limits import Limits
-from regraft.system.progress import SILENT, ProgressReporter
-from regraft.workflow.named import asked
-from regraft.workflow.settings import Settings
+from regraft.system.hardware import tune_allocator
+from regraft.system.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from regraft.serving.similar import SimilarImages
@@ -65,11 +65,10 @@ class Backend:
     compute_maps: Callable[..., Any] = activation_maps
 
 
-def serve_run(
+def serve(
     path: str | Path,
-    options: ServeOptions | None = None,
-    settings: Settings | None = None,
-    watcher: ProgressReporter = SILENT,
+    asked: ServeOptions = ServeOptions(),
+    options: Options = Options(),
     on_start: Callable[[Any, int], None] | None = None,
     backend: Backend | None = None,
 ) -> None:
@@ -77,9 +76,8 @@ def serve_run(
 
     Args:
         path: The run's folder.
-        options: Address, images and limits.
-        settings: Cache folder and device.
-        watcher: Hears the address.
+        asked: Address, images and limits.
+        options: `cache` and `runtime` count; the reporter hears the address.
         on_start: Called with the server, whose `should_exit` stops it, and the port.
         backend: What loads the run and explains its predictions.
 
@@ -87,41 +85,23 @@ def serve_run(
         UserError: When the extra is not installed, the port is not free, or there is no run.
     """
     _require_modules()
-    options = options or ServeOptions()
-    settings = settings or asked({})
+    tune_allocator()
     backend = backend or Backend()
-    with _listen(options.host, options.port) as listener:
+    reporter = options.runtime.reporter
+    with _listen(asked.host, asked.port) as listener:
         port = listener.getsockname()[1]
-        classifier = backend.load(path, settings.device)
+        classifier = backend.load(path, options.runtime.device)
         _ = classifier.network  # damaged weights are reported now
-        similar = _find_images(classifier, options, settings)
-        with _scratch_folder() as scratch, _preparing(similar, settings):
-            server = _build_server(
-                classifier, similar, options.limits, scratch, backend.compute_maps
-            )
-            _announce(watcher, classifier, options.host, port)
+        similar = _find_images(classifier, asked, options)
+        with _scratch_folder() as scratch, _preparing(similar, options):
+            server = _build_server(classifier, similar, asked.limits, scratch, backend.compute_maps)
+            _announce(reporter, classifier, asked.host, port)
             if similar.note:
-                watcher.say(similar.note)
+                reporter.log(similar.note)
             if on_start is not None:
                 on_start(server, port)
             server.run(sockets=[listener])
-    watcher.say("Stopped.")
-
-
-def serve(
-    path: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    data: str | Path | Dataset | None = None,
-    similar: bool = True,
-    limits: Limits | None = None,
-    watcher: ProgressReporter = SILENT,
-    began: Callable[[Any, int], None] | None = None,
-    **settings: Any,
-) -> None:
-    """Serve a run; see `serve_run`, which takes the same in fewer arguments."""
-    options = ServeOptions(host, port, data, similar, limits or Limits())
-    serve_run(path, options, asked(settings), watcher, began)
+    reporter.log("Stopped.")
 
 
 def _require_modules() -> None:
@@ -133,24 +113,22 @@ def _require_modules() -> None:
             )
 
 
-def _find_images(
-    classifier: Classifier, options: ServeOptions, settings: Settings
-) -> SimilarImages:
+def _find_images(classifier: Classifier, asked: ServeOptions, options: Options) -> SimilarImages:
     from regraft.serving.similar import SimilarImages, find_images
 
-    if not options.similar:
+    if not asked.similar:
         note = "Similar training images were switched off."
         return SimilarImages(classifier, note=note)
-    return find_images(classifier, options.data, settings)
+    return find_images(classifier, asked.data, options)
 
 
 @contextmanager
-def _preparing(similar: SimilarImages, settings: Settings) -> Iterator[None]:
+def _preparing(similar: SimilarImages, options: Options) -> Iterator[None]:
     """Prepare the similar images in a thread, which stops when the block ends."""
     from regraft.serving.similar import with_stop_event
 
     stop = Event()
-    stoppable = with_stop_event(settings, stop)
+    stoppable = with_stop_event(options, stop)
     thread = Thread(target=similar.prepare, args=(stoppable,), name="similar-images")
     thread.start()
     try:
@@ -170,15 +148,15 @@ def _scratch_folder() -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _announce(watcher: ProgressReporter, classifier: Classifier, host: str, port: int) -> None:
+def _announce(reporter: ProgressReporter, classifier: Classifier, host: str, port: int) -> None:
     url_host = f"[{host}]" if ":" in host else host  # IPv6 has brackets
     address = f"http://{url_host}:{port}"
-    watcher.say(
+    reporter.log(
         f"Serving {classifier.run.path} at {address}; POST an image to {address}/predict, "
         f"or see {address}/openapi.json. Ctrl-C stops it."
     )
     if host not in _LOCAL_HOSTS:
-        watcher.say(f"Everybody who reaches {host} can use it: there is no password.")
+        reporter.log(f"Everybody who reaches {host} can use it: there is no password.")
 
 
 def _build_server(

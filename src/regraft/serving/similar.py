@@ -6,8 +6,6 @@ left out with a sentence.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +14,19 @@ from threading import Event
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from regraft.data.dataset import Dataset
 from regraft.data.images import Unreadable
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
+from regraft.features.parts import PartImages
+from regraft.features.policy import CachePolicy
+from regraft.features.reader import FrozenFeatures
 from regraft.inference.classifier import Classifier
-from regraft.models.cut import cut_backbone
-from regraft.models.parts import Prefix
-from regraft.models.transforms import resize_center_crop, storage_size, transform
+from regraft.models.network import Cut, cut_features
+from regraft.options import Options
 from regraft.runs.folder import Run
 from regraft.system.progress import ProgressReporter
-from regraft.workflow import embedding
-from regraft.workflow.parts import Part
-from regraft.workflow.settings import Settings
 
 MAX_FEATURE_BYTES = 256e6  # held in memory
 _EXAMPLES = 6
@@ -57,12 +53,10 @@ class SimilarImages:
     features: NDArray[np.float32] | None = None
 
     @cached_property
-    def prefix(self) -> Prefix:
-        """The whole network without the head."""
-        plan = self.classifier.run.plan
-        model, _ = self.classifier.network
-        prefix, _ = cut_backbone(model, "head", plan.stages_taken, plan.flattens)
-        return prefix
+    def cut(self) -> Cut:
+        """The whole network without the head, frozen."""
+        backbone, _ = self.classifier.network
+        return cut_features(backbone, self.classifier.run.plan)
 
     @property
     def state(self) -> str:
@@ -71,19 +65,19 @@ class SimilarImages:
             return "ready"
         return "preparing" if self.train is not None else "none"
 
-    def prepare(self, settings: Settings, max_bytes: float = MAX_FEATURE_BYTES) -> None:
+    def prepare(self, options: Options, max_bytes: float = MAX_FEATURE_BYTES) -> None:
         """Compute the features of the training images, or read them from the cache.
 
         Args:
-            settings: Where the cache is, and how the machine is used.
+            options: Where the cache is, and how the machine is used.
             max_bytes: Of features; of more images, a stratified subset is searched.
         """
         if self.train is None:
             return
-        max_images = int(max_bytes // (4 * self.prefix.shapes[0].numel()))
-        train = _take_subset(self.train, max_images, settings)
+        max_images = int(max_bytes // (4 * self.cut.frozen.shapes[0].numel()))
+        train = _take_subset(self.train, max_images, options)
         try:
-            features = self._compute_features(train, settings)
+            features = self._compute_features(train, options)
         except (UserError, PreparationStopped) as error:
             self.train = None
             self.note = f"No similar training images: {error}"
@@ -120,16 +114,19 @@ class SimilarImages:
             neighbours.append((pixels, f"{name} {cosines[row]:.2f}"))
         return neighbours
 
-    def _compute_features(self, train: Dataset, settings: Settings) -> NDArray[np.float32]:
+    def _compute_features(self, train: Dataset, options: Options) -> NDArray[np.float32]:
         """Return what the head gets of each training image, `(n, d)`, through the cache."""
-        model, _ = self.classifier.network
-        part = Part("train", train, settings)
-        features = embedding.features_of(part, model, self.prefix, self.classifier.run.plan)
-        return features.reshape(len(train), -1)
+        images = PartImages("train", train, options.cache, options.runtime)
+        features = FrozenFeatures(images, self.cut)
+        array = features.array(CachePolicy(options.cache).for_scoring(features))
+        return array.reshape(len(train), -1)
 
     def _compute_query(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the head gets of one decoded image of any size, `(1, d)`."""
-        features = self.prefix(_preprocess(image, self.classifier))[0]
+        preprocess = self.cut.preprocess
+        stored = torch.from_numpy(preprocess.store(image)[None])
+        inputs = preprocess(stored.to(self.classifier.device))
+        features = self.cut.frozen(inputs)[0]
         query: NDArray[np.float32] = features.float().cpu().numpy().reshape(1, -1)
         return query
 
@@ -144,18 +141,18 @@ class StopOnEvent(ProgressReporter):
     def __init__(self, event: Event) -> None:
         self.event = event
 
-    def step(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         if self.event.is_set():
             raise PreparationStopped("the server is stopping")
 
 
-def with_stop_event(settings: Settings, event: Event) -> Settings:
-    """Return silent settings whose work stops when the event is set."""
-    return replace(settings, watcher=StopOnEvent(event))
+def with_stop_event(options: Options, event: Event) -> Options:
+    """Return silent options whose work stops when the event is set."""
+    return replace(options, runtime=replace(options.runtime, reporter=StopOnEvent(event)))
 
 
 def find_images(
-    classifier: Classifier, data: str | Path | Dataset | None, settings: Settings
+    classifier: Classifier, data: str | Path | Dataset | None, options: Options
 ) -> SimilarImages:
     """Return the images of a run, without their features.
 
@@ -163,7 +160,7 @@ def find_images(
         classifier: The run.
         data: Its images. If None, those that the run was fitted on are used where they are files
             of this machine or scikit-learn's digits.
-        settings: Only `home` is used.
+        options: Only the cache folder is used.
 
     Raises:
         UserError: When `data` cannot be read, or holds other images than those of the run.
@@ -176,7 +173,7 @@ def find_images(
         note = f"No similar training images: {reason}. Name the images with --data."
         return SimilarImages(classifier, note=note)
     try:
-        images = load_dataset(data if data is not None else str(origin), settings.home)
+        images = load_dataset(data if data is not None else str(origin), options.cache.dir)
         return _select_images(classifier, images)
     except UserError as error:
         if data is not None:
@@ -216,12 +213,12 @@ def _read_examples(images: Dataset, val: NDArray[np.int64]) -> list[NDArray[np.u
     return examples
 
 
-def _take_subset(train: Dataset, max_images: int, settings: Settings) -> Dataset:
+def _take_subset(train: Dataset, max_images: int, options: Options) -> Dataset:
     """Return at most so many images, stratified, but at least one of each class."""
     if len(train) <= max_images:
         return train
     count = max(max_images, len(train.classes))
-    return train.take(train.subset(np.arange(len(train)), count, settings.split_seed))
+    return train.take(train.subset(np.arange(len(train)), count, options.data.split_seed))
 
 
 def _normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -231,24 +228,9 @@ def _normalize(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _preprocess(image: NDArray[np.uint8], classifier: Classifier) -> Tensor:
-    """Return a decoded image of any size as the network takes it, `(1, 3, h, w)`."""
-    model, _ = classifier.network
-    size = storage_size(image.shape[:2], model.resolution)
-    resized = resize_center_crop(image, size, model.rules.interpolation)
-    return transform(
-        torch.from_numpy(resized[None]).to(classifier.device),
-        torch.zeros(1, dtype=torch.int64, device=classifier.device),
-        model.rules,
-        model.resolution,
-    )
-
-
-def _load_split_parts(finished: Run) -> Mapping[str, str]:
+def _load_split_parts(run: Run) -> dict[str, str]:
     """Return the part of each image of a run by its key; nothing where the run does not say."""
     try:
-        with (finished.path / "split.csv").open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            return {row["key"]: row["part"] for row in rows}
-    except (OSError, KeyError):
+        return {image.key: image.part for image in run.split() if not image.skipped}
+    except UserError:
         return {}

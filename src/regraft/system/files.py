@@ -15,9 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from regraft.system.disk import (
-    check_writable,
-)
+from regraft.system.disk import check_writable
 from regraft.system.locks import HOLDER_NAME, LOCK_NAME, lock_path
 
 __all__ = [

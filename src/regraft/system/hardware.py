@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -186,3 +187,9 @@ def extraction_batch_size(device: str, resolution: int) -> int:
     free = torch.cuda.mem_get_info()[0]
     images = free // 4 // (resolution**2 * _BYTES_A_PIXEL)
     return int(max(_FEWEST, min(_MOST, images)))
+
+
+def silence_loggers(*names: str) -> None:
+    """Let these loggers of libraries report errors only."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)

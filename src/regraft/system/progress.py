@@ -8,10 +8,10 @@ from typing import Any
 class ProgressReporter:
     """Receives what long work reports and ignores it; a subclass shows or stores it."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Receive a sentence for people."""
 
-    def step(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         """Receive how far one piece of work is.
 
         Args:
@@ -20,7 +20,7 @@ class ProgressReporter:
             total: All its steps, or 0 where that is not known.
         """
 
-    def row(self, values: dict[str, Any]) -> None:
+    def metrics(self, values: dict[str, Any]) -> None:
         """Receive a row of the history, once an epoch or an L2 value of a linear probe is done."""
 
 

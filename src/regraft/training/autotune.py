@@ -167,7 +167,7 @@ def autotune(
             write_json(path, known)
     if len(known) > 1:
         compiled = ", compiled" if execution.compiled else ""
-        runtime.reporter.say(f"Training in {execution.precision}{compiled}: {execution.why}.")
+        runtime.reporter.log(f"Training in {execution.precision}{compiled}: {execution.why}.")
     return execution
 
 

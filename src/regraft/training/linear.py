@@ -83,7 +83,7 @@ def fit_logistic(
     loss: CrossEntropy,
     l2_path: Sequence[float],
     monitor: str = "val_accuracy",
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> LinearProbe:
     """Return the linear layer that minimises `loss + l2 / 2 · ‖W‖²`.
 
@@ -99,11 +99,11 @@ def fit_logistic(
         l2_path: L2 values to try, the largest first. Ends early when two in a row are worse in
             accuracy and in loss.
         monitor: "val_accuracy" (ties by loss) or "val_loss".
-        watcher: Is told the progress.
+        reporter: Is told the progress.
     """
     scale = _Standardisation.of(train.features)
     problem = _Problem.of(scale.apply(train), scale.apply(val), loss)
-    number, solution, history = _follow_path(problem, l2_path, monitor, watcher)
+    number, solution, history = _follow_path(problem, l2_path, monitor, reporter)
     l2 = history[number].l2
     solution = problem.minimise(solution, l2, _FINE)
     history[number] = problem.evaluate(solution, l2)
@@ -128,12 +128,12 @@ def solve_old(
     monitor: str = "val_accuracy",
     weights: Tensor | None = None,
     smoothing: float = 0.0,
-    watcher: ProgressReporter = SILENT,
+    reporter: ProgressReporter = SILENT,
 ) -> SolvedOld:
     """Return `fit_logistic(...)`: the old name, until its callers use the new one."""
     loss = CrossEntropy(classes, weights, smoothing)
     parts = LabelledFeatures(*train), LabelledFeatures(*val)
-    probe = fit_logistic(*parts, loss, path, monitor, watcher)
+    probe = fit_logistic(*parts, loss, path, monitor, reporter)
     return SolvedOld(probe.layer, probe.l2, [point.to_json() for point in probe.history])
 
 
@@ -292,7 +292,7 @@ class _Coordinates:
 
 
 def _follow_path(
-    problem: _Problem, l2_path: Sequence[float], monitor: str, watcher: ProgressReporter
+    problem: _Problem, l2_path: Sequence[float], monitor: str, reporter: ProgressReporter
 ) -> tuple[int, _Solution, list[PathPoint]]:
     """Return the number of the best L2 value, its solution, and all points."""
     history: list[PathPoint] = []
@@ -305,7 +305,7 @@ def _follow_path(
         if number == 0 or _rank(history[-1], monitor) > best_rank:
             best_number = number
             best_solution = solution
-        watcher.step("solve", number + 1, len(l2_path))
+        reporter.progress("solve", number + 1, len(l2_path))
         if _worsens(history):
             break
     return best_number, best_solution, history

@@ -20,14 +20,14 @@ class TrackingReporter(ProgressReporter):
         self.rows = 0
         logger.log_hyperparams(plan.model_dump(mode="json"))
 
-    def say(self, text: str) -> None:
-        self.inner.say(text)
+    def log(self, text: str) -> None:
+        self.inner.log(text)
 
-    def step(self, what: str, done: int, total: int) -> None:
-        self.inner.step(what, done, total)
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.inner.progress(what, done, total)
 
-    def row(self, values: dict[str, Any]) -> None:
-        self.inner.row(values)
+    def metrics(self, values: dict[str, Any]) -> None:
+        self.inner.metrics(values)
         metrics = {key: float(value) for key, value in values.items() if key != "epoch"}
         self.logger.log_metrics(metrics, step=self.rows)
         self.rows += 1

@@ -220,7 +220,7 @@ def learning_rate_factor(step: int, steps: int, phase: Phase) -> float:
     quarter of the steps where the phase names no share.
     """
     warm = phase.warmup * steps
-    if phase.schedule == "one-cycle" and not phase.warmup:
+    if phase.schedule == "warmup-cosine" and not phase.warmup:
         warm = 0.25 * steps
     if step < warm:
         return (step + 1) / (warm + 1)

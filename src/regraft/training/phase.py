@@ -23,7 +23,7 @@ from regraft.runs.layout import PhaseFiles
 from regraft.system.hardware import is_out_of_memory
 from regraft.system.timer import Timer
 from regraft.training.freeze_check import NOT_OPTIMIZED, FreezeCheck, Optimized, count_batch_norms
-from regraft.training.linear import fit_linear_probe
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
 _BATCH_ONLY = (
     "lr",
@@ -113,7 +113,7 @@ def train_phase(
             history, optimized, execution = fitting.by_batches(cut, files, resume)
     result = check.result(optimized)
     if not result["kept"]:
-        reporter.say(
+        reporter.log(
             f"Frozen tensors changed during training: {join_truncated(result['changed'])}. "
             "Do not trust this run."
         )
@@ -141,32 +141,25 @@ class _Fitting:
         val = _collect(self.readers.val, self.inputs.val)
         weights = self._class_weights()
         if weights is not None:
-            weights = weights.to(train[0].device)
-        probe = fit_linear_probe(
-            train,
-            val,
-            len(self.network.classes),
-            phase.l2,
-            phase.monitor,
-            weights,
-            phase.label_smoothing,
-            reporter,
-        )
+            weights = weights.to(train.features.device)
+        loss = CrossEntropy(len(self.network.classes), weights, phase.label_smoothing)
+        probe = fit_logistic(train, val, loss, phase.l2, phase.monitor, reporter)
         class_layer = self.network.head[-1]
         class_layer.load_state_dict(probe.layer.state_dict())
-        for row in probe.history:
-            reporter.row(row)
-        reporter.say(
+        history = [point.to_json() for point in probe.history]
+        for row in history:
+            reporter.metrics(row)
+        reporter.log(
             f"Fitted the linear probe for {len(probe.history)} values of L2; {probe.l2:g} does "
             "best on validation."
         )
-        return probe.history
+        return history
 
     def _warn_of_unused(self, phase: Phase) -> None:
         stated = phase.model_dump(exclude_defaults=True)
         unused = [f"{name} = {stated[name]}" for name in _BATCH_ONLY if name in stated]
         if unused:
-            self.inputs.runtime.reporter.say(
+            self.inputs.runtime.reporter.log(
                 f"A linear probe has no use for {join_truncated(unused)}."
             )
 
@@ -230,7 +223,7 @@ class _Fitting:
             share *= 2
             module.load_state_dict(before)
             module.zero_grad(set_to_none=True)
-            self.inputs.runtime.reporter.say(
+            self.inputs.runtime.reporter.log(
                 "Memory is short; the phase starts again with batches of "
                 f"{self.phase.batch_size // share}, {share} of which make a step."
             )
@@ -241,16 +234,17 @@ class _Fitting:
         for row in history:
             if row["epoch"] == best_epoch:
                 value = row[monitor]
-        self.inputs.runtime.reporter.say(
+        self.inputs.runtime.reporter.log(
             f"Trained from {self.phase.train!r} on; the best epoch is {best_epoch + 1} of "
             f"{len(history)} ({monitor} {value:.4f})."
         )
 
 
-def _collect(read: Reader, part: PartImages) -> tuple[Tensor, Tensor]:
-    """Return features `(n, d)` and labels `(n,)` of a whole part."""
+def _collect(read: Reader, part: PartImages) -> LabelledFeatures:
+    """Return features and labels of a whole part."""
     features = []
     for tensors, _ in Batches(read, part.labels, _READ_AT_ONCE, None):
         features.append(tensors[0])
     together = torch.cat(features)
-    return together, torch.from_numpy(part.labels).to(together.device)
+    labels = torch.from_numpy(part.labels).to(together.device)
+    return LabelledFeatures(together, labels)

@@ -197,7 +197,7 @@ class _HistoryCallback(Callback):
     ) -> None:
         done = trainer.current_epoch * len(self.batches) + batch_idx + 1
         total = (trainer.max_epochs or 1) * len(self.batches)
-        self.reporter.step(f"phase {self.phase + 1}", done, total)
+        self.reporter.progress(f"phase {self.phase + 1}", done, total)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TransferModule)
@@ -212,7 +212,7 @@ class _HistoryCallback(Callback):
         assert isinstance(pl_module, TransferModule)
         self.history[-1].update(pl_module.train_means.to_metrics("train"))
         self.without_gradient = pl_module.without_gradient
-        self.reporter.row(self.history[-1])
+        self.reporter.metrics(self.history[-1])
 
 
 class _KeepDeviceStrategy(SingleDeviceStrategy):
