@@ -94,19 +94,6 @@ def find_near_duplicates(
     return sorted(matches.values(), key=lambda match: (-match.cosine, match.rows))
 
 
-def near_json(
-    pixels: Sequence[NDArray[np.uint8]],
-    features: NDArray[np.floating[Any]],
-    hashes: NDArray[np.str_],
-    reporter: ProgressReporter = SILENT,
-) -> list[dict[str, Any]]:
-    """Return `find_near_duplicates` as dicts: the old name, until its callers use the new one."""
-    rows = []
-    for match in find_near_duplicates(pixels, features, hashes, reporter):
-        rows.append({"rows": list(match.rows), "cosine": match.cosine, "by": match.by})
-    return rows
-
-
 @dataclass(frozen=True)
 class _Comparison:
     """Unit vectors `(n, d)` to compare with others, and the cosine from which on they match."""
