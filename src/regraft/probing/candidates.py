@@ -294,8 +294,9 @@ def _thin_out(candidate: Candidate, most: int, reporter: ProgressReporter) -> li
     while _width(last_first[::step]) > most and step < len(last_first):
         step += 1
     if step > 1:
+        width = _width(last_first)
         reporter.log(
-            f"{candidate.backbone} at {candidate.resolution} px has {_width(last_first):,} features; "
+            f"{candidate.backbone} at {candidate.resolution} px has {width:,} features; "
             f"one layer in {step} is concatenated, so that they fit."
         )
     thinned = last_first[::step]
