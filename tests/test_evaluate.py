@@ -113,6 +113,7 @@ def test_measures_agree_with_scikit_learn() -> None:
     assert tops > 40
 
 
+@pytest.mark.slow
 def test_calibration_agrees_with_torchmetrics() -> None:
     import torch
     from torchmetrics.functional.classification import multiclass_calibration_error
@@ -169,6 +170,7 @@ def test_the_worst_mistakes_are_wrong_and_sure() -> None:
     assert least.tolist() == [2, 1]
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_covers_the_true_difference_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
@@ -179,6 +181,7 @@ def test_the_bootstrap_interval_covers_the_true_difference_as_often_as_it_says()
     assert 0.92 <= covered / 400 <= 0.98
 
 
+@pytest.mark.slow
 def test_the_images_needed_find_the_difference_four_times_in_five() -> None:
     rng = np.random.default_rng(0)
     a, b = (
