@@ -154,7 +154,7 @@ class RecordedImages(ArrayImages):
         return super().read(rows)
 
     def take(self, rows: Rows) -> RecordedImages:
-        taken = RecordedImages(self.pixels[rows])
+        taken = RecordedImages(self.array[rows])
         taken.read_hashes = self.read_hashes
         return taken
 
@@ -183,10 +183,10 @@ def test_probe_runs_the_network_once_a_candidate_and_never_reads_a_test_image() 
     assert len(extracted) == 4  # what the probe cached is what a linear probe takes
 
 
-def test_fewer_neighbours_than_usual_are_reported() -> None:
+def test_fewer_neighbours_than_usual_are_reported(photos: Path) -> None:
     heard = Heard()
     options = replace(to("p", reporter=heard), data=DataOptions(train_images=30))
-    assert probe(toy(), resnet(16), RANDOM, options).result.neighbours == 10
+    assert probe(photos, resnet(16), RANDOM, options).result.neighbours == 10
     text = "The smallest class has 10 training images, so 10 neighbours vote and not 20."
     assert text in heard.texts
 
@@ -287,7 +287,7 @@ def test_a_budget_sees_few_images_first_and_says_what_it_dropped() -> None:
     assert recommended == {row["resolution"] for row in last}
     assert {row["kind"] for row in last} > {"single"}
     assert written["learning_curve"]["forecast"]
-    assert written["seconds"] == clock.now <= 0.7 * 220
+    assert written["seconds"] == round(clock.now, 1) <= 0.7 * 220
 
 
 def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so() -> None:
@@ -418,6 +418,7 @@ def test_three_images_a_class_are_enough() -> None:
     assert len(done.result.recommendations) == 3
 
 
+@pytest.mark.slow
 def test_networks_of_every_kind_can_be_probed() -> None:
     names = ["test_vit", "test_efficientnet", "test_convnext"]
     options = replace(to("p"), data=DataOptions(train_images=40))

@@ -205,23 +205,30 @@ def test_few_training_images_are_judged_on_as_few_unless_more_are_asked_for(
     assert evaluate(finished.run.path, split="test").to_json()["test"]["n"] > 0
 
 
-def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_much() -> None:
-    seen = 0
-    for name in ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage"):
-        for other in ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit"):
-            with pytest.raises(UserError, match="has no such stage; its stages are") as caught:
-                recipe_plan(find_recipe(name), PlanOverrides(backbone=other))
-            offered = (
-                str(caught.value)
-                .partition("cut with ")[2]
-                .partition(". Add that")[0]
-                .removeprefix("--set ")
-                .split(" --set ")
-            )
-            plan = recipe_plan(find_recipe(name), PlanOverrides(backbone=other, overrides=offered))
-            plan.check(model_info(other), [])
-            seen += 1
-    assert seen == 12
+CUT = ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage")
+OTHERS = ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit")
+QUICK = {(0, 0), (0, 2), (1, 1), (1, 3), (2, 2)}  # each recipe, and each kind of network
+PAIRS = []
+for row, name in enumerate(CUT):
+    for column, other in enumerate(OTHERS):
+        marks = () if (row, column) in QUICK else pytest.mark.slow
+        PAIRS.append(pytest.param(name, other, marks=marks))
+
+
+@pytest.mark.parametrize(("name", "other"), PAIRS)
+def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_much(
+    name: str, other: str
+) -> None:
+    with pytest.raises(UserError, match="has no such stage; its stages are") as caught:
+        recipe_plan(find_recipe(name), PlanOverrides(backbone=other))
+    offer = str(caught.value).partition("cut with ")[2].partition(". Add that")[0]
+    changes = offer.removeprefix("--set ").split(" --set ")
+    plan = recipe_plan(find_recipe(name), PlanOverrides(backbone=other, overrides=changes))
+    plan.check(model_info(other), [])
+
+
+def test_stages_at_which_images_have_shrunk_as_much_match() -> None:
+    assert len(PAIRS) == 12
     source = load_backbone("vgg16", "random", 96)
     lite = load_backbone(DEFAULT_BACKBONE, "random", 96)
     assert matching_stage(source, "features.16", lite, False) == "blocks.2"  # an eighth of the side
