@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from regraft.workflow.checking import check
-from regraft.workflow.planning import Wish
-from regraft.workflow.settings import Settings
 
 from measure import write
 from regraft.checks.duplicates import FEATURE_THRESHOLD, THUMBNAIL_THRESHOLD
+from regraft.commands.check import check
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.images import ArrayImages
 from regraft.data.load import load_dataset
+from regraft.options import CacheOptions, Options, PlanOverrides
 
 PLANTED = 50
 FLIPPED = 0.02
@@ -78,22 +77,27 @@ def _worse(image: np.ndarray) -> np.ndarray:
     return np.array(Image.open(buffer))
 
 
-def found(images: Dataset, count: int, resolution: int, seed: int, home: Path) -> dict[str, Any]:
+def measure(
+    images: Dataset, count: int, resolution: int, seed: int, cache_dir: Path
+) -> dict[str, Any]:
     """Return the shares of planted faults that a check finds."""
-    made, flipped, near = planted(images, count, seed)
-    checked = check(made, Wish(resolution=resolution), Settings(home=home))
-    told = checked.told
-    looked = {one["key"] for one in told["suspects"][: round(LOOKED_AT * count)]}
-    pairs = {tuple(sorted(one["keys"])) for one in told["near"]}
-    mine = {tuple(sorted(pair)) for pair in near}
+    dataset, flipped, near = planted(images, count, seed)
+    options = Options(cache=CacheOptions(cache_dir))
+    findings = check(dataset, PlanOverrides(resolution=resolution), options).findings
+    first = findings.suspects[: round(LOOKED_AT * count)]
+    suspects = {suspect.image.key for suspect in first}
+    written = findings.to_json()
+    pairs = {tuple(sorted(pair["keys"])) for pair in written["near"]}
+    expected = {tuple(sorted(pair)) for pair in near}
+    matched = len(pairs & expected)
     return {
         "seed": seed,
-        "exact": told["across"]["exact"],
-        "near": len(pairs & mine),
-        "near_other": told["counts"]["near"] - len(pairs & mine),
+        "exact": findings.exact_across,
+        "near": matched,
+        "near_other": len(findings.near) - matched,
         "flipped": len(flipped),
-        "found": sum(f"{row:05}" in looked for row in flipped),
-        "stand_out": told["counts"]["suspects"],
+        "found": sum(f"{row:05}" in suspects for row in flipped),
+        "stand_out": findings.suspect_count,
     }
 
 
@@ -112,7 +116,7 @@ def main() -> None:
         home = Path(folder)
         images = load_dataset(options.cifar, home)
         rows = [
-            found(images, options.images, options.resolution, seed, home)
+            measure(images, options.images, options.resolution, seed, home)
             for seed in range(options.seeds)
         ]
     print(

@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from regraft.workflow.parts import Part
-from regraft.workflow.planning import Wish, make
-from regraft.workflow.settings import Settings
 
 from measure import interleaved, timed, write
+from regraft.commands.resolve import resolve_plan
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
-from regraft.features.extract import ModelInputs, extract_features
-from regraft.models.backbone import load_backbone
-from regraft.models.cut import cut_backbone
-from regraft.models.parts import Prefix
-from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.features.extract import extract_features
+from regraft.features.parts import PartImages
+from regraft.models.network import Cut
+from regraft.models.pool import BackbonePool
+from regraft.options import CacheOptions, PlanOverrides, Runtime
+from regraft.plans.schema import Plan
+from regraft.probing.networks import ProbeNetworks
 from regraft.system.hardware import tune_allocator
-from regraft.training.linear import solve_old
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
 RESOLUTIONS = (32, 64, 96, 128)
 L2 = tuple(float(value) for value in np.geomspace(1e-4, 1.0, 10))
@@ -101,39 +101,43 @@ def matrix(cifar: str, home: Path, images: tuple[int, int]) -> dict[str, Any]:
     return {"seconds": seconds, "again": again, "memory_mb": memory, "told": told}
 
 
+def plan_at(data: Dataset, resolution: int, pool: BackbonePool) -> Plan:
+    """Return the linear probe's plan at a resolution."""
+    overrides = PlanOverrides(resolution=resolution)
+    return resolve_plan("linear-probe", data, data.split(), overrides, pool)
+
+
 def passes(cifar: str, home: Path, trials: int) -> dict[str, Any]:
-    """One pass that takes all places beside one that takes the last only: 5,000 images at each resolution."""
-    data, found = load_dataset(cifar, home), {}
-    part = Part("train", data.take(data.subset(data.split().train, 5000)), Settings(home=home))
+    """One pass that takes all layers beside one that takes the last only: 5,000 images each."""
+    data = load_dataset(cifar, home)
+    rows = data.subset(data.split().train, min(5000, len(data.split().train)))
+    networks = ProbeNetworks(BackbonePool("cpu"))
+    measured: dict[str, Any] = {}
     print("\n| px | last place only, s | all places, s | times |\n|---|---|---|---|")
     for side in RESOLUTIONS:
-        model = load_backbone(DEFAULT_BACKBONE, resolution=side)
-        plan = make(data, data.split(), Wish(resolution=side))
-        look = part.look(model, plan)
-        places = [*list(model.blocks)[:-1], "end"]
-        frozen = {
-            "last": [cut_backbone(model, "head")[0]],
-            "all": [cut_backbone(model, "head", (place,))[0] for place in places],
-        }
+        plan = plan_at(data, side, networks.pool)
+        names = [*list(networks.load(plan).blocks)[:-1], "end"]
+        every = [networks.cut(plan, name) for name in names]
+        warm = PartImages("train", data.take(rows), CacheOptions(home), Runtime(compile="off"))
+        warm.pixels(every[-1].preprocess)
 
-        def once(prefixes: list[Prefix], look: ModelInputs = look) -> float:
+        def once(cuts: list[Cut], part: PartImages = warm) -> float:
             with tempfile.TemporaryDirectory(dir=home) as empty:
-                named = [(prefix, prefix.digest()) for prefix in prefixes]
+                inputs = part.inputs(cuts[0].preprocess)
                 started = time.perf_counter()
-                extract_features(named, look, Path(empty), compiling="off")
+                extract_features(cuts, inputs, CacheOptions(empty), part.runtime)
                 return time.perf_counter() - started
 
-        seen = interleaved(
-            {name: lambda prefixes=prefixes: once(prefixes) for name, prefixes in frozen.items()},
-            trials,
-        )
-        times = seen["all"]["median"] / seen["last"]["median"]
-        found[side] = {**seen, "times": times, "places": len(places)}
+        ways = {"last": lambda: once(every[-1:]), "all": lambda: once(every)}  # noqa: B023
+        spreads = interleaved(ways, trials)
+        last = spreads["last"]["median"]
+        took = spreads["all"]["median"]
+        measured[side] = {**spreads, "times": took / last, "places": len(names)}
         print(
-            f"| {side} | {seen['last']['median']:.3f} | {seen['all']['median']:.3f} ({len(places)} places) | {times:.2f} |",
+            f"| {side} | {last:.3f} | {took:.3f} ({len(names)} places) | {took / last:.2f} |",
             flush=True,
         )
-    return found
+    return measured
 
 
 def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
@@ -141,30 +145,24 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
     data: Dataset = load_dataset(cifar, home)
-    pool = np.sort(np.concatenate([data.split().train, data.split().val]))
-    settings, parts = Settings(home=home), []
-    model = load_backbone(DEFAULT_BACKBONE, resolution=96)
-    prefix, _ = cut_backbone(model, "head")
-    plan = make(data, data.split(), Wish(resolution=96))
-    for name, rows in (
-        ("train", pool if count >= len(pool) else data.subset(pool, count)),
-        ("val", data.subset(data.split().test, 5000)),
-    ):
-        part = Part(name, data.take(rows), settings)
-        parts.append(
-            (
-                np.asarray(
-                    part.kept(model, [(prefix, prefix.digest())], plan)[0].arrays[0], np.float32
-                ),
-                part.labels,
-            )
-        )
+    rows = np.sort(np.concatenate([data.split().train, data.split().val]))
+    if count < len(rows):
+        rows = data.subset(rows, count)
+    test = data.split().test
+    networks = ProbeNetworks(BackbonePool("cpu"))
+    cut = networks.cut(plan_at(data, 96, networks.pool), "end")
+    parts = []
+    for name, taken in (("train", rows), ("val", data.subset(test, min(5000, len(test))))):
+        part = PartImages(name, data.take(taken), CacheOptions(home), Runtime())
+        features = np.asarray(part.extract([cut])[0].arrays[0], np.float32)
+        parts.append((features, part.labels))
     (x, y), (x_val, y_val) = parts
-    tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
+    tensors = [LabelledFeatures(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
     started = time.perf_counter()
-    ours = solve_old(*tensors, len(data.classes), L2)
+    loss = CrossEntropy(len(data.classes))
+    ours = fit_logistic(*tensors, loss, L2, "val_accuracy")
     took = time.perf_counter() - started
-    rows = {row["l2"]: row["val_accuracy"] for row in ours.history}
+    rows = {row.l2: row.val_accuracy for row in ours.history}
     print(
         f"\nours: {took:.1f} s for {len(rows)} of {len(L2)} values of L2 on {len(x):,} × {x.shape[1]:,} (it ends early where two in a row do worse)\n"
     )

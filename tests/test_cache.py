@@ -18,7 +18,7 @@ from regraft.features.extract import ModelInputs, cached_pixels, entry_name, ext
 from regraft.features.store import cache_limit, clear_cache, list_entries
 from regraft.models.backbone import load_backbone
 from regraft.models.cut import cut_backbone
-from regraft.models.transforms import AugmentedView, NO_AUGMENTATION, sample_ids
+from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, sample_ids
 from regraft.options import default_cache_dir
 from regraft.plans.schema import InputRules
 from regraft.system.progress import ProgressReporter

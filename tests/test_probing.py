@@ -1,10 +1,8 @@
-"""The probe: which places are chosen, what is recommended, what a budget buys, and the verb end to end."""
+"""The probe: which layers are selected, what is recommended, what a budget buys."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,45 +10,59 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from regraft.workflow import matrix
 
-import regraft as api
-from conftest import reading, toy, write_folder
-from regraft import workflow
-from regraft.features import extract
+from conftest import toy
+from regraft.errors import UserError
+from regraft.models.pool import BackbonePool
 from regraft.plans.schema import Phase
-from regraft.probing import halving
-from regraft.probing.candidates import Candidate, LayerFeatures, ProbeRow, neighbour_count, score_concatenated, score_layers
+from regraft.probing.candidates import (
+    Candidate,
+    LayerFeatures,
+    ProbeRow,
+    neighbour_count,
+    score_concatenated,
+    score_layers,
+)
 from regraft.probing.greedy_selection import select_greedily
-from regraft.probing.halving import affordable_candidates, better_half, count_rounds, images_per_round, parse_duration
+from regraft.probing.halving import (
+    affordable_candidates,
+    better_half,
+    count_rounds,
+    images_per_round,
+    parse_duration,
+)
+from regraft.probing.instruments import most_features
 from regraft.probing.learning_curve import CurvePoint, forecast_accuracy, measure_learning_curve
+from regraft.probing.networks import ProbeNetworks
 from regraft.probing.rank_correlation import correlate_ranks
 from regraft.probing.recommend import probe_front, recommend
-from regraft.probing.successive_halving import BudgetTooShortError, Dropped, SuccessiveHalving, TimeBudget
-from regraft.runs.folder import list_runs
+from regraft.probing.successive_halving import (
+    BudgetTooShortError,
+    Dropped,
+    SuccessiveHalving,
+    TimeBudget,
+)
 from regraft.system.progress import ProgressReporter
 from regraft.training.linear import LabelledFeatures
 
 SOLVED = Phase(train="head", optimizer="lbfgs", l2=(0.01, 0.1, 1.0))
-TINY = ("--backbones", "test_resnet", "--weights", "random", "-q")
 
 
 class Heard(ProgressReporter):
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def log(self, text: str) -> None:
-        self.said.append(text)
+        self.texts.append(text)
 
 
-def taken(place: str, x: np.ndarray, x_val: np.ndarray, work: int) -> LayerFeatures:
+def layer_features(layer: str, x: np.ndarray, x_val: np.ndarray, work: int) -> LayerFeatures:
     return LayerFeatures(
-        place, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes
+        layer, x.astype(np.float16), x_val.astype(np.float16), work, work / 100, x.nbytes
     )
 
 
-def cell(
+def candidate_of(
     seed: int = 0,
     n: int = 200,
     classes: int = 4,
@@ -63,7 +75,7 @@ def cell(
     for number, width in enumerate(widths):
         centres = (number + 1) * 0.5 * rng.standard_normal((classes, width))
         made.append(
-            taken(
+            layer_features(
                 f"b{number}",
                 centres[y] + rng.standard_normal((n, width)),
                 centres[y_val] + rng.standard_normal((n // 2, width)),
@@ -87,7 +99,7 @@ def row(
     kind: str = "single",
     **more: object,
 ) -> ProbeRow:
-    right = np.arange(n) < round(accuracy * n)
+    correct = np.arange(n) < round(accuracy * n)
     given = {"knn": accuracy, "logme": accuracy, "h_score": accuracy, "leep": None} | more
     return ProbeRow(
         "net",
@@ -104,18 +116,18 @@ def row(
         multiply_adds=work,
         seconds=1.0,
         bytes=1,
-        right=right,
+        correct=correct,
     )  # type: ignore[arg-type]
 
 
-# ── what places are worth
+# ── what layers are worth
 
 
-def test_each_place_gets_every_score_and_deeper_ones_here_do_better() -> None:
+def test_each_layer_gets_every_score_and_deeper_ones_here_do_better() -> None:
     seen = 0
     for seed in range(5):
-        found = score_layers(cell(seed, source=True), SOLVED)
-        assert [one.places for one in found] == [("b0",), ("b1",), ("b2",)]
+        found = score_layers(candidate_of(seed, source=True), SOLVED)
+        assert [one.layers for one in found] == [("b0",), ("b1",), ("b2",)]
         assert found[0].accuracy < found[2].accuracy
         assert found[0].logme < found[2].logme  # type: ignore[operator]
         assert found[0].h_score < found[2].h_score  # type: ignore[operator]
@@ -135,24 +147,7 @@ def test_as_many_neighbours_vote_as_the_smallest_class_has_images() -> None:
     assert neighbour_count(np.array([0] * 50 + [1] * 3)) == 3
 
 
-def test_fewer_neighbours_than_usual_are_said(photos: Path) -> None:
-    heard = Heard()
-    done = api.probe(
-        str(photos),
-        ["test_resnet"],
-        [16],
-        weights="random",
-        out="p",
-        train_images=30,
-        reporter=heard,
-    )
-    assert done.told["neighbours"] == 10
-    assert (
-        "The smallest class has 10 training images, so 10 neighbours vote and not 20." in heard.said
-    )
-
-
-def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None:
+def test_layers_that_complete_each_other_are_chosen_and_copies_are_not() -> None:
     chosen_right = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -171,26 +166,67 @@ def test_places_that_complete_each_other_are_chosen_and_copies_are_not() -> None
     assert chosen_right >= 10
 
 
-def test_side_by_side_beats_each_place_alone_where_they_complete_each_other() -> None:
-    joined = score_concatenated(cell(3, widths=(6, 6, 6)), SOLVED, 8192)
+def test_concatenated_layers_beat_each_layer_alone_where_they_complete_each_other() -> None:
+    joined = score_concatenated(candidate_of(3, widths=(6, 6, 6)), SOLVED, 8192)
     assert {one.kind for one in joined} <= {"greedy", "all"}
     assert joined[-1].multiply_adds == 30
     assert (
         max(one.accuracy for one in joined)
-        >= max(one.accuracy for one in score_layers(cell(3, widths=(6, 6, 6)), SOLVED)) - 0.02
+        >= max(one.accuracy for one in score_layers(candidate_of(3, widths=(6, 6, 6)), SOLVED))
+        - 0.02
     )
-    assert score_concatenated(cell(0, widths=(4,)), SOLVED, 8192) == []
+    assert score_concatenated(candidate_of(0, widths=(4,)), SOLVED, 8192) == []
 
 
 def test_more_features_than_fit_are_thinned_evenly_from_the_end_and_that_is_said() -> None:
-    many = cell(0, widths=(4,) * 9)
+    many = candidate_of(0, widths=(4,) * 9)
     heard = Heard()
     joined = score_concatenated(many, SOLVED, 12, heard)
-    assert [one.places for one in joined if one.kind == "all"] in ([], [("b2", "b5", "b8")])
-    assert all(set(one.places) <= {"b2", "b5", "b8"} for one in joined)
-    assert heard.said == [
-        "net at 32 px has 36 features; every 3. place goes side by side, so that they fit."
+    assert [one.layers for one in joined if one.kind == "all"] in ([], [("b2", "b5", "b8")])
+    assert all(set(one.layers) <= {"b2", "b5", "b8"} for one in joined)
+    assert heard.texts == [
+        "net at 32 px has 36 features; one layer in 3 is concatenated, so that they fit."
     ]
+
+
+def test_as_many_features_are_concatenated_as_half_of_the_memory_holds() -> None:
+    assert most_features(50_000, 64e9) == 8192
+    assert most_features(50_000, 1e6) == 64
+    seen = 0
+    for memory in (1e7, 1e8, 1e9, 1e10):
+        most = most_features(1000, memory)
+        assert most == 64 or 16 * (1000 * most + most**2) <= memory / 2
+        assert most == 8192 or 16 * (1000 * 2 * most + 4 * most**2) > memory / 2
+        seen += 1
+    assert seen == 4
+
+
+def test_a_class_layer_that_cannot_be_had_costs_leep_only_and_is_asked_for_once() -> None:
+    asked = []
+
+    def find_head(name: str, weights: str) -> None:
+        asked.append((name, weights))
+        raise OSError("no route to host")
+
+    heard = Heard()
+    networks = ProbeNetworks(BackbonePool("cpu"), heard, find_head)
+    for resolution in (16, 24):
+        plan = SimpleNamespace(backbone="test_resnet", weights="random", resolution=resolution)
+        assert networks.source_head(plan) is None  # type: ignore[arg-type]
+    assert asked == [("test_resnet", "random")]
+    assert heard.texts == [
+        "Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."
+    ]
+
+
+def test_rows_are_written_with_the_keys_that_the_docs_name() -> None:
+    written = row("b0", 0.5, 3).to_json()
+    assert " ".join(written) == (
+        "name backbone resolution places kind features images accuracy ci95 loss l2 knn logme "
+        "h_score leep multiply_adds seconds bytes"
+    )
+    assert written["places"] == ("b0",)
+    assert written["name"] == "net 32 px b0"
 
 
 # ── what follows from the rows
@@ -237,7 +273,7 @@ def test_balanced_is_the_cheapest_that_chance_may_explain() -> None:
         row("alike", 0.79, 5),
         row("best", 0.80, 9),
     ]  # of 400 images: 80 fewer right, and 4 fewer
-    assert [one.row.places[0] for one in recommend(rows, 0.1)] == [
+    assert [one.row.layers[0] for one in recommend(rows, 0.1)] == [
         "alike",
         "alike",
         "best",
@@ -259,7 +295,7 @@ def test_budgets_are_times(written: str, meant: float) -> None:
 @pytest.mark.parametrize("written", ["", "fast", "-5s", "0", "5x", "s"])
 def test_what_is_no_time_is_refused_in_a_sentence(written: str) -> None:
     with pytest.raises(
-        api.UserError, match=r"is no time. Expected seconds, or a number with s, m or h"
+        UserError, match=r"is no time. Expected seconds, or a number with s, m or h"
     ):
         parse_duration(written)
 
@@ -464,7 +500,7 @@ def test_a_noisier_curve_has_a_wider_forecast() -> None:
 
 
 def test_the_curve_grows_and_ends_at_all_images() -> None:
-    data, candidate = toy(240), cell(0, 240, widths=(6,))
+    data, candidate = toy(240), candidate_of(0, 240, widths=(6,))
     x, x_val = candidate.features(["b0"])
     y, y_val = (torch.from_numpy(labels) for labels in candidate.labels)
     measured = measure_learning_curve(
@@ -539,384 +575,3 @@ def test_too_few_runs_or_runs_that_trained_the_head_only_say_nothing() -> None:
         assert correlate_ranks(rows, too_few) == []  # type: ignore[arg-type]
     seeds = [finished(side, side / 200 + shift) for side in sides for shift in (0.0, 0.3)]
     assert correlate_ranks(rows, seeds)[0].runs == 3  # type: ignore[arg-type]
-
-
-# ── the verb
-
-
-def test_probe_writes_tables_pictures_and_plans_and_fit_reaches_what_they_promise(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
-    result = regraft("probe", photos, *TINY, "--resolutions", "16,32", "--out", "p", "--json")
-    assert result.code == 0, result.err
-    told = json.loads(result.out)
-    assert {path.name for path in Path("p").iterdir()} == {
-        "probe.json",
-        "places.csv",
-        "accuracy-by-depth.png",
-        "accuracy-against-cost.png",
-        "learning-curve.png",
-        "plan-fastest.toml",
-        "plan-balanced.toml",
-        "plan-best.toml",
-    }
-    for path in Path("p").glob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.size[0] > 500
-    assert {one["resolution"] for one in told["places"]} == {16, 32}
-    alone = [one["name"] for one in told["places"] if one["kind"] == "single"]
-    assert len(alone) == len(set(alone)) == 2 * 5
-    promised = 0
-    for choice in told["recommendations"]:
-        fitted = regraft(
-            "fit",
-            photos,
-            "--plan",
-            f"p/plan-{choice['budget']}.toml",
-            "-q",
-            "--out",
-            f"fitted-{choice['budget']}",
-            "--json",
-        )
-        scores = json.loads(fitted.out)
-        assert scores["val"]["accuracy"] == choice["accuracy"]
-        assert scores["val"]["ci95"] == choice["ci95"]
-        assert scores["split_digest"] == told["split_digest"]
-        assert scores["technique"] == f"probe-{choice['budget']}"
-        promised += 1
-    assert promised == 3
-    compared = json.loads(
-        regraft("compare", photos, "--from-probe", "p", "-q", "--out", "c", "--json").out
-    )
-    assert {
-        name for one in compared["rows"] for name in one["name"].removeprefix("probe-").split("-")
-    } == {"fastest", "balanced", "best"}
-    assert (
-        max(one["val"]["accuracy"] for one in compared["rows"])
-        == told["recommendations"][-1]["accuracy"]
-    )
-    shown = regraft("probe", photos, *TINY, "--resolutions", "16,32")
-    assert "the test part is shut" in shown.out
-    assert told["verdict"] in shown.out
-    assert Path("probe/photos/probe.json").is_file()
-
-
-def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from regraft.data.load import load_dataset
-
-    dataset = load_dataset(photos, Path("home"))
-    names, read = reading(dataset, monkeypatch)
-    passes, together = list[int](), extract._chunks
-
-    def counted(*given):  # type: ignore[no-untyped-def]
-        passes.append(len(given[0]))
-        return together(*given)
-
-    monkeypatch.setattr(extract, "_chunks", counted)
-    first = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="p")
-    assert read
-    assert not set(read) & {names[row] for row in dataset.split().test}
-    places = len(first.told["places"]) // 2
-    assert len(passes) == 4  # two resolutions, train and val
-    assert min(passes) == max(passes) >= places - 2
-    again = api.probe(dataset, ["test_resnet"], [16, 32], weights="random", out="q")
-    assert len(passes) == 4
-    assert again.told["places"] == first.told["places"]
-    api.fit(dataset, "linear-probe", "test_resnet", weights="random", resolution=32, out="r")
-    assert len(passes) == 4  # what the probe kept is what a linear probe takes
-
-
-def test_finished_runs_tell_how_well_the_scores_rank_them(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    for side in (16, 24, 32):
-        words = (
-            "--technique",
-            "fine-tune",
-            "--backbone",
-            "test_resnet",
-            "--weights",
-            "random",
-            "--set",
-            "phases.0.epochs=3",
-            "--set",
-            f"phases.0.lr={side / 1e4}",
-        )
-        assert (
-            regraft(
-                "fit", photos, *words, "--resolution", side, "-q", "--out", f"runs/at-{side}"
-            ).code
-            == 0
-        )
-    other = write_folder(Path("other"), toy(90, seed=5))
-    assert (
-        regraft(
-            "fit",
-            other,
-            "--technique",
-            "fine-tune",
-            "--backbone",
-            "test_resnet",
-            "--weights",
-            "random",
-            "--set",
-            "phases.0.epochs=1",
-            "-q",
-            "--out",
-            "runs/other",
-        ).code
-        == 0
-    )
-    (list_runs(Path("runs"))[0] / "predictions.npz").rename("kept.npz")
-    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
-    assert told["runs"] == 2  # neither the one on other images, nor one without its predictions
-    Path("kept.npz").rename(list_runs(Path("runs"))[0] / "predictions.npz")
-    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
-    assert told["runs"] == 3
-    for path, accuracy in zip(
-        sorted(Path("runs").glob("at-*")), (0.5, 0.6, 0.7), strict=True
-    ):  # twelve images give no order to rely on
-        scores = json.loads((path / "scores.json").read_text())
-        (path / "scores.json").write_text(
-            json.dumps({**scores, "val": {**scores["val"], "accuracy": accuracy}})
-        )
-    told = json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)
-    assert {one["technique"] for one in told["hit_rate"]} == {"fine-tune"}
-    assert all(-1 <= one["kendall"] <= 1 and one["runs"] == 3 for one in told["hit_rate"])
-    for plan in Path("runs").glob("at-*/plan.toml"):  # the same runs as if from other weights
-        plan.write_text(plan.read_text().replace('weights = "random"', 'weights = "mine.pth"'))
-    assert (
-        json.loads(regraft("probe", photos, *TINY, "--resolutions", "16,24,32", "--json").out)[
-            "runs"
-        ]
-        == 0
-    )
-
-
-def test_a_broken_run_that_nobody_named_is_left_out_and_a_named_one_is_an_error(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
-    Path("runs/broken").mkdir(parents=True)
-    Path("runs/broken/plan.toml").write_text("backbone = 3")
-    Path("runs/broken/scores.json").write_text("{")
-    assert (
-        json.loads(regraft("probe", photos, *TINY, "--resolutions", "16", "--json").out)["runs"]
-        == 0
-    )
-    named = regraft("probe", photos, *TINY, "--resolutions", "16", "--runs", "runs", "--out", "p")
-    assert named.code == 2
-    assert "The run in" in named.err
-
-
-def test_a_budget_sees_few_images_first_and_says_what_it_dropped(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(matrix, "_FEWEST", 12)
-    monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
-    dataset = workflow.named.sources.load(photos, Path("home"))
-    seen: list[tuple[tuple[str, int], int]] = []
-    judge = matrix._Work._judge
-
-    def counted(self, key, train, val):  # type: ignore[no-untyped-def]
-        seen.append((key, len(train)))
-        judge(self, key, train, val)
-
-    monkeypatch.setattr(matrix._Work, "_judge", counted)
-    monkeypatch.setattr(
-        halving, "images", lambda costs, left, count, most: {4: 20, 2: 40}.get(count, most)
-    )
-    monkeypatch.setattr(
-        matrix.keeping, "seconds", lambda model, *_: model.resolution * 1e-6
-    )  # else noise may make another cell the cheapest
-    done = api.probe(
-        dataset, ["test_resnet"], [16, 24, 32, 40], weights="random", budget="10m", out="p"
-    )
-    assert [count for _, count in seen] == [12] + [20] * 4 + [40] * 2 + [
-        len(dataset.split().train)
-    ]  # what judging costs is learnt first
-    assert seen[0][0][1] == 16
-    assert len(done.told["dropped"]) == 3
-    assert all("its best place had" in one["why"] for one in done.told["dropped"])
-    assert {row["images"] for row in done.told["places"]} == {20, 40, len(dataset.split().train)}
-    last = {row["resolution"] for row in done.told["places"] if row["images"] > 40}
-    assert {one["resolution"] for one in done.told["recommendations"]} == last
-    assert {row["kind"] for row in done.told["places"] if row["images"] > 40} > {"single"}
-    assert done.told["learning_curve"]["forecast"]
-
-
-def test_a_budget_that_is_used_up_leaves_out_what_is_not_needed_and_says_so(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(matrix, "_FEWEST", 12)
-    monkeypatch.setattr(matrix, "_FEWEST_A_CLASS", 4)
-    within = matrix._Work.within
-
-    def late(self, budget, began):  # type: ignore[no-untyped-def]
-        cells = within(self, budget, began)
-        self.deadline = 0.0
-        return cells
-
-    monkeypatch.setattr(matrix._Work, "within", late)
-    heard = Heard()
-    done = api.probe(
-        str(photos),
-        ["test_resnet"],
-        [16, 24],
-        weights="random",
-        budget="10m",
-        out="p",
-        reporter=heard,
-    )
-    assert {row["kind"] for row in done.told["places"]} == {"single"}
-    assert done.told["learning_curve"]["forecast"] is None
-    assert any("The budget is used up: places side by side" in text for text in heard.said)
-    assert "The budget is used up: there is no learning curve." in heard.said
-    assert set(done.plans) == {"fastest", "balanced", "best"}
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--budget", "0.01s"), "The smallest useful run is test_resnet at 16 px with"),
-        (("--budget", "soon"), "--budget 'soon' is no time"),
-        (("--resolutions", "big"), "--resolutions big was given. Expected sides in pixels"),
-        (
-            ("--resolutions", "4"),
-            "--resolutions 4 was given. Expected sides in pixels from 8 to 4096",
-        ),
-        (("--backbones", ""), "--backbones '' names nothing. Expected names separated by commas"),
-        (("--resolutions", " , "), "names nothing"),
-        (("--backbones", "resnet5"), "No backbone is called 'resnet5'"),
-        (("--runs", "nowhere"), "--runs nowhere is no folder"),
-        (
-            ("--out", "taken"),
-            "taken is not empty. Expected a new or empty folder. Pass --overwrite to replace it",
-        ),
-        (("--out", "file.txt"), "file.txt is a file. Expected a folder for the probe"),
-        (("--train-images", "1"), "--train-images 1 was given"),
-    ],
-)
-def test_every_mistake_is_one_sentence_and_exit_2(
-    regraft, photos: Path, words: tuple[str, ...], says: str
-) -> None:  # type: ignore[no-untyped-def]
-    Path("file.txt").write_text("")
-    Path("taken").mkdir()
-    Path("taken/mine.txt").write_text("precious")
-    given = {
-        "--backbones": "test_resnet",
-        "--weights": "random",
-        "--resolutions": "16",
-        "--out": "p",
-        **dict([words]),
-    }
-    result = regraft("probe", photos, *[word for pair in given.items() for word in pair], "-q")
-    assert result.code == 2
-    assert says in result.err
-    assert "Traceback" not in result.err
-    assert Path("taken/mine.txt").read_text() == "precious"
-    assert not Path("p").exists()
-
-
-def test_what_cannot_be_traced_is_skipped_with_the_reason_and_the_rest_goes_on(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from regraft import backbone
-    from regraft.models.backbone import load_backbone
-
-    real = load_backbone
-
-    def load(name: str, *given: object) -> object:
-        if name == "test_vit":
-            raise api.UserError("VisionTransformer cannot be traced by torch.fx (no).")
-        return real(name, *given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(backbone, "load", load)
-    done = api.probe(str(photos), ["test_vit", "test_resnet"], [32], weights="random", out="p")
-    assert {row["backbone"] for row in done.told["places"]} == {"test_resnet"}
-    assert done.told["skipped"] == [
-        {"name": "test_vit 32 px", "error": "VisionTransformer cannot be traced by torch.fx (no)."}
-    ]
-    monkeypatch.setattr(backbone, "facts", lambda name: load(name, "random").facts)  # type: ignore[attr-defined]
-    usual = api.probe(str(photos), ["test_vit", "test_resnet"], weights="random", out="u")
-    assert [one["name"] for one in usual.told["skipped"]] == ["test_vit"]
-    with pytest.raises(
-        api.UserError,
-        match="Nothing can be probed. test_vit 32 px: VisionTransformer cannot be traced",
-    ):
-        api.probe(str(photos), ["test_vit"], [32], weights="random", out="q")
-    assert not Path("q").exists()
-
-
-def test_a_probe_that_is_refused_leaves_the_old_one_and_a_class_layer_that_cannot_be_had_costs_leep_only(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from regraft import backbone
-
-    api.probe(str(photos), ["test_resnet"], [16], weights="random", out="p")
-    with pytest.raises(api.UserError, match="is too short"):
-        api.probe(
-            str(photos),
-            ["test_resnet"],
-            [16],
-            weights="random",
-            out="p",
-            budget="0.01s",
-            overwrite=True,
-        )
-    assert Path("p/probe.json").is_file()
-
-    def offline(*_: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(backbone, "classifier", offline)
-    heard = Heard()
-    done = api.probe(
-        str(photos),
-        ["test_resnet"],
-        [16, 24],
-        weights="random",
-        out="p",
-        overwrite=True,
-        reporter=heard,
-    )
-    assert [text for text in heard.said if "LEEP" in text] == [
-        "Doing without LEEP: the class layer of test_resnet cannot be had (OSError)."
-    ]
-    assert all(row["leep"] is None for row in done.told["places"])
-
-
-def test_a_comparison_from_a_folder_without_a_probe_is_refused(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
-    result = regraft("compare", photos, "--from-probe", "nowhere", "-q")
-    assert result.code == 2
-    assert (
-        "There is no probe in nowhere. Expected a folder that `regraft probe` wrote." in result.err
-    )
-
-
-def test_three_images_a_class_are_enough(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    few = write_folder(tmp_path / "few", toy(6, classes=2))
-    done = regraft(
-        "probe",
-        few,
-        "--backbones",
-        "test_resnet",
-        "--weights",
-        "random",
-        "--resolutions",
-        "32",
-        "-q",
-        "--json",
-    )
-    assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert {one["kind"] for one in told["places"]} >= {"single"}
-    assert len(told["recommendations"]) == 3
-
-
-def test_networks_of_every_kind_can_be_probed(photos: Path) -> None:
-    names = ["test_vit", "test_efficientnet", "test_convnext"]
-    done = api.probe(str(photos), names, [32], weights="random", out="p", train_images=40)
-    assert {row["backbone"] for row in done.told["places"]} | {
-        one["name"].split()[0] for one in done.told["skipped"]
-    } == set(names)
-    assert len({row["backbone"] for row in done.told["places"]}) >= 2

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from regraft.workflow import cooking
-from regraft.workflow.planning import Wish
 
-import regraft as api
+from conftest import toy, write_folder
+from regraft.commands.evaluate import evaluate
+from regraft.commands.recipes import compare_recipes, recipe_plan, run_recipe, show_recipe
+from regraft.errors import UserError
 from regraft.models.backbone import load_backbone, model_info
 from regraft.models.layers import matching_stage
 from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.options import CacheOptions, DataOptions, Options, PlanOverrides, RunDir
 from regraft.plans import recipes
 from regraft.plans.recipes import all_recipes, find_recipe
 from regraft.plans.schema import Plan
@@ -37,6 +39,8 @@ NAMED = {
     "inception_v3-today",
     "tf_efficientnet_lite0-today",
 }
+RANDOM = PlanOverrides(backbone="test_resnet", resolution=32, weights="random")
+LITE = PlanOverrides(backbone="tf_efficientnet_lite0")
 TINY = (
     "--backbone",
     "test_resnet",
@@ -81,50 +85,36 @@ def test_every_experiment_is_a_recipe_with_a_source_and_a_plan_that_fits_its_net
 def test_parameters_are_those_that_were_reported_to_the_digit(
     name: str, counts: dict[str, int]
 ) -> None:
-    told = cooking.show_recipe(name)
-    assert (
-        {what: told["parameters"][what] for what in counts}
-        == counts
-        == told["reported"]["parameters"]
-    )
-    assert sum(row["parameters"] for row in told["layers"]) == told["parameters"]["total"]
-    assert (
-        sum(row["parameters"] for row in told["layers"] if row["frozen"])
-        == told["parameters"]["frozen"]
-    )
+    summary = show_recipe(name)
+    reported = summary.recipe.reported["parameters"]
+    assert {kind: summary.parameters[kind] for kind in counts} == counts == reported
+    assert sum(row.parameters for row in summary.layers) == summary.parameters["total"]
+    frozen = sum(row.parameters for row in summary.layers if row.frozen)
+    assert frozen == summary.parameters["frozen"]
 
 
 def test_the_head_and_the_totals_of_the_resnet_are_those_of_the_write_up_but_for_the_biases_that_pytorch_lacks() -> (
     None
 ):
-    told = cooking.show_recipe("resnet50-last-stage")
-    head = [
-        row["parameters"] + row["statistics"]
-        for row in told["layers"]
-        if row["name"].startswith("head.") and row["parameters"]
-    ]
-    assert head == [401_408, 25_690_368, 1_024, 32_896, 512, 8_256, 256, 650]
-    counts, counted, reported = told["parameters"], told["counted"], told["reported"]["parameters"]
-    assert (
-        counts["total"] + counts["statistics"] + counted["biases_total"]
-        == reported["total"]
-        == 49_723_082
-    )
+    summary = show_recipe("resnet50-last-stage")
+    body = [row for row in summary.layers if not row.name.startswith("head.")]
+    head = [row for row in summary.layers if row.name.startswith("head.") and row.parameters]
+    widths = [row.parameters + row.statistics for row in head]
+    assert widths == [401_408, 25_690_368, 1_024, 32_896, 512, 8_256, 256, 650]
+    counts = summary.parameters
+    counted = summary.recipe.counted
+    reported = summary.recipe.reported["parameters"]
+    total = counts["total"] + counts["statistics"] + counted["biases_total"]
+    assert total == reported["total"] == 49_723_082
     assert counts["trainable"] + counted["biases_trainable"] == reported["trainable"] == 40_909_770
     biases_frozen = counted["biases_total"] - counted["biases_trainable"]
-    assert (
-        counts["frozen"] + counts["statistics"] + biases_frozen == reported["frozen"] == 8_813_312
-    )
-    body = [row for row in told["layers"] if not row["name"].startswith("head.")]
-    assert (
-        sum(row["parameters"] + row["statistics"] for row in body) + counted["biases_total"]
-        == 23_587_712
-    )
-    assert all(
-        row["frozen"] != row["name"].startswith(("layer4", "head.", "flatten"))
-        for row in told["layers"]
-    )
-    assert [row["shape"] for row in told["layers"] if row["name"] == "flatten"] == [[100_352]]
+    frozen = counts["frozen"] + counts["statistics"] + biases_frozen
+    assert frozen == reported["frozen"] == 8_813_312
+    of_body = sum(row.parameters + row.statistics for row in body)
+    assert of_body + counted["biases_total"] == 23_587_712
+    trained = ("layer4", "head.", "flatten")
+    assert all(row.frozen != row.name.startswith(trained) for row in summary.layers)
+    assert [row.shape for row in summary.layers if row.name == "flatten"] == [[100_352]]
 
 
 def test_recipes_are_listed_with_what_was_reported_and_shown_layer_by_layer(regraft) -> None:  # type: ignore[no-untyped-def]
@@ -147,147 +137,98 @@ def test_recipes_are_listed_with_what_was_reported_and_shown_layer_by_layer(regr
     assert "head.0" in told.out
 
 
-def test_a_recipe_runs_on_anybodys_images_and_shows_reported_beside_measured(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
-    result = regraft(
-        "recipes",
-        "run",
-        "densenet121-transfer",
-        photos,
-        *TINY[:-2],
-        "3",
-        "-q",
-        "--out",
-        "r",
-        "--json",
+def test_a_recipe_runs_on_any_images_and_says_what_was_reported_beside_what_was_measured(
+    photos: Path,
+) -> None:
+    name = "densenet121-transfer"
+    finished = run_recipe(name, photos, RANDOM, Options(run_dir=RunDir("r")), epochs=3)
+    written = finished.to_json()
+    assert written["reported"]["val_accuracy"] == 0.9272
+    assert written["backbone"] == "test_resnet"
+    assert written["path"] == "r"
+    measured = finished.measured
+    assert written["measured"] == measured.to_json()
+    assert measured.epochs == 3
+    assert measured.gap == pytest.approx(measured.train_accuracy - measured.val_accuracy)
+    scores = finished.run.scores
+    assert scores["technique"] == name
+    assert measured.frozen_seconds is not None
+    assert measured.frozen_every_epoch_seconds == pytest.approx(
+        3 * measured.frozen_seconds, abs=0.2
     )
-    assert result.code == 0, result.err
-    told = json.loads(result.out)
-    assert told["reported"]["val_accuracy"] == 0.9272
-    assert told["measured"]["epochs"] == 3
-    assert told["measured"]["gap"] == pytest.approx(
-        told["measured"]["train_accuracy"] - told["measured"]["val_accuracy"]
-    )
-    assert told["scores"]["technique"] == "densenet121-transfer"
-    assert told["measured"]["frozen_every_epoch_seconds"] == pytest.approx(
-        3 * told["measured"]["frozen_seconds"], abs=0.2
-    )
-    never = json.loads(
-        regraft(
-            "recipes",
-            "run",
-            "densenet121-transfer",
-            photos,
-            *TINY,
-            "--keep",
-            "never",
-            "--cache",
-            "fresh",
-            "--out",
-            "n",
-            "--json",
-        ).out
-    )
-    assert never["measured"]["frozen_seconds"] is None
     from regraft.system.hardware import has_bfloat16
 
-    assert (told["scores"]["paces"][0]["precision"] == "bfloat16") <= has_bfloat16()
+    assert (scores["paces"][0]["precision"] == "bfloat16") <= has_bfloat16()
     assert not Path("r/test.json").exists()
-    shown = regraft("recipes", "run", "densenet121-transfer", photos, *TINY)
+    fresh = CacheOptions("fresh", keep="never")
+    never = run_recipe(name, photos, RANDOM, Options(cache=fresh, run_dir=RunDir("n")), epochs=1)
+    assert never.measured.frozen_seconds is None
+
+
+def test_the_run_of_a_recipe_is_printed(regraft, photos: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("recipes", "run", "densenet121-transfer", photos, *TINY)
+    printed = json.loads(regraft(*words, "--out", "r", "--json").out)
+    assert printed["reported"]["val_accuracy"] == 0.9272
+    assert printed["scores"]["technique"] == "densenet121-transfer"
+    shown = regraft(*words)
     for word in ("reported", "measured", "0.9272", "the frozen part took"):
         assert word in shown.out
 
 
 def test_recipes_are_compared_on_shared_axes_with_the_test_part_opened_once(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
-    words = (
-        "densenet121-plain",
-        "densenet121-optimised",
-        photos,
-        *TINY,
-        "--train-images",
-        "30",
-        "--seed",
-        "5",
-        "--out",
-        "c",
-    )
-    result = regraft("recipes", "compare", *words, "--json")
-    assert result.code == 0, result.err
-    told = json.loads(result.out)
-    assert {one["name"] for one in told["recipes"]} == {row["name"] for row in told["rows"]}
-    assert {row["seed"] for row in told["rows"]} == {5}
-    assert {one["name"]: one["reported"]["val_accuracy"] for one in told["recipes"]} == {
-        "densenet121-plain": 0.8659,
-        "densenet121-optimised": 0.9535,
-    }
-    assert all(len(row["opened"]) == 1 for row in told["rows"])
+    photos: Path,
+) -> None:
+    names = ("densenet121-plain", "densenet121-optimised")
+    overrides = PlanOverrides(backbone="test_resnet", resolution=32, weights="random", seed=5)
+    options = Options(data=DataOptions(train_images=30), run_dir=RunDir("c"))
+    written = compare_recipes(names, photos, overrides, options, epochs=1).to_json()
+    recipes = {recipe["name"]: recipe["reported"]["val_accuracy"] for recipe in written["recipes"]}
+    assert set(recipes) == {row["name"] for row in written["rows"]}
+    assert {row["seed"] for row in written["rows"]} == {5}
+    assert recipes == {"densenet121-plain": 0.8659, "densenet121-optimised": 0.9535}
+    assert all(len(row["opened"]) == 1 for row in written["rows"])
     assert Path("c/curves.png").is_file()
 
 
 def test_few_training_images_are_judged_on_as_few_unless_more_are_asked_for(
-    regraft, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
-    from conftest import toy, write_folder
-
+    tmp_path: Path,
+) -> None:
     many = write_folder(tmp_path / "many", toy(300))
-    few = json.loads(
-        regraft(
-            "recipes",
-            "run",
-            "densenet121-plain",
-            many,
-            *TINY,
-            "--train-images",
-            "12",
-            "--out",
-            "few",
-            "--json",
-        ).out
-    )
-    assert few["measured"]["images"] == {"train": 12, "val": 12}
-    more = json.loads(
-        regraft(
-            "recipes",
-            "run",
-            "densenet121-plain",
-            many,
-            *TINY,
-            "--train-images",
-            "12",
-            "--val-images",
-            "20",
-            "--out",
-            "more",
-            "--json",
-        ).out
-    )
-    assert more["measured"]["images"] == {"train": 12, "val": 20}
-    opened = regraft(
-        "evaluate", "few", "--split", "test", "-q"
-    )  # the run remembers how few there were, so its split is found again
-    assert opened.code == 0, opened.err
+    name = "densenet121-plain"
+    few = Options(data=DataOptions(train_images=12), run_dir=RunDir("few"))
+    finished = run_recipe(name, many, RANDOM, few, epochs=1)
+    assert finished.measured.images == {"train": 12, "val": 12}
+    more = Options(data=DataOptions(train_images=12, val_images=20), run_dir=RunDir("more"))
+    measured = run_recipe(name, many, RANDOM, more, epochs=1).measured
+    assert measured.images == {"train": 12, "val": 20}
+    # the run remembers how few there were, so its split is found again
+    assert evaluate(finished.run.path, split="test").to_json()["test"]["n"] > 0
 
 
-def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_much() -> None:
-    seen = 0
-    for name in ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage"):
-        for other in ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit"):
-            with pytest.raises(api.UserError, match="has no such stage; its stages are") as caught:
-                cooking.recipe_plan(find_recipe(name), Wish(backbone=other))
-            offered = (
-                str(caught.value)
-                .partition("cut with ")[2]
-                .partition(". Add that")[0]
-                .removeprefix("--set ")
-                .split(" --set ")
-            )
-            plan = cooking.recipe_plan(find_recipe(name), Wish(backbone=other, changes=offered))
-            plan.check(model_info(other), [])
-            seen += 1
-    assert seen == 12
+CUT = ("vgg16-frozen", "vgg16-three-blocks", "resnet50-last-stage")
+OTHERS = ("tf_efficientnet_lite0", "test_efficientnet", "test_convnext", "test_vit")
+QUICK = {(0, 0), (0, 2), (1, 1), (1, 3), (2, 2)}  # each recipe, and each kind of network
+PAIRS = []
+for row, name in enumerate(CUT):
+    for column, other in enumerate(OTHERS):
+        marks = () if (row, column) in QUICK else pytest.mark.slow
+        PAIRS.append(pytest.param(name, other, marks=marks))
+
+
+@pytest.mark.parametrize(("name", "other"), PAIRS)
+def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_much(
+    name: str, other: str
+) -> None:
+    with pytest.raises(UserError, match="has no such stage; its stages are") as caught:
+        recipe_plan(find_recipe(name), PlanOverrides(backbone=other))
+    offer = str(caught.value).partition("cut with ")[2].partition(". Add that")[0]
+    changes = offer.removeprefix("--set ").split(" --set ")
+    plan = recipe_plan(find_recipe(name), PlanOverrides(backbone=other, overrides=changes))
+    plan.check(model_info(other), [])
+
+
+def test_stages_at_which_images_have_shrunk_as_much_match() -> None:
+    assert len(PAIRS) == 12
     source = load_backbone("vgg16", "random", 96)
     lite = load_backbone(DEFAULT_BACKBONE, "random", 96)
     assert matching_stage(source, "features.16", lite, False) == "blocks.2"  # an eighth of the side
@@ -297,49 +238,36 @@ def test_another_backbone_is_offered_the_stage_at_which_images_have_shrunk_as_mu
     )
 
 
-def test_places_that_a_user_names_are_his_and_a_comparison_moves_the_recipes_own(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
-    lite = Wish(backbone="tf_efficientnet_lite0")
-    asked = cooking.recipe_plan(
-        find_recipe("vgg16-frozen"),
-        Wish(backbone="tf_efficientnet_lite0", changes=['until=["blocks.2", "blocks.4"]']),
-    )
-    assert asked.until == ("blocks.2", "blocks.4")
-    typo = cooking.recipe_plan(
-        find_recipe("resnet50-last-stage"),
-        Wish(backbone="tf_efficientnet_lite0", changes=["phases.0.train=blocks.9"]),
-    )
-    with pytest.raises(api.UserError, match="tf_efficientnet_lite0 has no stage 'blocks.9'"):
-        typo.check(model_info("tf_efficientnet_lite0"), [])
-    with pytest.raises(api.UserError, match=r"--set until=blocks.2"):
-        cooking.recipe_plan(find_recipe("vgg16-three-blocks"), lite)
-    told = json.loads(
-        regraft(
-            "recipes",
-            "compare",
-            "vgg16-three-blocks",
-            "vgg16-frozen",
-            photos,
-            *TINY,
-            "--out",
-            "c",
-            "--json",
-        ).out
-    )
-    assert len(told["rows"]) == 2
-    assert not [row for row in told["rows"] if "error" in row]
-    until = {
-        name: (Path("c") / name / "plan.toml").read_text().split("until = ")[1].split("\n")[0]
-        for name in ("vgg16-three-blocks", "vgg16-frozen")
-    }
-    assert until["vgg16-frozen"] == '"end"' != until["vgg16-three-blocks"]
+def test_layers_that_a_user_names_stay_and_a_comparison_moves_those_of_the_recipe(
+    photos: Path,
+) -> None:
+    several = 'until=["blocks.2", "blocks.4"]'
+    asked = PlanOverrides(backbone=LITE.backbone, overrides=[several])
+    plan = recipe_plan(find_recipe("vgg16-frozen"), asked)
+    assert plan.until == ("blocks.2", "blocks.4")
+    mistyped = PlanOverrides(backbone=LITE.backbone, overrides=["phases.0.train=blocks.9"])
+    plan = recipe_plan(find_recipe("resnet50-last-stage"), mistyped)
+    with pytest.raises(UserError, match="tf_efficientnet_lite0 has no stage 'blocks.9'"):
+        plan.check(model_info("tf_efficientnet_lite0"), [])
+    with pytest.raises(UserError, match=r"--set until=blocks.2"):
+        recipe_plan(find_recipe("vgg16-three-blocks"), LITE)
+    names = ("vgg16-three-blocks", "vgg16-frozen")
+    done = compare_recipes(names, photos, RANDOM, Options(run_dir=RunDir("c")), epochs=1)
+    assert len(done.comparison.board["rows"]) == 2
+    assert not [row for row in done.comparison.board["rows"] if "error" in row]
+    until = {run.run.name: run.run.plan.until for run in done.runs}
+    assert until["vgg16-frozen"] == "end" != until["vgg16-three-blocks"]
 
 
-def test_how_counts_differ_is_told_of_the_reported_network_only(regraft) -> None:  # type: ignore[no-untyped-def]
-    assert "26,560" in regraft("recipes", "show", "resnet50-last-stage").out
-    for change in (("--classes", 5), ("--set", "phases.0.train=layer3"), ("--resolution", 96)):
-        assert "26,560" not in regraft("recipes", "show", "resnet50-last-stage", *change).out
+def test_how_counts_differ_is_said_of_the_reported_network_only() -> None:
+    name = "resnet50-last-stage"
+    assert show_recipe(name).to_json()["counted"]["biases_total"] == 26_560
+    changes = (
+        show_recipe(name, classes=5),
+        show_recipe(name, overrides=PlanOverrides(overrides=["phases.0.train=layer3"])),
+        show_recipe(name, overrides=PlanOverrides(resolution=96)),
+    )
+    assert [summary.to_json()["counted"] for summary in changes] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 from regraft.errors import UserError
 from regraft.evaluation import paired
 from regraft.evaluation.calibration import fit_temperature
-from regraft.evaluation.metrics import metrics_json
+from regraft.evaluation.metrics import compute_metrics
 from regraft.evaluation.paired import compare_paired
 from regraft.plans.toml import plan_to_toml
 from regraft.reporting.leaderboard import (
@@ -83,7 +83,7 @@ class PairedDifference:
 
     def to_json(self) -> dict[str, Any]:
         """Return name, difference and sentence as plain data."""
-        return {"name": self.name, **self.difference.plain(), "sentence": self.sentence}
+        return {"name": self.name, **self.difference.to_json(), "sentence": self.sentence}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _build_run_evidence(finished: Run, part: str) -> RunEvidence:
     val = finished.predictions("val")
     temperature = fit_temperature(val["logits"], val["targets"])
     judged = finished.predictions(part)
-    measures = metrics_json(
+    metrics = compute_metrics(
         judged["logits"],
         judged["targets"],
         finished.classes,
@@ -229,7 +229,7 @@ def _build_run_evidence(finished: Run, part: str) -> RunEvidence:
         name=finished.name,
         path=str(finished.path),
         scores=finished.scores,
-        measures=measures,
+        measures=metrics.to_json(),
         temperature=temperature,
         history=finished.history(),
         contract=_load_contract(finished),

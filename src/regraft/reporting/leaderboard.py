@@ -40,7 +40,7 @@ class LeaderboardRow:
             row["test"] = self.test
             row["opened"] = self.opened
         if self.versus_selected is not None:
-            row["versus_selected"] = self.versus_selected.plain()
+            row["versus_selected"] = self.versus_selected.to_json()
         return row
 
 
