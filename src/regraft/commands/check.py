@@ -17,6 +17,7 @@ from regraft.checks.findings import (
     CheckedWith,
     Findings,
     ImageIndex,
+    describe_findings,
     to_exact_groups,
     to_near_pairs,
     to_odd_files,
@@ -54,17 +55,22 @@ _COPIES = 5  # of the features, while a linear probe is fitted on them
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found, with the images that it looked at."""
+    """What a check found.
 
-    findings: dict[str, Any]
+    Args:
+        findings: Duplicates, doubtful labels, imbalance and odd files.
+        dataset: The images that it looked at.
+    """
+
+    findings: Findings
     dataset: Dataset
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return self.findings
+        return self.findings.to_json()
 
     def __repr__(self) -> str:
-        return f"Check({self.dataset.name!r}: {self.findings['verdict']})"
+        return f"Check({self.dataset.name!r}: {describe_findings(self.findings)})"
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,9 @@ def check(
     dataset = load_dataset(data, options.cache.dir)
     found = check_dataset(dataset, overrides, options)
     if page is not None:
-        galleries = check_galleries(found.findings, dataset)
-        write_page(page, render_check_html(found.findings, galleries, version("regraft")))
+        findings = found.to_json()
+        galleries = check_galleries(findings, dataset)
+        write_page(page, render_check_html(findings, galleries, version("regraft")))
     return found
 
 
@@ -154,7 +161,7 @@ def check_dataset(dataset: Dataset, overrides: PlanOverrides, options: Options) 
         suspects=to_suspects(suspects, rows, index),
         suspect_count=suspects.count,
         odd=to_odd_files(outliers, index),
-    ).to_json()
+    )
     _remember(findings, dataset, options)
     return Check(findings, dataset)
 
@@ -240,11 +247,11 @@ def _note_path(dataset: Dataset, split_digest: str, cache: CacheOptions) -> Path
     return cache.dir / "checks" / f"{dataset.fingerprint}-{split_digest}.json"
 
 
-def _remember(findings: dict[str, Any], dataset: Dataset, options: Options) -> None:
+def _remember(findings: Findings, dataset: Dataset, options: Options) -> None:
     """Keep what was found, for the report; a cache that cannot be written is no reason to fail."""
-    path = _note_path(dataset, findings["split_digest"], options.cache)
+    path = _note_path(dataset, findings.split_digest, options.cache)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, findings)
+        write_json(path, findings.to_json())
     except OSError as error:
         options.runtime.reporter.log(f"The check is not remembered: {error.strerror}.")

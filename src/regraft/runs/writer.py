@@ -264,7 +264,8 @@ def record_test(
 
     The folder must be locked, see `lock_run`.
     """
-    opened = [*(run.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
+    earlier = run.test.opened if run.test else ()
+    opened = [*earlier, datetime.now(UTC).isoformat(timespec="seconds")]
     path = run.path / TEST_PREDICTIONS
     write_predictions(path, judged)
     values = {"test": dict(scores), "opened": opened, "predictions": file_digest(path)}
