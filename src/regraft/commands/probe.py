@@ -28,7 +28,7 @@ from regraft.models.network import Cut
 from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
 from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
-from regraft.options import DataOptions, Options, PlanOverrides, RunDir
+from regraft.options import Options, PlanOverrides, RunDir
 from regraft.plans.schema import Phase, Plan
 from regraft.plans.toml import parse_plan, write_plan
 from regraft.probing.candidates import (
@@ -45,6 +45,12 @@ from regraft.probing.learning_curve import CurvePoint, LearningCurve, measure_le
 from regraft.probing.plots import plot_depth, plot_learning_curve, plot_probe_cost
 from regraft.probing.rank_correlation import correlate_ranks
 from regraft.probing.recommend import Recommendation, probe_front, recommend
+from regraft.probing.result import (
+    DroppedCandidate,
+    ProbeResult,
+    SkippedCandidate,
+    SplitChoice,
+)
 from regraft.probing.successive_halving import (
     BudgetTooShortError,
     Dropped,
@@ -54,13 +60,13 @@ from regraft.probing.successive_halving import (
 from regraft.runs.directory import choose_dir, prepare_dir
 from regraft.runs.folder import Run, find_finished, load_run
 from regraft.runs.layout import PROBE
-from regraft.runs.provenance import SPLIT_OPTIONS
 from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import free_memory, tune_allocator
 from regraft.system.locks import lock_path
 from regraft.system.output import write_csv, write_json
 from regraft.training.linear import LabelledFeatures
 
+DEPTH_PLOT = "accuracy-by-depth.png"
 RESOLUTIONS = (32, 48, 64, 96, 128, 160, 192, 224, 288, 384, 448, 512)
 _AROUND = (-2, 1)  # steps of these around what suits the images
 _MOST_FEATURES = 8192  # concatenated
@@ -76,20 +82,20 @@ class Probe:
 
     Args:
         path: Its folder.
-        result: What it says, as plain data.
+        result: What it says.
         plans: The recommended plans by budget, which `fit` takes.
     """
 
     path: Path
-    result: dict[str, Any]
+    result: ProbeResult
     plans: dict[str, Plan]
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {**self.result, "path": str(self.path)}
+        return {**self.result.to_json(), "path": str(self.path)}
 
     def __repr__(self) -> str:
-        return f"Probe({str(self.path)!r}: {self.result['verdict']})"
+        return f"Probe({str(self.path)!r}: {self.result.verdict})"
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,9 @@ def probe(
         else:
             candidates = prober.judge_within(TimeBudget(budget, started, clock))
         conclusion = prober.conclude(candidates, runs)
-        conclusion.result["seconds"] = round(clock() - started, 1)
-        _write(path, conclusion, options.run_dir)
-    return Probe(path, conclusion.result, conclusion.plans)
+        result = replace(conclusion.result, seconds=round(clock() - started, 1))
+        _write(path, replace(conclusion, result=result), options.run_dir)
+    return Probe(path, result, conclusion.plans)
 
 
 def _require_valid(asked: ProbeOptions) -> None:
@@ -186,12 +192,9 @@ def _find_runs(asked: ProbeOptions, options: Options) -> list[Run]:
 class _Conclusion:
     """What follows from the judged candidates."""
 
-    result: dict[str, Any]
+    result: ProbeResult
     plans: dict[str, Plan]
-    rows: list[ProbeRow]
     last: list[ProbeRow]
-    recommendations: list[Recommendation]
-    curve: LearningCurve
 
 
 class _Prober:
@@ -213,8 +216,8 @@ class _Prober:
         self.rows: dict[Key, list[ProbeRow]] = {}  # of the last round of each candidate
         self.candidates: dict[Key, Candidate] = {}
         self.budget: TimeBudget | None = None
-        self.dropped: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, Any]] = []
+        self.dropped: list[DroppedCandidate] = []
+        self.skipped: list[SkippedCandidate] = []
         split = split_dataset(dataset, options.data)
         self.plans: dict[Key, Plan] = {}
         for name in dict.fromkeys(asked.backbones):
@@ -223,7 +226,7 @@ class _Prober:
                 self._admit((name, resolution), split)
         if not self.plans:
             first = self.skipped[0]
-            raise UserError(f"Nothing can be probed. {first['name']}: {first['error']}")
+            raise UserError(f"Nothing can be probed. {first.name}: {first.error}")
         self.parts = self._open(split)
         self._report_neighbours()
 
@@ -259,7 +262,7 @@ class _Prober:
             self._skip(f"{backbone} {resolution} px", error)
 
     def _skip(self, name: str, error: UserError) -> None:
-        self.skipped.append({"name": name, "error": str(error)})
+        self.skipped.append(SkippedCandidate(name, str(error)))
         self.reporter.log(f"Skipping {name}: {error}")
 
     def _backbone(self, key: Key) -> Backbone:
@@ -326,7 +329,7 @@ class _Prober:
 
     def _drop(self, dropped: Dropped[Key]) -> None:
         backbone, resolution = dropped.candidate
-        self.dropped.append({"name": f"{backbone} {resolution} px", "why": dropped.why})
+        self.dropped.append(DroppedCandidate(f"{backbone} {resolution} px", dropped.why))
         self.reporter.log(f"Dropping {backbone} at {resolution} px: {dropped.why}.")
 
     # one candidate
@@ -398,25 +401,27 @@ class _Prober:
         best = recommendations[-1].row
         curve = self._learning_curve(best)
         comparable = [run for run in runs if self._is_comparable(run)]
-        result = {
-            "data": self.dataset.name,
-            "classes": len(self.dataset.classes),
-            "images": {"train": best.images, "val": len(best.right)},
-            "asked": _split_options(self.options.data),
-            "split_digest": self.parts.split.digest,
-            "places": [row.to_json() for row in rows],
-            "front": [row.name for row in probe_front(last)],
-            "recommendations": [_describe(each) for each in recommendations],
-            "learning_curve": {"of": best.name, **curve.to_json()},
-            "hit_rate": [each.to_json() for each in correlate_ranks(last, comparable)],
-            "runs": len(comparable),
-            "neighbours": neighbour_count(self.candidates[keys[0]].labels[0]),
-            "skipped": self.skipped,
-            "dropped": self.dropped,
-            "verdict": describe_probe(recommendations),
-        }
+        chosen = self.options.data
+        result = ProbeResult(
+            data=self.dataset.name,
+            classes=len(self.dataset.classes),
+            images={"train": best.images, "val": len(best.right)},
+            asked=SplitChoice(chosen.train_images, chosen.val_images, chosen.split_seed),
+            split_digest=self.parts.split.digest,
+            places=tuple(rows),
+            front=tuple(row.name for row in probe_front(last)),
+            recommendations=tuple(recommendations),
+            curve_of=best.name,
+            learning_curve=curve,
+            hit_rate=tuple(correlate_ranks(last, comparable)),
+            runs=len(comparable),
+            neighbours=neighbour_count(self.candidates[keys[0]].labels[0]),
+            skipped=tuple(self.skipped),
+            dropped=tuple(self.dropped),
+            verdict=describe_probe(recommendations),
+        )
         plans = {each.budget: self._recommended_plan(each) for each in recommendations}
-        return _Conclusion(result, plans, rows, last, recommendations, curve)
+        return _Conclusion(result, plans, last)
 
     def _score_concatenated(self, keys: Sequence[Key]) -> None:
         """Judge several layers together, the best candidate first, while there is time."""
@@ -537,23 +542,6 @@ def most_features(images: int, memory: float) -> int:
     return most
 
 
-def _split_options(options: DataOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in SPLIT_OPTIONS}
-
-
-def _describe(recommendation: Recommendation) -> dict[str, Any]:
-    return {
-        "budget": recommendation.budget,
-        "why": recommendation.why,
-        "plan": _plan_file(recommendation.budget),
-        **recommendation.row.to_json(),
-    }
-
-
-def _plan_file(budget: str) -> str:
-    return f"plan-{budget}.toml"
-
-
 def _too_short(budget: TimeBudget, error: BudgetTooShortError) -> UserError:
     backbone, resolution = cast(Key, error.candidate)
     return UserError(
@@ -603,22 +591,21 @@ def _write(path: Path, conclusion: _Conclusion, run_dir: RunDir) -> None:
     prepare_dir(path, "probe", run_dir, can_resume=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_csv(path / "places.csv", list(_table(result["places"])))
-        for budget, plan in conclusion.plans.items():
-            write_plan(plan, path / _plan_file(budget))
-        plot_depth(conclusion.rows, path / "accuracy-by-depth.png")
+        write_csv(path / "places.csv", list(_table(result.places)))
+        for choice in result.recommendations:
+            write_plan(conclusion.plans[choice.budget], path / choice.plan_file)
+        plot_depth(result.places, path / DEPTH_PLOT)
         front = probe_front(conclusion.last)
         cost = path / "accuracy-against-cost.png"
-        plot_probe_cost(conclusion.last, front, conclusion.recommendations, cost)
-        name = result["learning_curve"]["of"]
-        plot_learning_curve(conclusion.curve, name, path / "learning-curve.png")
-        write_json(path / PROBE, result)
+        plot_probe_cost(conclusion.last, front, result.recommendations, cost)
+        plot_learning_curve(result.learning_curve, result.curve_of, path / "learning-curve.png")
+        write_json(path / PROBE, result.to_json())
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}). Give a folder that can with --out."
         ) from error
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _table(rows: Sequence[ProbeRow]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        yield {**row, "places": " ".join(row["places"])}
+        yield {**row.to_json(), "places": " ".join(row.places)}

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from regraft.evaluation.paired import compare_paired, pareto_front
 from regraft.probing.candidates import ProbeRow
+from regraft.system.json_object import JsonObject
 
 _SHARE = 0.9  # of the best row's gain over guessing, that "fastest" must reach
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """A recommended row for a budget, "fastest", "balanced" or "best", and the reason."""
+class Recommendation(JsonObject):
+    """A recommended row for a budget.
+
+    Args:
+        budget: "fastest", "balanced" or "best".
+        row: The row.
+        why: The reason.
+    """
 
     budget: str
     row: ProbeRow
     why: str
+
+    @property
+    def plan_file(self) -> str:
+        """Name of the plan file in the probe's folder."""
+        return f"plan-{self.budget}.toml"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recommendation, with its row, as it is written to JSON."""
+        return {
+            "budget": self.budget,
+            "why": self.why,
+            "plan": self.plan_file,
+            **self.row.to_json(),
+        }
 
 
 def probe_front(rows: Sequence[ProbeRow]) -> list[ProbeRow]:

@@ -303,6 +303,4 @@ def _read_object(path: Path) -> dict[str, Any]:
 def damaged_error(path: Path, error: Exception) -> UserError:
     """Return the error for a run folder that cannot be read."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return UserError(
-        f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite."
-    )
+    return UserError(f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite.")
