@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from regraft.evaluation.scores import Scores
 from regraft.system.json_object import JsonObject
 
 Record = TypeVar("Record")
+
+NOT_SCORED = Scores(math.nan, math.nan, 0, (0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class ParameterCounts:
         buffers: Numbers that are no parameters, such as BatchNorm statistics.
     """
 
-    total: int
-    trainable: int
+    total: int = 0
+    trainable: int = 0
     frozen: int = 0
     buffers: int = 0
 
@@ -107,13 +110,14 @@ class RunScores(JsonObject):
     Args:
         backbone: timm name of the network.
         technique: The technique, or the name that the plan gives itself.
-        seed: Seed of weights, order, augmentation and dropout.
         resolution: Side of the images in pixels.
         data: Name of the dataset.
         plan_digest: Digest of the plan.
         split_digest: Digest of the split.
-        train: Scores on the training images, in eval mode and without augmentation.
         val: Scores on the validation images.
+        train: Scores on the training images, in eval mode and without augmentation; without
+            images in a run that was packed into one file.
+        seed: Seed of weights, order, augmentation and dropout.
         seconds: Where the seconds went.
         parameters: Numbers of parameters.
         weights: The weights that it began with.
@@ -132,15 +136,15 @@ class RunScores(JsonObject):
 
     backbone: str
     technique: str
-    seed: int
     resolution: int
     data: str
     plan_digest: str
     split_digest: str
-    train: Scores
     val: Scores
-    seconds: Seconds
-    parameters: ParameterCounts
+    train: Scores = NOT_SCORED
+    seed: int = 0
+    seconds: Seconds = Seconds()
+    parameters: ParameterCounts = ParameterCounts()
     weights: str = ""
     origin: Origin = Origin()
     contract: str = "kept"
@@ -198,13 +202,14 @@ def parse_record(kind: type[Record], values: Mapping[str, Any]) -> Record:
         ValueError: When a key is missing, or has a value of another type; names the first one.
     """
     try:
-        return _adapter(kind).validate_python({**values, "written": dict(values)})
+        record: Record = _adapter(kind).validate_python({**values, "written": dict(values)})
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(map(str, detail["loc"]))
         raise ValueError(f"{place}: {detail['msg']}") from error
+    return record
 
 
 @cache
-def _adapter(kind: type[Record]) -> TypeAdapter[Record]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
