@@ -28,9 +28,11 @@ from regraft.plans.schema import Plan
 from regraft.plans.techniques import DEFAULT_TECHNIQUES, find_technique
 from regraft.plans.toml import read_plan
 from regraft.reporting.leaderboard import (
+    COST_PLOT,
     FailedRow,
     Leaderboard,
     build_leaderboard,
+    tabulate_leaderboard,
     write_leaderboard,
 )
 from regraft.runs.directory import choose_dir, lock_dir, prepare_dir
@@ -39,6 +41,7 @@ from regraft.runs.layout import COMPARISON
 from regraft.runs.provenance import describe_origin
 from regraft.system.files import remove_partials
 from regraft.system.hardware import tune_allocator
+from regraft.system.notebook import inline_png, render_result
 from regraft.system.output import write_json
 from regraft.training.loggers import require_tracker
 
@@ -73,6 +76,13 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.path)!r}: {self.leaderboard.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, the leaderboard, accuracy against cost."""
+        board = self.leaderboard
+        sentence = " ".join([board.verdict, *board.warnings])
+        picture = inline_png(self.path / COST_PLOT)
+        return render_result("Comparison", sentence, tabulate_leaderboard(board), picture)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ from regraft.runs.layout import PROBE
 from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import free_memory, tune_allocator
 from regraft.system.locks import lock_path
+from regraft.system.notebook import inline_png, render_result
 from regraft.system.output import write_csv, write_json
 from regraft.training.linear import LabelledFeatures
 
@@ -96,6 +97,15 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({str(self.path)!r}: {self.result.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, the recommendations, accuracy by depth."""
+        rows: list[tuple[str, ...]] = [("budget", "features of", "val accuracy", "why")]
+        for choice in self.result.recommendations:
+            accuracy = f"{choice.row.accuracy:.4f}"
+            rows.append((choice.budget, choice.row.name, accuracy, choice.why))
+        picture = inline_png(self.path / DEPTH_PLOT)
+        return render_result("Probe", self.result.verdict, rows, picture)
 
 
 @dataclass(frozen=True)

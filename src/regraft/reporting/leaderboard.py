@@ -18,6 +18,8 @@ from regraft.runs.scores import RunScores
 from regraft.system.json_object import JsonObject
 from regraft.system.output import write_csv, write_json
 
+COST_PLOT = "accuracy-against-seconds.png"
+
 
 @dataclass(frozen=True)
 class LeaderboardRow(JsonObject):
@@ -161,6 +163,21 @@ class Leaderboard(JsonObject):
         }
 
 
+def tabulate_leaderboard(board: Leaderboard) -> list[tuple[str, ...]]:
+    """Return the leaderboard as cells of a table, its head first."""
+    rows: list[tuple[str, ...]] = [("run", "val accuracy", "test accuracy", "95 % interval")]
+    for row in board.rows:
+        val = f"{row.scores.val.accuracy:.4f}"
+        if row.test is None:
+            rows.append((row.name, val, "held out", ""))
+            continue
+        low, high = row.test.ci95
+        rows.append((row.name, val, f"{row.test.accuracy:.4f}", f"{low:.3f}–{high:.3f}"))
+    for failure in board.failed:
+        rows.append((failure.name, "failed", failure.error, ""))
+    return rows
+
+
 def build_leaderboard(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> Leaderboard:
     """Return the leaderboard of finished runs on one split.
 
@@ -235,7 +252,7 @@ def write_leaderboard(board: Leaderboard, runs: Sequence[Run], folder: Path) -> 
         part = "test" if all(finished.test for finished in runs) else "val"
         series = [to_run_series(finished, part) for finished in runs]
         save_curves(series, folder / "curves.png")
-        save_cost(series, folder / "accuracy-against-seconds.png")
+        save_cost(series, folder / COST_PLOT)
     write_json(folder / LEADERBOARD, values)
 
 

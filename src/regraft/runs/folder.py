@@ -34,6 +34,7 @@ from regraft.runs.layout import (
     prediction_file,
 )
 from regraft.runs.scores import OpenedTest, RunScores, parse_record
+from regraft.system.notebook import draw_intervals, render_result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,6 +184,23 @@ class Run:
         way = f"{self.plan.technique} of {self.plan.backbone}"
         accuracy = f"val accuracy {val.accuracy:.3f} on {val.n:,}"
         return f"Run({str(self.path)!r}, {way}, {accuracy})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the scores by part, and their intervals."""
+        scored = {"train": self.scores.train, "val": self.scores.val}
+        if self.test:
+            scored["test"] = self.test.test
+        rows: list[tuple[str, ...]] = [("part", "images", "accuracy", "95 % interval", "loss")]
+        for part, scores in scored.items():
+            low, high = scores.ci95
+            accuracy = f"{scores.accuracy:.4f}"
+            rows.append(
+                (part, f"{scores.n:,}", accuracy, f"{low:.3f}–{high:.3f}", f"{scores.loss:.4f}")
+            )
+        marks = [(part, scores.accuracy, scores.ci95) for part, scores in scored.items()]
+        way = f"{self.name}: {self.plan.technique} of {self.plan.backbone}."
+        sentence = " ".join([way, *self.warnings])
+        return render_result("Run", sentence, rows, draw_intervals(marks))
 
 
 def load_run(path: str | Path) -> Run:
