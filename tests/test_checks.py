@@ -9,20 +9,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from regraft.workflow import checking
-from regraft.workflow.checking import check
-from regraft.workflow.planning import Wish
-from regraft.workflow.settings import Settings
 
 from conftest import TINY, toy, write_folder
 from regraft.checks.duplicates import NearDuplicate, exact_duplicates, find_near_duplicates
-from regraft.checks.findings import CheckedWith, Findings, ImageIndex, ImageRef, Suspect, describe_doubt, describe_findings, to_exact_groups, to_near_pairs, to_odd_files, to_suspects
+from regraft.checks.findings import (
+    CheckedWith,
+    Findings,
+    ImageIndex,
+    ImageRef,
+    Suspect,
+    describe_doubt,
+    describe_findings,
+    to_exact_groups,
+    to_near_pairs,
+    to_odd_files,
+    to_suspects,
+)
+from regraft.checks.images import fits_memory
 from regraft.checks.labels import SuspectLabels, find_suspect_labels
 from regraft.checks.outliers import ClassBalance, Outlier
+from regraft.commands.check import check, remembered_check
+from regraft.commands.fit import fit
+from regraft.commands.report import report
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.images import ArrayImages
 from regraft.data.load import load_dataset
 from regraft.data.split import PARTS
+from regraft.errors import UserError
+from regraft.options import CacheOptions, Options, PlanOverrides, RunDir
+
+RANDOM = PlanOverrides(backbone=TINY, weights="random", resolution=32)
 
 
 def cloud(n: int = 600, d: int = 40, classes: int = 5, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -61,9 +77,13 @@ def photos_of(n: int, seed: int = 0) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("n", [300, 4500])
+@pytest.mark.parametrize(
+    ("n", "block"), [(300, 2000), (450, 200), pytest.param(4500, 2000, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("by", ["pixels", "mirrored", "features"])
-def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: str) -> None:
+def test_near_duplicates_are_found_in_every_block_and_nothing_else(
+    n: int, block: int, by: str
+) -> None:
     rng = np.random.default_rng(1)
     pixels, features = photos_of(n), rng.normal(0, 1, (n, 64)).astype(np.float16)
     planted = rng.choice(n, 40, replace=False).reshape(20, 2)
@@ -76,13 +96,13 @@ def test_near_duplicates_are_found_in_every_block_and_nothing_else(n: int, by: s
         pixels[planted[:, 1]] = np.clip(again * 0.8 + 20 + rng.normal(0, 4, again.shape), 0, 255)
     hashes = np.arange(n).astype(str)
     parts = [pixels[: n // 3], pixels[n // 3 :]]
-    matches = find_near_duplicates(parts, features, hashes)
+    matches = find_near_duplicates(parts, features, hashes, block=block)
     assert {match.rows for match in matches} == {tuple(sorted(pair)) for pair in planted.tolist()}
     assert {match.by for match in matches} == {by}
     cosines = [match.cosine for match in matches]
     assert cosines == sorted(cosines, reverse=True)
     hashes[planted[:, 1]] = hashes[planted[:, 0]]
-    assert find_near_duplicates(parts, features, hashes) == []
+    assert find_near_duplicates(parts, features, hashes, block=block) == []
 
 
 def test_images_of_one_colour_are_no_duplicates_of_each_other() -> None:
@@ -278,53 +298,92 @@ def planted(tmp_path: Path) -> Path:
     return photos
 
 
-def test_check_finds_what_was_planted_and_shows_it(tmp_path: Path, regraft) -> None:
-    photos = planted(tmp_path)
-    words = ["check", photos, "--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
-    told = json.loads(regraft(*words, "--json").out)
-    assert told["counts"]["exact"] >= 4
-    assert told["across"]["exact"] == 4
-    assert all(len(set(group["parts"])) == 2 for group in told["exact"][:4])
-    why = {Path(one["key"]).name: one["why"] for one in told["odd"]}
+@pytest.fixture(scope="module")
+def planted_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images with planted faults."""
+    return planted(tmp_path_factory.mktemp("planted"))
+
+
+def test_check_finds_what_was_planted_and_shows_it(planted_photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check.html"
+    options = Options(run_dir=RunDir(out))
+    finished = check(planted_photos, RANDOM, options)
+    written = finished.to_json()
+    assert written["counts"]["exact"] >= 4
+    assert written["across"]["exact"] == finished.findings.exact_across == 4
+    assert all(len(set(group["parts"])) == 2 for group in written["exact"][:4])
+    why = {Path(file.image.key).name: file.why for file in finished.findings.odd}
     assert "cannot be read" in why["broken.png"]
     assert "only the centre is seen" in why["long.png"]
     assert "3 × 3 pixels" in why["small.png"]
     assert "one colour" in why["plain.png"]
-    assert told["verdict"].startswith("4 images occur byte for byte in more than one part")
-    out = tmp_path / "check.html"
-    done = regraft(*words, "--out", out)
-    assert done.code == 0, done.err
-    assert told["verdict"] in done.out.replace("\n", " ")
+    verdict = finished.findings.verdict
+    assert verdict.startswith("4 images occur byte for byte in more than one part")
+    assert verdict in repr(finished)
     text = out.read_text()
     assert "Exact duplicates" in text
     assert text.count("data:image/jpeg") >= 8
+    with pytest.raises(UserError, match="exists already"):
+        check(planted_photos, RANDOM, options)
+    again = check(planted_photos, RANDOM, Options(run_dir=RunDir(out, overwrite=True)))
+    assert again.to_json() == written
+
+
+def test_check_prints_what_it_finds(planted_photos: Path, tmp_path: Path, regraft) -> None:
+    out = tmp_path / "check.html"
+    network = ["--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
+    words = ["check", planted_photos, *network]
+    printed = json.loads(regraft(*words, "--json").out)
+    assert printed == check(planted_photos, RANDOM).to_json()
+    shown = regraft(*words, "--out", out)
+    assert shown.code == 0, shown.err
+    assert printed["verdict"] in shown.out.replace("\n", " ")
     assert "exists already" in regraft(*words, "--out", out).err
     assert regraft(*words, "--out", out, "--overwrite").code == 0
 
 
-def test_the_report_shows_what_the_last_check_found(tmp_path: Path, regraft) -> None:
+def test_where_no_image_can_be_decoded_the_check_says_why(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos", toy(12))
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="No image of photos can be decoded"):
+        check(photos, RANDOM)
+
+
+def test_the_report_shows_what_the_last_check_found(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", toy(150))
-    made = ["--backbone", TINY, "--weights", "random", "--resolution", "32", "-q"]
-    assert regraft("fit", photos, *made, "--out", "mine").code == 0
-    assert regraft("report", "mine", "-q").code == 0
-    assert "Not checked yet" in Path("mine/report.html").read_text()
-    assert regraft("check", photos, *made).code == 0
-    assert regraft("report", "mine", "-q").code == 0
-    text = Path("mine/report.html").read_text()
+    run = fit(photos, "linear-probe", RANDOM, Options(run_dir=RunDir("mine")))
+    page = report([run.path]).path
+    assert "Not checked yet" in page.read_text()
+    finished = check(photos, RANDOM)
+    digest = finished.findings.split_digest
+    assert remembered_check(finished.dataset, digest, CacheOptions()) == finished.to_json()
+    text = report([run.path]).path.read_text()
     assert "Not checked yet" not in text
     assert "near duplicates (pairs)" in text
 
 
-def test_clean_images_are_said_to_be_clean(tmp_path: Path) -> None:
-    found = check(
-        toy(300, side=24),
-        Wish(backbone=TINY, weights="random", resolution=32),
-        Settings(home=tmp_path),
-    )
-    assert found.told["counts"]["exact"] == found.told["counts"]["odd"] == 0
-    assert found.told["across"]["exact"] == 0
+def test_a_check_is_finished_though_the_cache_cannot_remember_it(own_cache: Path) -> None:
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / "checks").write_text("a file where the folder should be")
+    images = toy(60)
+    finished = check(images, RANDOM)
+    digest = finished.findings.split_digest
+    assert remembered_check(images, digest, CacheOptions()) is None
 
 
+def test_features_of_several_layers_are_used_where_memory_allows_it() -> None:
+    assert fits_memory(1000, 100, memory=2_000_001)
+    assert not fits_memory(1000, 100, memory=2_000_000)
+
+
+def test_clean_images_are_said_to_be_clean() -> None:
+    findings = check(toy(300, side=24), RANDOM).findings
+    assert findings.exact == findings.odd == []
+    assert findings.exact_across == 0
+
+
+@pytest.mark.slow
 def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real_images(
     shared_data: Path, tmp_path: Path
 ) -> None:
@@ -343,9 +402,9 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
     made = make_dataset(
         "planted", labels, list(small.classes), ArrayImages(pixels), keys=keys, parts=parts
     )
-    found = check(made, Wish(resolution=64), Settings(home=tmp_path)).told
-    assert found["across"]["exact"] == 50
-    first = {one["key"] for one in found["suspects"][: int(0.06 * len(small))]}
+    findings = check(made, PlanOverrides(resolution=64)).findings
+    assert findings.exact_across == 50
+    first = {suspect.image.key for suspect in findings.suspects[: int(0.06 * len(small))]}
     hits = sum(f"{row:05}" in first for row in flipped if row not in victims)
     assert hits >= 0.6 * sum(row not in victims for row in flipped)
 
@@ -353,9 +412,6 @@ def test_duplicates_planted_across_parts_and_flipped_labels_are_found_among_real
 def test_a_doubtful_label_that_is_the_likeliest_all_the_same_is_not_said_to_look_like_itself() -> (
     None
 ):
-    told = {"label": "a", "said": "a", "chance_label": 0.6, "chance_said": 0.6}
-    assert checking.doubt(told) == "is not clearly that (60%)"
-    assert checking.doubt({**told, "said": "b"}) == "looks like b (60%)"
     assert describe_doubt("a", "a", 0.6) == "is not clearly that (60%)"
     assert describe_doubt("a", "b", 0.6) == "looks like b (60%)"
     image = ImageRef(0, "a.png", "train", "a")

@@ -1,1 +1,1 @@
-"""checks."""
+"""What is wrong with labelled images: duplicates, doubtful labels, odd files, imbalance."""

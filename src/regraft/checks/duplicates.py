@@ -16,9 +16,8 @@ from regraft.data.dataset import Dataset
 from regraft.data.split import PARTS, Split
 from regraft.system.progress import SILENT, ProgressReporter
 
-THUMBNAIL_THRESHOLD = (
-    0.975  # cosine of thumbnails from which on two images are called near duplicates
-)
+# cosine of thumbnails from which on two images are called near duplicates
+THUMBNAIL_THRESHOLD = 0.975
 FEATURE_THRESHOLD = 0.9  # the same of centred features
 _SIDE = 16  # pixels of a thumbnail
 _BLOCK = 2000  # images compared at once
@@ -73,6 +72,8 @@ def find_near_duplicates(
     features: NDArray[np.floating[Any]],
     hashes: NDArray[np.str_],
     reporter: ProgressReporter = SILENT,
+    *,
+    block: int = _BLOCK,
 ) -> list[NearDuplicate]:
     """Return the pairs of images that look the same but are not equal, the most similar first.
 
@@ -85,26 +86,14 @@ def find_near_duplicates(
         features: Of the end of a network, `(n, d)`. They are centred and compared by cosine.
         hashes: Content hash of each image; pairs of equal ones are left to `exact`.
         reporter: Is told the progress.
+        block: Images that are compared with all others at once.
     """
     matches: dict[tuple[int, int], NearDuplicate] = {}
     for comparison in _comparisons(pixels, features):
-        for a, b, cosine in comparison.pairs(reporter):
+        for a, b, cosine in comparison.pairs(block, reporter):
             if hashes[a] != hashes[b]:
                 matches.setdefault((a, b), NearDuplicate((a, b), cosine, comparison.name))
     return sorted(matches.values(), key=lambda match: (-match.cosine, match.rows))
-
-
-def near_json(
-    pixels: Sequence[NDArray[np.uint8]],
-    features: NDArray[np.floating[Any]],
-    hashes: NDArray[np.str_],
-    reporter: ProgressReporter = SILENT,
-) -> list[dict[str, Any]]:
-    """Return `find_near_duplicates` as dicts: the old name, until its callers use the new one."""
-    rows = []
-    for match in find_near_duplicates(pixels, features, hashes, reporter):
-        rows.append({"rows": list(match.rows), "cosine": match.cosine, "by": match.by})
-    return rows
 
 
 @dataclass(frozen=True)
@@ -116,11 +105,11 @@ class _Comparison:
     others: Tensor
     threshold: float
 
-    def pairs(self, reporter: ProgressReporter) -> Iterator[tuple[int, int, float]]:
+    def pairs(self, block: int, reporter: ProgressReporter) -> Iterator[tuple[int, int, float]]:
         """Yield the pairs of rows that match, the smaller first, with their cosine."""
         n = len(self.vectors)
-        for start in range(0, n, _BLOCK):
-            first, second = self._candidates(start)
+        for start in range(0, n, block):
+            first, second = self._candidates(start, block)
             cosines = (self.vectors[first] * self.others[second]).sum(dim=1)
             matches = cosines >= self.threshold
             yield from zip(
@@ -129,13 +118,13 @@ class _Comparison:
                 cosines[matches].tolist(),
                 strict=True,
             )
-            reporter.progress(f"compare {self.name}", min(start + _BLOCK, n), n)
+            reporter.progress(f"compare {self.name}", min(start + block, n), n)
 
-    def _candidates(self, start: int) -> tuple[Tensor, Tensor]:
+    def _candidates(self, start: int, block: int) -> tuple[Tensor, Tensor]:
         """Return the rows of pairs in a block that may match: a fast and coarse filter."""
-        vectors = self.vectors[start : start + _BLOCK]
+        vectors = self.vectors[start : start + block]
         others = self.others[start:]
-        if len(self.vectors) > _BLOCK:
+        if len(self.vectors) > block:
             vectors = vectors.to(torch.bfloat16)
             others = others.to(torch.bfloat16)
         cosines = (vectors @ others.T).float()

@@ -179,6 +179,11 @@ class Findings(JsonObject):
         """Number of near duplicates in two parts."""
         return sum(pair.crosses for pair in self.near)
 
+    @property
+    def verdict(self) -> str:
+        """What was found, in a sentence or two."""
+        return describe_findings(self)
+
     def to_json(self) -> dict[str, Any]:
         """Return the findings as they are written to JSON; at most 200 of each kind are listed."""
         counts = {
@@ -204,7 +209,7 @@ class Findings(JsonObject):
             "suspects": suspects,
             "balance": self.balance.to_json(),
             "odd": odd,
-            "verdict": describe_findings(self),
+            "verdict": self.verdict,
         }
 
 

@@ -31,16 +31,6 @@ class SuspectLabels:
     predicted: NDArray[np.int64]
     probabilities: NDArray[np.float32]
 
-    @property
-    def said(self) -> NDArray[np.int64]:
-        """The old name of `predicted`, until its readers use the new one."""
-        return self.predicted
-
-    @property
-    def chances(self) -> NDArray[np.float32]:
-        """The old name of `probabilities`, until its readers use the new one."""
-        return self.probabilities
-
 
 def find_suspect_labels(
     features: NDArray[np.floating],

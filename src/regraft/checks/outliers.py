@@ -123,23 +123,6 @@ def find_single_colour(images: Pixels, rows: Rows) -> list[Outlier]:
     return outliers
 
 
-def balance_json(data: Dataset, split: Split) -> dict[str, Any]:
-    """Return `count_classes` as a dict: the old name, until its callers use the new one."""
-    return count_classes(data, split).to_json()
-
-
-def odd_json(data: Dataset, rows: Rows) -> tuple[list[dict[str, Any]], Rows]:
-    """Return `find_odd_files` as dicts: the old name, until its callers use the new one."""
-    outliers, rows = find_odd_files(data, rows)
-    return [outlier.to_json() for outlier in outliers], rows
-
-
-def flat_json(images: Pixels, rows: Rows) -> list[dict[str, Any]]:
-    """Return `find_single_colour` as dicts: the old name, until its callers use the new one."""
-    outliers = find_single_colour(images, rows)
-    return [outlier.to_json() for outlier in outliers]
-
-
 def _odd_sizes(rows: Rows, sizes: NDArray[np.int64]) -> Iterator[Outlier]:
     """Yield the images that are very long, then those that are very small.
 

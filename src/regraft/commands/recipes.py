@@ -1,9 +1,9 @@
-"""`regraft recipes`: the source experiments on anybody's images, measured beside what was reported."""
+"""`regraft recipes`: the source experiments on any images, measured beside what was reported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from regraft.commands.resolve import default_precision, resolve_plan, split_data
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.models.backbone import load_backbone, model_info
+from regraft.models.backbone import Backbone, load_backbone, model_info
 from regraft.models.layers import matching_stage
 from regraft.models.network import TransferNetwork
 from regraft.models.pool import BackbonePool
@@ -68,28 +68,55 @@ class RecipeSummary:
 
 
 @dataclass(frozen=True)
-class RecipeRun:
-    """A finished run of a recipe, with what was measured beside what was reported.
+class RecipeMeasures:
+    """What a run of a recipe measured.
 
     Args:
-        recipe: The recipe.
-        run: The run.
-        measured: Accuracy and loss of train (in eval mode, without augmentation) and val, `gap`,
-            `minutes`, `parameters`, `frozen_seconds` (computing the frozen part once, or its share
-            of a pass for several) and `frozen_every_epoch_seconds` (about what every epoch would
-            have cost in all); both None where nothing frozen was cached.
+        train_loss: Mean log-loss of train, in eval mode and without augmentation.
+        train_accuracy: The same of accuracy.
+        val_loss: Mean log-loss of val.
+        val_accuracy: Accuracy of val.
+        gap: Accuracy of train minus that of val.
+        minutes: That it took, with its share of what several runs computed once.
+        parameters: Number of parameters by what happens to them.
+        images: Number of images of train and val.
+        epochs: Of all phases.
+        frozen_seconds: Computing the frozen part once, or its share of a pass for several; None
+            where it was not cached.
+        frozen_every_epoch_seconds: About what every epoch would have cost in all; None as above.
     """
+
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    gap: float
+    minutes: float
+    parameters: dict[str, int]
+    images: dict[str, int]
+    epochs: int
+    frozen_seconds: float | None
+    frozen_every_epoch_seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measures as they are written to JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """A finished run of a recipe, with what was measured beside what was reported."""
 
     recipe: Recipe
     run: Run
-    measured: dict[str, Any]
+    measured: RecipeMeasures
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {
             **describe_recipe(self.recipe),
             "backbone": self.run.plan.backbone,
-            "measured": self.measured,
+            "measured": self.measured.to_json(),
             "path": str(self.run.path),
         }
 
@@ -100,6 +127,11 @@ class RecipeComparison:
 
     comparison: Comparison
     runs: tuple[RecipeRun, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        recipes = [run.to_json() for run in self.runs]
+        return {**self.comparison.to_json(), "recipes": recipes}
 
 
 def show_recipe(
@@ -229,28 +261,39 @@ def _limit_epochs(phase: Phase, epochs: int) -> Phase:
 def measure_recipe(recipe: Recipe, run: Run) -> RecipeRun:
     """Return what a run of a recipe measured, beside what was reported."""
     scores = run.scores
-    shared = scores.get("shared_seconds", 0.0)
-    once = scores["seconds"]["extract"] + shared
+    train = scores.train
+    val = scores.val
+    shared = scores.shared_seconds
+    epochs = sum("epoch" in row for row in run.history())
+    frozen_seconds = None
+    every_epoch = None
+    if scores.cache.bytes:  # where it was not cached, nobody knows what every epoch took
+        once = scores.seconds.extract + shared
+        frozen_seconds = round(once, 1)
+        every_epoch = round(once / _count_views(run.plan) * max(1, epochs), 1)
+    measured = RecipeMeasures(
+        train_loss=train.loss,
+        train_accuracy=train.accuracy,
+        val_loss=val.loss,
+        val_accuracy=val.accuracy,
+        gap=train.accuracy - val.accuracy,
+        minutes=round(scores.work_seconds / 60, 2),
+        parameters=scores["parameters"],
+        images={"train": train.n, "val": val.n},
+        epochs=epochs,
+        frozen_seconds=frozen_seconds,
+        frozen_every_epoch_seconds=every_epoch,
+    )
+    return RecipeRun(recipe, run, measured)
+
+
+def _count_views(plan: Plan) -> int:
+    """Return how many augmented views of each image the frozen part computes at most."""
     views = 1
-    for phase in run.plan.phases:
+    for phase in plan.phases:
         if phase.optimizer != "lbfgs":
             views = max(views, phase.looks)
-    epochs = sum("epoch" in row for row in run.history())
-    measured: dict[str, Any] = {}
-    for part in ("train", "val"):
-        for name in ("loss", "accuracy"):
-            measured[f"{part}_{name}"] = scores[part][name]
-    measured["gap"] = scores["train"]["accuracy"] - scores["val"]["accuracy"]
-    measured["minutes"] = round((scores["seconds"]["total"] + shared) / 60, 2)
-    measured["parameters"] = scores["parameters"]
-    measured["images"] = {part: scores[part]["n"] for part in ("train", "val")}
-    measured["epochs"] = epochs
-    # where it was not cached, nobody knows what every epoch took
-    is_cached = bool(scores["cache"]["bytes"])
-    every_epoch = once / views * max(1, epochs)
-    measured["frozen_seconds"] = round(once, 1) if is_cached else None
-    measured["frozen_every_epoch_seconds"] = round(every_epoch, 1) if is_cached else None
-    return RecipeRun(recipe, run, measured)
+    return views
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -289,12 +332,12 @@ def _move_layers(recipe: Recipe, plan: Plan, reporter: ProgressReporter | None) 
         matching[key] = matching_stage(own, layer, other, key != "until")
     changes = [f"{key}={layer}" for key, layer in matching.items()]
     if reporter is None:
-        ways = " ".join(f"--set {change}" for change in changes)
+        flags = " ".join(f"--set {change}" for change in changes)
         raise UserError(
             f"The recipe {recipe.name} cuts {recipe.plan.backbone} at "
             f"{' and '.join(missing.values())}, and {plan.backbone} has no such stage; its stages "
             f"are {', '.join(other.stages)}. Where its images have shrunk as much, it is cut with "
-            f"{ways}. Add that, or name another stage."
+            f"{flags}. Add that, or name another stage."
         )
     moves = " and ".join(f"{missing[key]} to {layer}" for key, layer in matching.items())
     reporter.log(
@@ -316,6 +359,7 @@ def _missing_layers(own: Plan, plan: Plan) -> dict[str, str]:
     return missing
 
 
-def _blank(name: str, resolution: int) -> Any:
+def _blank(name: str, resolution: int) -> Backbone:
+    """Return a backbone with random weights, whose layers can be compared with another's."""
     fixed = model_info(name).fixed_resolution
     return load_backbone(name, "random", None if fixed else resolution)

@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Numbers from logits and features: scores, calibration, paired comparison, transferability."""

@@ -138,13 +138,6 @@ def compute_metrics(
     )
 
 
-def metrics_json(
-    logits: Logits, targets: Labels, classes: Sequence[str], temperature: float | None = None
-) -> dict[str, Any]:
-    """Return `compute_measures(...).to_json()`: the old name, until its callers use the new one."""
-    return compute_metrics(logits, targets, classes, temperature).to_json()
-
-
 def hardest_examples(
     logits: Logits, targets: Labels, most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -50,8 +50,6 @@ class PairedDifference:
             "real": self.significant,
         }
 
-    plain = to_json  # the old name, until its callers use the new one
-
     def sentence(self, a: str, b: str) -> str:
         """Return the conclusion about the runs named `a` and `b` in one sentence."""
         if not self.significant:

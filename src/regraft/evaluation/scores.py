@@ -34,8 +34,6 @@ class Scores(JsonObject):
         """Return the scores as they are written to JSON."""
         return asdict(self)
 
-    plain = to_json  # the old name, until its callers use the new one
-
 
 def compute_scores(logits: Logits, targets: Labels) -> Scores:
     """Return accuracy with its Wilson interval, and mean log-loss.

@@ -42,8 +42,8 @@ class AccuracyDrop:
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data; `drop` is a difference of accuracies in 0 … 1."""
         return {
-            "float32": self.before.plain(),
-            "int8": self.after.plain(),
+            "float32": self.before.to_json(),
+            "int8": self.after.to_json(),
             "drop": self.before.accuracy - self.after.accuracy,
             "other_class": self.other_class,
             "n": self.before.n,

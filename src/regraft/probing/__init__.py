@@ -1,1 +1,1 @@
-"""probing."""
+"""Where to cut, at what resolution, which backbone: judged by frozen features, before training."""

@@ -28,6 +28,7 @@ from regraft.system.progress import SILENT, ProgressReporter
 from regraft.training.linear import CrossEntropy, LabelledFeatures, LinearProbe, fit_logistic
 
 MAX_NEIGHBOURS = 20  # that vote, where every class has as many
+_JSON_KEYS = {"layers": "places"}  # fields that are written under another name
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LayerFeatures:
     """The features of one layer for the images of train and val, and what they cost.
 
     Args:
-        place: Name of the layer.
+        layer: Its name.
         train: Float16 `(n, d)`.
         val: The same of the validation part.
         multiply_adds: From the image up to this layer.
@@ -43,7 +44,7 @@ class LayerFeatures:
         bytes: On disk.
     """
 
-    place: str
+    layer: str
     train: NDArray[np.float16]
     val: NDArray[np.float16]
     multiply_adds: int
@@ -58,28 +59,28 @@ class Candidate:
     Args:
         backbone: Its timm name.
         resolution: Side in pixels.
-        taken: Features of the layers in order of depth; the last is the end of the network.
+        layers: Features of the layers in order of depth; the last is the end of the network.
         labels: Class numbers of train and val.
         classes: Number of classes.
-        source: Weight and bias of the head that came with the backbone's weights, if any.
+        source_head: Weight and bias of the head that came with the backbone's weights, if any.
     """
 
     backbone: str
     resolution: int
-    taken: tuple[LayerFeatures, ...]
+    layers: tuple[LayerFeatures, ...]
     labels: tuple[NDArray[np.int64], NDArray[np.int64]]
     classes: int
-    source: tuple[Tensor, Tensor] | None = None
+    source_head: tuple[Tensor, Tensor] | None = None
 
-    def selected(self, places: Sequence[str]) -> list[LayerFeatures]:
+    def select(self, names: Sequence[str]) -> list[LayerFeatures]:
         """Return some layers in order of depth."""
-        return [layer for layer in self.taken if layer.place in places]
+        return [features for features in self.layers if features.layer in names]
 
-    def features(self, places: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def features(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the concatenated features of some layers, float32, for train and for val."""
-        layers = self.selected(places)
-        train = np.concatenate([layer.train for layer in layers], axis=1)
-        val = np.concatenate([layer.val for layer in layers], axis=1)
+        selected = self.select(names)
+        train = np.concatenate([features.train for features in selected], axis=1)
+        val = np.concatenate([features.val for features in selected], axis=1)
         return torch.from_numpy(train).float(), torch.from_numpy(val).float()
 
 
@@ -90,7 +91,7 @@ class ProbeRow:
     Args:
         backbone: Its timm name.
         resolution: Side in pixels.
-        places: Names of the layers.
+        layers: Names of the layers.
         kind: "single", "greedy" (a few layers chosen one after the other) or "all".
         features: Number of features.
         images: Number of training images.
@@ -105,12 +106,12 @@ class ProbeRow:
         multiply_adds: From the image up to the deepest layer.
         seconds: Of one pass over train and val up to the deepest layer.
         bytes: On disk.
-        right: Whether each validation image is right.
+        correct: Whether each validation image is predicted correctly.
     """
 
     backbone: str
     resolution: int
-    places: tuple[str, ...]
+    layers: tuple[str, ...]
     kind: str
     features: int
     images: int
@@ -125,45 +126,44 @@ class ProbeRow:
     multiply_adds: int
     seconds: float
     bytes: int
-    right: NDArray[np.bool_] = field(repr=False, compare=False)
+    correct: NDArray[np.bool_] = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
         """Backbone, resolution and layer, or the number of layers."""
-        layers = self.places[0] if self.kind == "single" else f"{len(self.places)} places"
+        layers = self.layers[0] if self.kind == "single" else f"{len(self.layers)} places"
         return f"{self.backbone} {self.resolution} px {layers}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as it is written to JSON."""
         written: dict[str, Any] = {"name": self.name}
         for column in fields(self):
-            if column.name != "right":
-                written[column.name] = getattr(self, column.name)
+            if column.name != "correct":
+                key = _JSON_KEYS.get(column.name, column.name)
+                written[key] = getattr(self, column.name)
         return written
-
-    plain = to_json  # the old name, until its callers use the new one
 
 
 def score_layers(
-    cell: Candidate, phase: Phase, reporter: ProgressReporter = SILENT
+    candidate: Candidate, phase: Phase, reporter: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
     """Return a row for each layer alone, in order of depth.
 
     Args:
-        cell: The features.
+        candidate: The features.
         phase: How the linear probe is fitted: its L2 path and the monitored metric.
         reporter: Is told the progress.
     """
-    task = f"judge {cell.backbone} {cell.resolution} px"
+    task = f"judge {candidate.backbone} {candidate.resolution} px"
     rows = []
-    for number, layer in enumerate(cell.taken, start=1):
-        rows.append(_score_single(cell, layer, phase))
-        reporter.progress(task, number, len(cell.taken))
+    for number, features in enumerate(candidate.layers, start=1):
+        rows.append(_score_single(candidate, features, phase))
+        reporter.progress(task, number, len(candidate.layers))
     return rows
 
 
 def score_concatenated(
-    cell: Candidate, phase: Phase, most: int, reporter: ProgressReporter = SILENT
+    candidate: Candidate, phase: Phase, most: int, reporter: ProgressReporter = SILENT
 ) -> list[ProbeRow]:
     """Return a row for a few concatenated layers, and one for all of them.
 
@@ -171,23 +171,23 @@ def score_concatenated(
     layers again, is left out.
 
     Args:
-        cell: The features.
+        candidate: The features.
         phase: How the linear probe is fitted.
         most: Maximum concatenated width; if exceeded, every 2nd, 3rd, … layer is used, and that
             is reported.
         reporter: Is told of it.
     """
-    places = _thin_out(cell, most, reporter)
-    if len(places) < 2:
+    names = _thin_out(candidate, most, reporter)
+    if len(names) < 2:
         return []
-    layers = [cell.features([place])[0] for place in places]
-    numbers = select_greedily(layers, torch.from_numpy(cell.labels[0]), cell.classes)
-    few = tuple(places[number] for number in sorted(numbers))
+    features = [candidate.features([name])[0] for name in names]
+    numbers = select_greedily(features, torch.from_numpy(candidate.labels[0]), candidate.classes)
+    few = tuple(names[number] for number in sorted(numbers))
     rows = []
     if len(few) > 1:
-        rows.append(_score_several(cell, few, "greedy", phase))
-    if len(places) > len(few):
-        rows.append(_score_several(cell, tuple(places), "all", phase))
+        rows.append(_score_several(candidate, few, "greedy", phase))
+    if len(names) > len(few):
+        rows.append(_score_several(candidate, tuple(names), "all", phase))
     return rows
 
 
@@ -207,30 +207,34 @@ class _FreeScores:
     leep: float | None = None
 
 
-def _score_single(cell: Candidate, layer: LayerFeatures, phase: Phase) -> ProbeRow:
-    train, val = _labelled(cell, [layer.place])
+def _score_single(candidate: Candidate, layer: LayerFeatures, phase: Phase) -> ProbeRow:
+    train, val = _labelled(candidate, [layer.layer])
     x = train.features.numpy()
-    labels, val_labels = cell.labels
+    labels, val_labels = candidate.labels
     neighbours = neighbour_count(labels)
     free = _FreeScores(
         knn=knn_accuracy((x, labels), (val.features.numpy(), val_labels), neighbours),
         logme=logme_score(x, labels),
         h_score=compute_h_score(x, labels),
-        leep=_leep(cell, layer, train),
+        leep=_leep(candidate, layer, train),
     )
-    probe = fit_logistic(train, val, CrossEntropy(cell.classes), phase.l2, phase.monitor)
-    return _make_row(cell, [layer], "single", probe, val, free)
+    probe = fit_logistic(train, val, CrossEntropy(candidate.classes), phase.l2, phase.monitor)
+    return _make_row(candidate, [layer], "single", probe, val, free)
 
 
-def _score_several(cell: Candidate, places: tuple[str, ...], kind: str, phase: Phase) -> ProbeRow:
-    train, val = _labelled(cell, places)
-    probe = fit_logistic(train, val, CrossEntropy(cell.classes), phase.l2, phase.monitor)
-    return _make_row(cell, cell.selected(places), kind, probe, val, _FreeScores())
+def _score_several(
+    candidate: Candidate, names: tuple[str, ...], kind: str, phase: Phase
+) -> ProbeRow:
+    train, val = _labelled(candidate, names)
+    probe = fit_logistic(train, val, CrossEntropy(candidate.classes), phase.l2, phase.monitor)
+    return _make_row(candidate, candidate.select(names), kind, probe, val, _FreeScores())
 
 
-def _labelled(cell: Candidate, places: Sequence[str]) -> tuple[LabelledFeatures, LabelledFeatures]:
-    train, val = cell.features(places)
-    labels, val_labels = cell.labels
+def _labelled(
+    candidate: Candidate, names: Sequence[str]
+) -> tuple[LabelledFeatures, LabelledFeatures]:
+    train, val = candidate.features(names)
+    labels, val_labels = candidate.labels
     return (
         LabelledFeatures(train, torch.from_numpy(labels)),
         LabelledFeatures(val, torch.from_numpy(val_labels)),
@@ -238,7 +242,7 @@ def _labelled(cell: Candidate, places: Sequence[str]) -> tuple[LabelledFeatures,
 
 
 def _make_row(
-    cell: Candidate,
+    candidate: Candidate,
     layers: Sequence[LayerFeatures],
     kind: str,
     probe: LinearProbe,
@@ -247,16 +251,16 @@ def _make_row(
 ) -> ProbeRow:
     with torch.inference_mode():
         logits = probe.layer(val.features).numpy()
-    val_labels = cell.labels[1]
+    val_labels = candidate.labels[1]
     scores = compute_scores(logits, val_labels)
     deepest = layers[-1]
     return ProbeRow(
-        backbone=cell.backbone,
-        resolution=cell.resolution,
-        places=tuple(layer.place for layer in layers),
+        backbone=candidate.backbone,
+        resolution=candidate.resolution,
+        layers=tuple(features.layer for features in layers),
         kind=kind,
         features=val.features.shape[1],
-        images=len(cell.labels[0]),
+        images=len(candidate.labels[0]),
         accuracy=scores.accuracy,
         ci95=scores.ci95,
         loss=scores.loss,
@@ -268,34 +272,35 @@ def _make_row(
         multiply_adds=deepest.multiply_adds,
         seconds=deepest.seconds,
         bytes=sum(layer.bytes for layer in layers),
-        right=logits.argmax(axis=1) == val_labels,
+        correct=logits.argmax(axis=1) == val_labels,
     )
 
 
-def _leep(cell: Candidate, layer: LayerFeatures, train: LabelledFeatures) -> float | None:
+def _leep(candidate: Candidate, layer: LayerFeatures, train: LabelledFeatures) -> float | None:
     """Return LEEP at the end of the network; None elsewhere and where no source head fits."""
-    if cell.source is None or layer.place != cell.taken[-1].place:
+    if candidate.source_head is None or layer.layer != candidate.layers[-1].layer:
         return None
-    weight, bias = cell.source
+    weight, bias = candidate.source_head
     if weight.shape[1] != train.features.shape[1]:
         return None
     logits = functional.linear(train.features, weight.float(), bias.float())
-    return leep_score(logits.softmax(dim=1).numpy(), cell.labels[0])
+    return leep_score(logits.softmax(dim=1).numpy(), candidate.labels[0])
 
 
-def _thin_out(cell: Candidate, most: int, reporter: ProgressReporter) -> list[str]:
+def _thin_out(candidate: Candidate, most: int, reporter: ProgressReporter) -> list[str]:
     """Return the layers to concatenate: all, or every 2nd, 3rd, … from the end, until they fit."""
-    last_first = cell.taken[::-1]
+    last_first = candidate.layers[::-1]
     step = 1
     while _width(last_first[::step]) > most and step < len(last_first):
         step += 1
     if step > 1:
+        width = _width(last_first)
         reporter.log(
-            f"{cell.backbone} at {cell.resolution} px has {_width(last_first):,} features; "
-            f"every {step}. place goes side by side, so that they fit."
+            f"{candidate.backbone} at {candidate.resolution} px has {width:,} features; "
+            f"one layer in {step} is concatenated, so that they fit."
         )
     thinned = last_first[::step]
-    return [layer.place for layer in thinned[::-1]]
+    return [layer.layer for layer in thinned[::-1]]
 
 
 def _width(layers: Sequence[LayerFeatures]) -> int:

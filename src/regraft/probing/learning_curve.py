@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, from_numpy
+from torch import from_numpy
 
 from regraft.plans.schema import Phase
 from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
@@ -107,19 +107,6 @@ def measure_learning_curve(
         points.append(CurvePoint(size, mean, spread, _REPEATS))
     points.append(CurvePoint(n, accuracy, None, 1))
     return LearningCurve(points, forecast_accuracy(points, 2 * n, len(val.labels)))
-
-
-def learning_curve(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
-    classes: int,
-    phase: Phase,
-    whole: tuple[float, float],
-    draw: Draw,
-) -> dict[str, Any]:
-    """Return `measure_learning_curve` as a dict: the old name, until its callers use the new."""
-    parts = LabelledFeatures(*train), LabelledFeatures(*val)
-    return measure_learning_curve(*parts, classes, phase, whole, draw).to_json()
 
 
 def forecast_accuracy(points: Sequence[CurvePoint], images: int, judged: int) -> Forecast | None:

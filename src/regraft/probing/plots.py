@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.probing.candidates import ProbeRow
-from regraft.probing.learning_curve import CurvePoint, Forecast, LearningCurve
+from regraft.probing.learning_curve import Forecast, LearningCurve
 from regraft.probing.recommend import Recommendation
 from regraft.reporting.plots import get_pyplot, save_figure
 
@@ -39,9 +39,9 @@ def plot_probe_cost(
 ) -> None:
     """Plot accuracy against multiply-adds: every row, the Pareto front, the recommended rows."""
     figure, axis = get_pyplot().subplots(figsize=(7.5, 4.6))
-    _plot_kind(axis, rows, "single", "o", "one place")
-    _plot_kind(axis, rows, "greedy", "^", "a few places")
-    _plot_kind(axis, rows, "all", "s", "all places")
+    _plot_kind(axis, rows, "single", "o", "one layer")
+    _plot_kind(axis, rows, "greedy", "^", "a few layers")
+    _plot_kind(axis, rows, "all", "s", "all layers")
     axis.plot(*_points(front), "-", color="C0", linewidth=1.4, label="Pareto front")
     _name_choices(axis, choices)
     axis.set(
@@ -67,13 +67,6 @@ def plot_learning_curve(curve: LearningCurve, name: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_curve_json(told: dict[str, Any], name: str, path: Path) -> None:
-    """Plot a learning curve from its JSON: the old name, until its callers use the new one."""
-    points = [CurvePoint(**point) for point in told["points"]]
-    forecast = Forecast(**told["forecast"]) if told["forecast"] else None
-    plot_learning_curve(LearningCurve(points, forecast), name, path)
-
-
 def _plot_backbone(axis: Any, rows: Sequence[ProbeRow]) -> None:
     """Plot a line for each resolution of one backbone."""
     for number, resolution in enumerate(dict.fromkeys(row.resolution for row in rows)):
@@ -93,11 +86,11 @@ def _plot_backbone(axis: Any, rows: Sequence[ProbeRow]) -> None:
             if row.kind == "all":
                 axis.axhline(row.accuracy, color=colour, linestyle="--", linewidth=0.9)
     _label_layers(axis, [row for row in rows if row.resolution == rows[0].resolution])
-    axis.legend(fontsize=8, title="dashed: all places together", title_fontsize=8)
+    axis.legend(fontsize=8, title="dashed: all layers together", title_fontsize=8)
 
 
 def _label_layers(axis: Any, rows: Sequence[ProbeRow]) -> None:
-    names = [row.places[0] for row in rows if row.kind == "single"]
+    names = [row.layers[0] for row in rows if row.kind == "single"]
     step = max(1, len(names) // _LABELS_OF_LAYERS)
     depths = range(1, len(names) + 1)
     axis.set_xticks(depths[::step], names[::step], rotation=70, fontsize=7)

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from regraft.errors import UserError
+from regraft.features.parts import PartImages
 from regraft.probing.candidates import ProbeRow
 from regraft.runs.folder import Run
 
 RANKED_SCORES = ("accuracy", "knn", "logme", "h_score", "leep")
 _FEWEST = 3  # candidates, so that there is something to rank
 
-_Place = tuple[str, int, str]  # backbone, resolution and layer
+_LayerKey = tuple[str, int, str]  # backbone, resolution and layer
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ def correlate_ranks(rows: Sequence[ProbeRow], runs: Sequence[Run]) -> list[RankC
         runs: Finished runs on the same validation images. Those that train only the head are left
             out; several seeds are averaged.
     """
-    singles: dict[_Place, ProbeRow] = {}
+    singles: dict[_LayerKey, ProbeRow] = {}
     for row in rows:
         if row.kind == "single":
-            singles[row.backbone, row.resolution, row.places[0]] = row
+            singles[row.backbone, row.resolution, row.layers[0]] = row
     correlations = []
     for technique, reached in _mean_accuracies(runs, singles).items():
         for score in RANKED_SCORES:
             pairs = []
-            for place, accuracy in reached.items():
-                value = getattr(singles[place], score)
+            for key, accuracy in reached.items():
+                value = getattr(singles[key], score)
                 if value is not None:
                     pairs.append((value, accuracy))
             if _can_be_ranked(pairs):
@@ -67,28 +69,48 @@ def correlate_ranks(rows: Sequence[ProbeRow], runs: Sequence[Run]) -> list[RankC
     return correlations
 
 
-def hit_rate(rows: Sequence[ProbeRow], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return `correlate_ranks` as dicts: the old name, until its callers use the new one."""
-    return [correlation.to_json() for correlation in correlate_ranks(rows, runs)]
+def select_comparable(runs: Sequence[Run], val: PartImages, weights: str) -> list[Run]:
+    """Return the runs that began with the same weights and used the same validation images.
+
+    Args:
+        runs: Finished runs; those whose predictions are damaged are left out.
+        val: The validation images.
+        weights: "pretrained", "random" or a file.
+    """
+    own = dict(zip(val.dataset.keys.tolist(), val.labels.tolist(), strict=True))
+    comparable = []
+    for run in runs:
+        if run.plan.weights == weights and _read_targets(run) == own:
+            comparable.append(run)
+    return comparable
+
+
+def _read_targets(run: Run) -> dict[str, int] | None:
+    """Return the class of each validation image of a run by key; None where it is damaged."""
+    try:
+        predictions = run.predictions("val")
+    except UserError:
+        return None
+    return dict(zip(predictions["keys"].tolist(), predictions["targets"].tolist(), strict=True))
 
 
 def _mean_accuracies(
-    runs: Sequence[Run], singles: Mapping[_Place, ProbeRow]
-) -> dict[str, dict[_Place, float]]:
-    """Return the mean validation accuracy of each technique at each place of the probe."""
-    accuracies: dict[str, dict[_Place, list[float]]] = {}
+    runs: Sequence[Run], singles: Mapping[_LayerKey, ProbeRow]
+) -> dict[str, dict[_LayerKey, float]]:
+    """Return the mean validation accuracy of each technique at each layer of the probe."""
+    accuracies: dict[str, dict[_LayerKey, list[float]]] = {}
     for run in runs:
         plan = run.plan
         layers = plan.stages_taken or ("end",)
-        place = (plan.backbone, plan.resolution, layers[0])
+        key = (plan.backbone, plan.resolution, layers[0])
         fine_tunes = any(phase.train != "head" for phase in plan.phases)
-        if len(layers) == 1 and place in singles and fine_tunes:
+        if len(layers) == 1 and key in singles and fine_tunes:
             of_technique = accuracies.setdefault(plan.technique, {})
             accuracy = float(run.scores["val"]["accuracy"])
-            of_technique.setdefault(place, []).append(accuracy)
-    means: dict[str, dict[_Place, float]] = {}
-    for technique, by_place in accuracies.items():
-        means[technique] = {place: sum(some) / len(some) for place, some in by_place.items()}
+            of_technique.setdefault(key, []).append(accuracy)
+    means: dict[str, dict[_LayerKey, float]] = {}
+    for technique, by_layer in accuracies.items():
+        means[technique] = {key: sum(some) / len(some) for key, some in by_layer.items()}
     return means
 
 

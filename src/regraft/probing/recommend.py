@@ -1,4 +1,4 @@
-"""The recommendation: the Pareto front of accuracy against cost, and one row for each budget."""
+"""The recommendation: the Pareto front of accuracy against cost, and a row for each budget."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.evaluation.paired import compare_paired, pareto_front
+from regraft.plans.schema import Plan
+from regraft.plans.toml import parse_plan
 from regraft.probing.candidates import ProbeRow
-from regraft.system.json_object import JsonObject
 
 _SHARE = 0.9  # of the best row's gain over guessing, that "fastest" must reach
 
 
 @dataclass(frozen=True)
-class Recommendation(JsonObject):
-    """A recommended row for a budget.
-
-    Args:
-        budget: "fastest", "balanced" or "best".
-        row: The row.
-        why: The reason.
-    """
+class Recommendation:
+    """A recommended row for a budget, "fastest", "balanced" or "best", and the reason."""
 
     budget: str
     row: ProbeRow
@@ -29,11 +24,11 @@ class Recommendation(JsonObject):
 
     @property
     def plan_file(self) -> str:
-        """Name of the plan file in the probe's folder."""
+        """Name of the file of its plan."""
         return f"plan-{self.budget}.toml"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recommendation, with its row, as it is written to JSON."""
+        """Return the recommendation as it is written to JSON."""
         return {
             "budget": self.budget,
             "why": self.why,
@@ -68,6 +63,25 @@ def recommend(rows: Sequence[ProbeRow], guessing: float) -> list[Recommendation]
     return [fastest, balanced, Recommendation("best", best, why)]
 
 
+def recommended_plan(recommendation: Recommendation, plan: Plan) -> Plan:
+    """Return the plan that takes the features of a recommended row.
+
+    Args:
+        recommendation: The row and its budget.
+        plan: A linear probe on the row's backbone at its resolution.
+    """
+    layers = recommendation.row.layers
+    until: Any = layers
+    if layers == ("end",):
+        until = ""
+    elif len(layers) == 1:
+        until = layers[0]
+    values = plan.model_dump(mode="json")
+    values["until"] = until
+    values["technique"] = f"probe-{recommendation.budget}"
+    return parse_plan(values)
+
+
 def _choose_fastest(by_cost: Sequence[ProbeRow], best: ProbeRow, guessing: float) -> Recommendation:
     enough = guessing + _SHARE * (best.accuracy - guessing)
     bar = min(best.accuracy, enough)  # the best may do worse than guessing
@@ -81,7 +95,7 @@ def _choose_fastest(by_cost: Sequence[ProbeRow], best: ProbeRow, guessing: float
 
 def _choose_balanced(by_cost: Sequence[ProbeRow], best: ProbeRow) -> Recommendation:
     row = next(row for row in by_cost if row is best or not _is_worse(row, best))
-    test = f"on {len(best.right):,} images (McNemar, 5 %)"
+    test = f"on {len(best.correct):,} images (McNemar, 5 %)"
     if row is best:
         why = f"the best itself: everything cheaper is worse by more than chance {test}"
         return Recommendation("balanced", row, why)
@@ -93,4 +107,4 @@ def _choose_balanced(by_cost: Sequence[ProbeRow], best: ProbeRow) -> Recommendat
 
 
 def _is_worse(row: ProbeRow, best: ProbeRow) -> bool:
-    return compare_paired(best.right, row.right).significant
+    return compare_paired(best.correct, row.correct).significant

@@ -1,117 +1,121 @@
-"""What a probe says: the judged layers, recommendations, learning curve, and its verdict."""
+"""What a probe found: rows, recommendations, the learning curve, and a verdict in words."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from regraft.options import DataOptions
 from regraft.probing.candidates import ProbeRow
+from regraft.probing.grid import Key, Skipped, candidate_name
 from regraft.probing.learning_curve import LearningCurve
 from regraft.probing.rank_correlation import RankCorrelation
-from regraft.probing.recommend import Recommendation
-from regraft.system.json_object import JsonObject
+from regraft.probing.recommend import Recommendation, probe_front
+from regraft.probing.successive_halving import Dropped
+from regraft.runs.provenance import SPLIT_OPTIONS
+
+_SAME_WORK = 1.05  # times less work that is not worth naming
 
 
 @dataclass(frozen=True)
-class SplitChoice:
-    """The options that decide which images are in which part.
-
-    Args:
-        train_images: Size of the subset of the training images; None for all.
-        val_images: The same of the validation images.
-        split_seed: Seed of the split.
-    """
-
-    train_images: int | None
-    val_images: int | None
-    split_seed: int
-
-
-@dataclass(frozen=True)
-class SkippedCandidate:
-    """A backbone, or a backbone at a resolution, that cannot be probed.
-
-    Args:
-        name: Which one.
-        error: Why.
-    """
-
-    name: str
-    error: str
-
-
-@dataclass(frozen=True)
-class DroppedCandidate:
-    """A backbone at a resolution that successive halving did not take into its last round.
-
-    Args:
-        name: Which one.
-        why: Why.
-    """
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True)
-class ProbeResult(JsonObject):
-    """What a probe says.
+class ProbeResult:
+    """What a probe found.
 
     Args:
         data: Name of the dataset.
         classes: Number of classes.
-        images: Number of images by part, as many as the last round used.
-        asked: The options that decide the parts.
-        split_digest: Digest of the split.
-        places: Every judged layer, or several layers concatenated.
-        front: Names of the rows on the Pareto front, the cheapest first.
-        recommendations: A row for each budget.
-        curve_of: Name of the row that the learning curve is of.
-        learning_curve: Accuracy on subsets of the training images, with a forecast.
-        hit_rate: How well each score ranks what finished runs reached.
+        data_options: The options that decided the split.
+        split_digest: Of the split.
+        rows: Of every candidate, as it was judged last.
+        last: Those of the candidates that reached the last round.
+        recommendations: "fastest", "balanced" and "best", in this order.
+        learning_curve: Of the best row.
+        correlations: How well the scores rank finished runs.
         runs: Number of finished runs that could be compared.
-        neighbours: Number of neighbours that vote in `knn`.
-        skipped: Candidates that cannot be probed.
+        neighbours: Number of nearest neighbours that voted.
+        skipped: What could not be probed.
         dropped: Candidates that successive halving dropped.
-        verdict: Which row is best, and whether a cheaper one is as good, in a sentence.
-        seconds: How long the probe took.
+        seconds: That it took.
     """
 
     data: str
     classes: int
-    images: dict[str, int]
-    asked: SplitChoice
+    data_options: DataOptions
     split_digest: str
-    places: tuple[ProbeRow, ...]
-    front: tuple[str, ...]
-    recommendations: tuple[Recommendation, ...]
-    curve_of: str
+    rows: Sequence[ProbeRow]
+    last: Sequence[ProbeRow]
+    recommendations: Sequence[Recommendation]
     learning_curve: LearningCurve
-    hit_rate: tuple[RankCorrelation, ...]
+    correlations: Sequence[RankCorrelation]
     runs: int
     neighbours: int
-    skipped: tuple[SkippedCandidate, ...]
-    dropped: tuple[DroppedCandidate, ...]
-    verdict: str
+    skipped: Sequence[Skipped]
+    dropped: Sequence[Dropped[Key]]
     seconds: float = 0.0
+
+    @property
+    def best(self) -> ProbeRow:
+        """The row with the highest validation accuracy."""
+        return self.recommendations[-1].row
+
+    @property
+    def front(self) -> list[ProbeRow]:
+        """The Pareto front of accuracy against cost, the cheapest first."""
+        return probe_front(self.last)
+
+    @property
+    def verdict(self) -> str:
+        """Which row is best, and whether a cheaper one is as good, in a sentence."""
+        return describe_probe(self.recommendations)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as it is written to `probe.json`."""
+        best = self.best
         return {
             "data": self.data,
             "classes": self.classes,
-            "images": self.images,
-            "asked": asdict(self.asked),
+            "images": {"train": best.images, "val": len(best.correct)},
+            "asked": {name: getattr(self.data_options, name) for name in SPLIT_OPTIONS},
             "split_digest": self.split_digest,
-            "places": [row.to_json() for row in self.places],
-            "front": list(self.front),
+            "places": [row.to_json() for row in self.rows],
+            "front": [row.name for row in self.front],
             "recommendations": [choice.to_json() for choice in self.recommendations],
-            "learning_curve": {"of": self.curve_of, **self.learning_curve.to_json()},
-            "hit_rate": [correlation.to_json() for correlation in self.hit_rate],
+            "learning_curve": {"of": best.name, **self.learning_curve.to_json()},
+            "hit_rate": [correlation.to_json() for correlation in self.correlations],
             "runs": self.runs,
             "neighbours": self.neighbours,
-            "skipped": [asdict(candidate) for candidate in self.skipped],
-            "dropped": [asdict(candidate) for candidate in self.dropped],
+            "skipped": [skipped.to_json() for skipped in self.skipped],
+            "dropped": [_dropped_json(dropped) for dropped in self.dropped],
             "verdict": self.verdict,
             "seconds": self.seconds,
         }
+
+
+def describe_probe(recommendations: Sequence[Recommendation]) -> str:
+    """Return which row is best, and whether a cheaper one is as good, in a sentence.
+
+    Args:
+        recommendations: "fastest", "balanced" and "best", in this order.
+    """
+    _, balanced_choice, best_choice = recommendations
+    balanced = balanced_choice.row
+    best = best_choice.row
+    low, high = best.ci95
+    text = (
+        f"{best.name} reaches {best.accuracy:.1%} of {len(best.correct):,} validation images with "
+        f"a linear probe (95 % interval {low:.1%} to {high:.1%})"
+    )
+    if balanced is best:
+        return f"{text}; everything cheaper is worse by more than chance."
+    times = best.multiply_adds / max(1, balanced.multiply_adds)
+    if times < _SAME_WORK:
+        return f"{text}."
+    return (
+        f"{text}; {balanced.name} cannot be told apart from it at {balanced.accuracy:.1%}, with "
+        f"{times:.1f} times less work."
+    )
+
+
+def _dropped_json(dropped: Dropped[Key]) -> dict[str, Any]:
+    return {"name": candidate_name(dropped.candidate), "why": dropped.why}

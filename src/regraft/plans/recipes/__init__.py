@@ -12,20 +12,30 @@ from regraft.errors import unknown_name_error
 from regraft.plans.schema import Plan
 from regraft.plans.toml import parse_plan
 
-_FOLDER = importlib.resources.files("regraft.recipes")
+_FOLDER = importlib.resources.files(__name__)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A source experiment: its plan by name, and what is known about it."""
+    """A source experiment.
+
+    Args:
+        name: Its name, and that of its plan file.
+        source: Where it is described.
+        technique: In the field's words.
+        about: What it does, in a sentence.
+        assumed: What is assumed where the source leaves something open.
+        reported: The authors' figures.
+        counted: How their parameter counts differ from those here.
+    """
 
     name: str
-    source: str  # where it is described
-    technique: str  # in the field's words
+    source: str
+    technique: str
     about: str
-    assumed: str = ""  # where the source leaves something open
-    reported: dict[str, Any] = field(default_factory=dict)  # the authors' figures
-    counted: dict[str, Any] = field(default_factory=dict)  # how their parameter counts differ
+    assumed: str = ""
+    reported: dict[str, Any] = field(default_factory=dict)
+    counted: dict[str, Any] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -43,7 +53,11 @@ def all_recipes() -> dict[str, Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return a recipe; raises `UserError` for an unknown name, with near ones."""
+    """Return the recipe of a name.
+
+    Raises:
+        UserError: For an unknown name; offers similar ones.
+    """
     if name not in all_recipes():
         raise unknown_name_error("recipe", name, all_recipes(), "`regraft recipes` lists them.")
     return all_recipes()[name]
