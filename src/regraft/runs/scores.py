@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -202,14 +201,9 @@ def parse_record(kind: type[Record], values: Mapping[str, Any]) -> Record:
         ValueError: When a key is missing, or has a value of another type; names the first one.
     """
     try:
-        record: Record = _adapter(kind).validate_python({**values, "written": dict(values)})
+        record = TypeAdapter(kind).validate_python({**values, "written": dict(values)})
     except ValidationError as error:
         detail = error.errors()[0]
         place = ".".join(map(str, detail["loc"]))
         raise ValueError(f"{place}: {detail['msg']}") from error
     return record
-
-
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
