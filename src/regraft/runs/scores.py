@@ -155,7 +155,7 @@ class RunScores(JsonObject):
     cache: CacheUse = CacheUse()
     files: dict[str, str] = field(default_factory=dict)
     format: int = 0
-    written: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    written: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def work_seconds(self) -> float:
@@ -183,7 +183,7 @@ class OpenedTest(JsonObject):
     opened: tuple[str, ...]
     predictions: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
-    written: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    written: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as it stands in `test.json`."""
