@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from json_reference import get_json_keys
+
 JsonSchema = dict[str, Any]
 
 
@@ -190,5 +192,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "fields of a phase": get_phase_fields,
     "plan": lambda: f"```toml\n{get_example_plan()}\n```",
     "verbs": get_verbs,
+    "json": get_json_keys,
     "public names": get_public_names,
 }

@@ -63,8 +63,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: The labels, sorted; columns of `predict_proba`.
         plan_: The plan that was carried out.
-        scores_: What `scores.json` of the run says: accuracy on train and val with intervals,
-            seconds, parameters, whether the cache was hit.
+        scores_: What `scores.json` of the run says, see `regraft.runs.scores.RunScores`: accuracy
+            on train and val with intervals, seconds, parameters, whether the cache was hit.
         files_: The run folder's files by name, as bytes.
     """
 

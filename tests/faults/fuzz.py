@@ -139,7 +139,11 @@ def _run(content: bytes) -> None:
 
 
 RUN = {
-    "scores.json": '{"val": {"accuracy": 1.0, "n": 3}}',
+    "scores.json": (
+        '{"backbone": "test_resnet", "technique": "mine", "resolution": 32, "data": "photos", '
+        '"plan_digest": "0", "split_digest": "0", '
+        '"val": {"accuracy": 1.0, "loss": 0.5, "n": 3, "ci95": [0.4, 1.0]}}'
+    ),
     "classes.json": '["a", "b"]',
     "plan.toml": f"{dirty.HEAD}[[phases]]\n",
     "history.csv": "epoch,loss\n0,1.0\n",

@@ -14,6 +14,7 @@ from regraft.checks.labels import SuspectLabels
 from regraft.checks.outliers import UNEVEN_RATIO, ClassBalance, Outlier
 from regraft.data.dataset import Dataset
 from regraft.data.split import PARTS, Split
+from regraft.system.json_object import JsonObject
 
 MAX_LISTED = 200  # findings of each kind that are written; all are counted
 
@@ -141,7 +142,7 @@ class CheckedWith:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(JsonObject):
     """What a check found.
 
     Args:

@@ -27,13 +27,21 @@ from regraft.options import Options, PlanOverrides
 from regraft.plans.schema import Plan
 from regraft.plans.techniques import DEFAULT_TECHNIQUES, find_technique
 from regraft.plans.toml import read_plan
-from regraft.reporting.leaderboard import build_leaderboard_json, write_leaderboard
+from regraft.reporting.leaderboard import (
+    COST_PLOT,
+    FailedRow,
+    Leaderboard,
+    build_leaderboard,
+    tabulate_leaderboard,
+    write_leaderboard,
+)
 from regraft.runs.directory import choose_dir, lock_dir, prepare_dir
 from regraft.runs.folder import Run
 from regraft.runs.layout import COMPARISON
 from regraft.runs.provenance import describe_origin
 from regraft.system.files import remove_partials
 from regraft.system.hardware import tune_allocator
+from regraft.system.notebook import inline_png, render_result
 from regraft.system.output import write_json
 from regraft.training.loggers import require_tracker
 
@@ -46,28 +54,35 @@ class Comparison:
 
     Args:
         path: Its folder.
-        board: The leaderboard as plain data.
+        leaderboard: Its rows ranked on validation, and what can be concluded.
         runs: The runs that finished.
     """
 
     path: Path
-    board: dict[str, Any]
+    leaderboard: Leaderboard
     runs: tuple[Run, ...]
 
     @property
     def selected(self) -> Run | None:
         """The run that does best on validation."""
         for run in self.runs:
-            if run.name == self.board["selected"]:
+            if run.name == self.leaderboard.selected:
                 return run
         return None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return self.board
+        return self.leaderboard.to_json()
 
     def __repr__(self) -> str:
-        return f"Comparison({str(self.path)!r}: {self.board['verdict']})"
+        return f"Comparison({str(self.path)!r}: {self.leaderboard.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, the leaderboard, accuracy against cost."""
+        board = self.leaderboard
+        sentence = " ".join([board.verdict, *board.warnings])
+        picture = inline_png(self.path / COST_PLOT)
+        return render_result("Comparison", sentence, tabulate_leaderboard(board), picture)
 
 
 @dataclass(frozen=True)
@@ -99,13 +114,8 @@ class _Row:
     plan: Plan | None = None
     fault: UserError | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "backbone": self.backbone,
-            "technique": self.technique,
-            "seed": self.seed,
-        }
+    def failed(self, reason: str) -> FailedRow:
+        return FailedRow(self.name, self.backbone, self.technique, self.seed, reason)
 
 
 def compare(
@@ -166,7 +176,7 @@ class _Comparing:
         self.options = options
         self.pool = pool
         self.policy = CachePolicy(options.cache)
-        self.failed: list[dict[str, Any]] = []
+        self.failed: list[FailedRow] = []
 
     def run(self, rows: Sequence[_Row]) -> Comparison:
         """Fit every row, open the test part for all of them, and write who did best."""
@@ -177,10 +187,10 @@ class _Comparing:
         runs = self._open_test(finished, parts)
         if not runs:
             failure = self.failed[0]
-            raise UserError(f"No row finished. {failure['name']}: {failure['error']}")
-        board = build_leaderboard_json(runs, self.failed)
-        write_leaderboard(board, runs, self.path)
-        return Comparison(self.path, board, tuple(runs))
+            raise UserError(f"No row finished. {failure.name}: {failure.error}")
+        leaderboard = build_leaderboard(runs, self.failed)
+        write_leaderboard(leaderboard, runs, self.path)
+        return Comparison(self.path, leaderboard, tuple(runs))
 
     def _open(self, plan: Plan) -> OpenedParts:
         """Decode all parts once, as the first row needs them, so that every fault is named now."""
@@ -233,7 +243,7 @@ class _Comparing:
             reason = str(error)
         except Exception as error:  # our bug or the machine's limit
             reason = f"{type(error).__name__}: {error}"
-        self.failed.append({**row.to_json(), "error": reason})
+        self.failed.append(row.failed(reason))
         self.options.runtime.reporter.log(f"{row.name} failed: {reason}")
 
 

@@ -41,6 +41,7 @@ class Embedding:
         features: `(n, d)` float32.
         plan: How they were taken.
         skipped: Reason by key of images that cannot be decoded and were left out.
+        path: The Parquet file that was written, or None.
     """
 
     keys: NDArray[np.str_]
@@ -49,6 +50,23 @@ class Embedding:
     features: NDArray[np.float32]
     plan: Plan
     skipped: dict[str, str]
+    path: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints: how many features of how many images, and their source."""
+        images, features = self.features.shape
+        return {
+            "path": None if self.path is None else str(self.path),
+            "images": images,
+            "features": features,
+            "backbone": self.plan.backbone,
+            "resolution": self.plan.resolution,
+            "until": self.plan.until,
+        }
+
+    def __repr__(self) -> str:
+        images, features = self.features.shape
+        return f"Embedding({images:,} images, {features:,} features of {self.plan.backbone})"
 
     def to_table(self) -> Any:
         """Return a pyarrow table with the columns key, label, part and features.
@@ -108,7 +126,7 @@ def embed(
     embedding = _take_features(parts, network, CachePolicy(options.cache))
     if target is not None:
         _write(embedding, target)
-    return embedding
+    return replace(embedding, path=target)
 
 
 def _take_features(parts: OpenedParts, network: TransferNetwork, policy: CachePolicy) -> Embedding:

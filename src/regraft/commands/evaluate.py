@@ -13,8 +13,8 @@ from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
-from regraft.evaluation.metrics import compute_metrics
-from regraft.evaluation.scores import compute_scores
+from regraft.evaluation.metrics import Metrics, compute_metrics
+from regraft.evaluation.scores import Scores, compute_scores
 from regraft.features.parts import OpenedParts, PartImages, open_part, open_parts
 from regraft.features.policy import CachePolicy
 from regraft.features.scoring import compute_logits
@@ -38,22 +38,26 @@ class Evaluation:
     Args:
         run: The run.
         part: "val", "test" or "all".
-        metrics: Metrics by class and calibration, see `compute_metrics`.
+        metrics: Metrics by class, and calibration.
         scores: Accuracy and loss with intervals of the part; None for "val", which the run has.
     """
 
     run: Run
     part: str
-    metrics: dict[str, Any]
-    scores: dict[str, Any] | None
+    metrics: Metrics
+    scores: Scores | None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        values = {**self.run.scores, "part": self.part, "measures": self.metrics}
+        values = {
+            **self.run.scores,
+            "part": self.part,
+            "measures": self.metrics.to_json(),
+        }
         if self.scores is not None:
-            values[self.part] = self.scores
-        if self.part == "test":
-            values["opened"] = (self.run.test or {})["opened"]
+            values[self.part] = self.scores.to_json()
+        if self.part == "test" and self.run.test:
+            values["opened"] = list(self.run.test.opened)
         values["warnings"] = self.run.warnings
         return values
 
@@ -115,8 +119,8 @@ def _evaluation(
     if part != "val":
         val = run.predictions("val")
         temperature = fit_temperature(val["logits"], val["targets"])
-        scores = compute_scores(logits, targets).to_json()
-    metrics = compute_metrics(logits, targets, run.classes, temperature).to_json()
+        scores = compute_scores(logits, targets)
+    metrics = compute_metrics(logits, targets, run.classes, temperature)
     return Evaluation(run, part, metrics, scores)
 
 

@@ -186,7 +186,7 @@ def _load_classifier(
     if least is not None:
         runtime.reporter.log(
             f"Probabilities are calibrated: logits divided by {classifier.temperature:.3f}, which "
-            f"suits {finished.scores['val']['n']:,} validation images best."
+            f"suits {finished.scores.val.n:,} validation images best."
         )
     _ = classifier.network
     return classifier

@@ -37,8 +37,10 @@ from regraft.runs.layout import PROBE
 from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import tune_allocator
 from regraft.system.locks import lock_path
+from regraft.system.notebook import inline_png, render_result
 from regraft.system.output import write_csv, write_json
 
+DEPTH_PLOT = "accuracy-by-depth.png"
 _SIDES = (8, 4096)  # pixels, the smallest and the largest resolution
 _RUN_FOLDERS = (Path("runs"), Path("compare"))
 
@@ -82,6 +84,15 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({str(self.path)!r}: {self.result.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, the recommendations, accuracy by depth."""
+        rows: list[tuple[str, ...]] = [("budget", "features of", "val accuracy", "why")]
+        for choice in self.result.recommendations:
+            accuracy = f"{choice.row.accuracy:.4f}"
+            rows.append((choice.budget, choice.row.name, accuracy, choice.why))
+        picture = inline_png(self.path / DEPTH_PLOT)
+        return render_result("Probe", self.result.verdict, rows, picture)
 
 
 def probe(
@@ -225,7 +236,7 @@ def _write(finished: Probe, run_dir: RunDir) -> None:
 
 
 def _plot(result: ProbeResult, path: Path) -> None:
-    plot_depth(result.rows, path / "accuracy-by-depth.png")
+    plot_depth(result.rows, path / DEPTH_PLOT)
     cost = path / "accuracy-against-cost.png"
     plot_probe_cost(result.last, result.front, result.recommendations, cost)
     plot_learning_curve(result.learning_curve, result.best.name, path / "learning-curve.png")

@@ -261,25 +261,25 @@ def _limit_epochs(phase: Phase, epochs: int) -> Phase:
 def measure_recipe(recipe: Recipe, run: Run) -> RecipeRun:
     """Return what a run of a recipe measured, beside what was reported."""
     scores = run.scores
-    train = scores["train"]
-    val = scores["val"]
-    shared = scores.get("shared_seconds", 0.0)
+    train = scores.train
+    val = scores.val
+    shared = scores.shared_seconds
     epochs = sum("epoch" in row for row in run.history())
     frozen_seconds = None
     every_epoch = None
-    if scores["cache"]["bytes"]:  # where it was not cached, nobody knows what every epoch took
-        once = scores["seconds"]["extract"] + shared
+    if scores.cache.bytes:  # where it was not cached, nobody knows what every epoch took
+        once = scores.seconds.extract + shared
         frozen_seconds = round(once, 1)
         every_epoch = round(once / _count_views(run.plan) * max(1, epochs), 1)
     measured = RecipeMeasures(
-        train_loss=train["loss"],
-        train_accuracy=train["accuracy"],
-        val_loss=val["loss"],
-        val_accuracy=val["accuracy"],
-        gap=train["accuracy"] - val["accuracy"],
-        minutes=round((scores["seconds"]["total"] + shared) / 60, 2),
+        train_loss=train.loss,
+        train_accuracy=train.accuracy,
+        val_loss=val.loss,
+        val_accuracy=val.accuracy,
+        gap=train.accuracy - val.accuracy,
+        minutes=round(scores.work_seconds / 60, 2),
         parameters=scores["parameters"],
-        images={"train": train["n"], "val": val["n"]},
+        images={"train": train.n, "val": val.n},
         epochs=epochs,
         frozen_seconds=frozen_seconds,
         frozen_every_epoch_seconds=every_epoch,

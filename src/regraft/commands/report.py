@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +15,10 @@ from regraft.errors import UserError
 from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier
 from regraft.options import Options
-from regraft.reporting.evidence import gather_evidence
+from regraft.reporting.evidence import Evidence, build_evidence
 from regraft.reporting.galleries import check_galleries, run_galleries
 from regraft.reporting.html import Gallery, PageExtras, render_html, render_markdown
+from regraft.reporting.leaderboard import FailedRow, to_failed_rows
 from regraft.reporting.output import require_new_page, write_page
 from regraft.runs.folder import Run, load_run
 from regraft.runs.layout import COMPARISON, LEADERBOARD
@@ -35,15 +36,15 @@ class Report:
 
     Args:
         path: The page.
-        evidence: What it says, as plain data.
+        evidence: What it says.
     """
 
     path: Path
-    evidence: dict[str, Any]
+    evidence: Evidence
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {**self.evidence, "path": str(self.path)}
+        return {**self.evidence.to_json(), "path": str(self.path)}
 
 
 def report(
@@ -77,23 +78,25 @@ def report(
         target = expand_user(run_dir.out)
         require_new_page(target, run_dir.overwrite)
     check_writable(target.parent, target)
-    evidence = gather_evidence(runs, failed)
+    evidence = build_evidence(runs, failed)
+    values = evidence.to_json()
     if format == "md":
-        text = render_markdown(evidence)
+        text = render_markdown(values)
     else:
-        selected = next(run for run in runs if run.name == evidence["board"]["selected"])
-        text = render_html(evidence, _extras(selected, evidence, data, options), version("regraft"))
+        selected = next(run for run in runs if run.name == evidence.board.selected)
+        extras = _extras(selected, evidence, data, options)
+        text = render_html(values, extras, version("regraft"))
     write_page(target, text)
     return Report(target, evidence)
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[FailedRow]]:
     """Return the runs that folders hold or are, and the rows of comparisons that failed.
 
     Runs whose folders are called the same are named with their parents.
     """
     runs: dict[Path, Run] = {}
-    failed: list[dict[str, Any]] = []
+    failed: list[FailedRow] = []
     for path in paths:
         rows = _leaderboard_rows(path)
         if rows is None:
@@ -101,7 +104,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
             continue
         for row in rows:
             if "error" in row:
-                failed.append(row)
+                failed += to_failed_rows([row])
             else:
                 folder = path / row["name"]
                 runs[folder.resolve()] = load_run(folder)
@@ -137,7 +140,7 @@ def name_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _extras(
-    selected: Run, evidence: Mapping[str, Any], data: str | Path | None, options: Options
+    selected: Run, evidence: Evidence, data: str | Path | None, options: Options
 ) -> PageExtras:
     """Return galleries and checks of the selected run's images, or why there are none."""
     try:
@@ -152,14 +155,14 @@ def _extras(
         classifier = Classifier(selected, options.runtime.device)
         return activation_maps(classifier, images, classes)
 
-    findings = remembered_check(dataset, evidence["split_digest"], options.cache)
-    galleries = run_galleries(selected, evidence["part"], dataset, make_maps)
+    findings = remembered_check(dataset, selected.scores.split_digest, options.cache)
+    galleries = run_galleries(selected, evidence.part, dataset, make_maps)
     shown = check_galleries(findings, dataset) if findings else ()
     return PageExtras(galleries, findings, shown, _describe_leaks(selected))
 
 
 def _describe_leaks(run: Run) -> str:
-    leaks = run.scores.get("leaks", 0)
+    leaks = run.scores.leaks
     if not leaks:
         return "No val or test image is an exact copy of an image in an earlier part."
     return f"{leaks:,} val or test images are exact copies of images in an earlier part."
@@ -171,7 +174,7 @@ def _images(run: Run, data: str | Path | None, options: Options) -> Dataset:
     try:
         recorded_split(run, dataset)
     except UserError as error:
-        name = data or run.scores["origin"]["data"]
+        name = data or run.scores.origin.data
         raise UserError(
             f"{name} holds other images than {run.path} was fitted on. Expected the same images. "
             f"Name them with --data. ({error})"

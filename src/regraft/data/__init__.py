@@ -1,7 +1,12 @@
 """Labelled images: the dataset, its split into train, val and test, and the readers of every source."""
 
+from regraft.data.dataset import Columns, Dataset, DatasetInfo, make_dataset
+from regraft.data.images import ArrayImages, Images, Unreadable
+from regraft.data.split import Split
+
 __all__ = [
     "ArrayImages",
+    "Columns",
     "Dataset",
     "DatasetInfo",
     "Images",

@@ -17,6 +17,7 @@ from regraft.evaluation.calibration import (
     reliability_bins,
 )
 from regraft.evaluation.scores import Labels, Logits, Scores, compute_scores, log_softmax
+from regraft.system.json_object import JsonObject
 
 _TOP = 5
 
@@ -68,7 +69,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(JsonObject):
     """The metrics of one run on one part.
 
     Args:

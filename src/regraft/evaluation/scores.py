@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.system.json_object import JsonObject
+
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Accuracy in 0 … 1 with its 95 % interval, mean log-loss in nats, and the number of images."""
+class Scores(JsonObject):
+    """How right a network is on the images of one part.
+
+    Args:
+        accuracy: Share of the images that are right, 0 … 1.
+        loss: Mean log-loss, in nats.
+        n: Number of images.
+        ci95: The 95 % interval of the accuracy.
+    """
 
     accuracy: float
     loss: float

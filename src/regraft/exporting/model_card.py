@@ -150,7 +150,7 @@ def _evidence_table(finished: Run) -> str:
 
 def _test_sentence(finished: Run) -> str:
     """Return how often the test part was opened."""
-    times = len((finished.test or {}).get("opened", []))
+    times = len(finished.test.opened) if finished.test else 0
     if not times:
         return (
             "The validation images were used to choose, so their accuracy flatters a little; "

@@ -15,6 +15,7 @@ from regraft.exporting.parity import Answered, Answers, Pixels
 from regraft.inference.classifier import Classifier
 from regraft.plans.toml import parse_plan, plan_to_toml
 from regraft.runs.folder import Run
+from regraft.runs.scores import RunScores, parse_record
 
 
 class PackedTensors(Run):
@@ -45,7 +46,8 @@ def safetensors_answers(path: Path) -> Answers:
         metadata: dict[str, str] = file.metadata()
     facts = json.loads(metadata["regraft"])
     plan = parse_plan(tomllib.loads(metadata["plan"]))
-    packed = PackedTensors(path, plan, tuple(facts["classes"]), {"val": facts["val"]})
+    scores = parse_record(RunScores, facts)
+    packed = PackedTensors(path, plan, tuple(facts["classes"]), scores)
     classifier = Classifier(packed, "cpu", "float32")
 
     def answer(images: Pixels) -> Answered:

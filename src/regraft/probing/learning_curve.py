@@ -23,7 +23,14 @@ Draw = Callable[[int, int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Mean accuracy over subsets of one size, and its standard deviation; None for one subset."""
+    """Accuracy with so many training images.
+
+    Args:
+        images: Number of training images.
+        accuracy: Mean validation accuracy over several subsets.
+        spread: Its standard deviation; None for one subset.
+        repeats: Number of subsets.
+    """
 
     images: int
     accuracy: float
@@ -33,7 +40,14 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The accuracy that is expected with more images, its interval, and the gain over today."""
+    """The accuracy that is expected with more images.
+
+    Args:
+        images: Number of training images.
+        accuracy: The expected accuracy.
+        ci95: Its 95 % interval.
+        gain: How much more that is than today.
+    """
 
     images: int
     accuracy: float
@@ -43,7 +57,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Points, the smallest size first, and a forecast; None where there are fewer than two."""
+    """Accuracy on subsets of the training images.
+
+    Args:
+        points: One for each size, the smallest first.
+        forecast: For twice the images; None where there are fewer than two points.
+    """
 
     points: list[CurvePoint]
     forecast: Forecast | None

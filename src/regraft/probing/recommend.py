@@ -16,7 +16,13 @@ _SHARE = 0.9  # of the best row's gain over guessing, that "fastest" must reach
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommended row for a budget, "fastest", "balanced" or "best", and the reason."""
+    """A recommended row for a budget.
+
+    Args:
+        budget: "fastest", "balanced" or "best".
+        row: The row.
+        why: The reason.
+    """
 
     budget: str
     row: ProbeRow

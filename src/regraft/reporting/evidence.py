@@ -5,10 +5,9 @@ Pictures are not part of it: they are added by whoever has the images.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from regraft.errors import UserError
 from regraft.evaluation import paired
 from regraft.evaluation.calibration import fit_temperature
-from regraft.evaluation.metrics import compute_metrics
+from regraft.evaluation.metrics import Metrics, compute_metrics
 from regraft.evaluation.paired import compare_paired
 from regraft.plans.toml import plan_to_toml
 from regraft.reporting.leaderboard import (
@@ -28,22 +27,24 @@ from regraft.reporting.leaderboard import (
 )
 from regraft.reporting.plots import get_total_seconds
 from regraft.runs.folder import Run, verify_run
+from regraft.runs.scores import RunScores
+from regraft.system.json_object import JsonObject
 
 _CHEAPER = 0.8  # share of the selected run's seconds below which another run counts as cheaper
 
 
 @dataclass(frozen=True)
-class RunEvidence:
+class RunEvidence(JsonObject):
     """What the report says of one run.
 
     Args:
         name: Of the run.
         path: Its folder.
-        scores: The contents of its `scores.json`.
-        measures: Of the judged part, see `evaluate.measures`.
+        scores: What its `scores.json` says.
+        measures: Metrics of the judged part.
         temperature: Fitted on validation.
-        history: A row for each epoch, or for each L2 value of a solved head.
-        contract: The freeze contract, an entry for each phase.
+        history: A row for each epoch, or for each L2 value of a linear probe.
+        contract: The freeze check of each phase.
         plan: As TOML.
         environment: Versions and hardware; empty where the run did not record them.
         command: Runs it again.
@@ -52,23 +53,27 @@ class RunEvidence:
 
     name: str
     path: str
-    scores: Mapping[str, Any]
-    measures: Mapping[str, Any]
+    scores: RunScores
+    measures: Metrics
     temperature: float
     history: Sequence[Mapping[str, float]]
-    contract: Sequence[Mapping[str, Any]]
+    contract: Sequence[Mapping[str, object]]
     plan: str
-    environment: Mapping[str, Any]
+    environment: Mapping[str, object]
     command: str
     opened: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain data."""
-        return dict(vars(self))
+        values = dict(vars(self))
+        values["scores"] = self.scores.to_json()
+        values["measures"] = self.measures.to_json()
+        values["opened"] = list(self.opened)
+        return values
 
 
 @dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(JsonObject):
     """How the selected run differs from another one on the same images.
 
     Args:
@@ -87,7 +92,7 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(JsonObject):
     """What a report says of runs on one split.
 
     Args:
@@ -128,7 +133,7 @@ class Evidence:
         cheapest = min(cheaper, key=lambda name: seconds[name])
         times = seconds[selected.name] / max(seconds[cheapest], 1e-9)
         return (
-            f"{cheapest} is not significantly different on {selected.measures['n']:,} images "
+            f"{cheapest} is not significantly different on {selected.measures.scores.n:,} images "
             f"and took {times:.1f} times less time."
         )
 
@@ -166,7 +171,7 @@ def build_evidence(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> Evi
     part = "test" if all(finished.test for finished in runs) else "val"
     ranked = rank_runs(runs)
     return Evidence(
-        data=runs[0].scores["data"],
+        data=runs[0].scores.data,
         classes=runs[0].classes,
         part=part,
         board=board,
@@ -192,7 +197,7 @@ def gather_evidence(
 
 def format_fit_command(finished: Run) -> str:
     """Return the shell command that fits a run again."""
-    origin = finished.scores["origin"]
+    origin = asdict(finished.scores.origin)
     data = str(origin["data"] or "DATA")
     words = ["regraft", "fit", data, "--plan", str(finished.path / "plan.toml")]
     for name, value in origin.items():
@@ -219,7 +224,7 @@ def _build_run_evidence(finished: Run, part: str) -> RunEvidence:
     val = finished.predictions("val")
     temperature = fit_temperature(val["logits"], val["targets"])
     judged = finished.predictions(part)
-    metrics = compute_metrics(
+    measures = compute_metrics(
         judged["logits"],
         judged["targets"],
         finished.classes,
@@ -229,30 +234,15 @@ def _build_run_evidence(finished: Run, part: str) -> RunEvidence:
         name=finished.name,
         path=str(finished.path),
         scores=finished.scores,
-        measures=metrics.to_json(),
+        measures=measures,
         temperature=temperature,
         history=finished.history(),
-        contract=_load_contract(finished),
+        contract=finished.freeze_checks(),
         plan=plan_to_toml(finished.plan),
-        environment=_load_environment(finished),
+        environment=finished.environment(),
         command=format_fit_command(finished),
-        opened=(finished.test or {}).get("opened", []),
+        opened=finished.test.opened if finished.test else (),
     )
-
-
-def _load_contract(finished: Run) -> list[dict[str, Any]]:
-    """Return the freeze contract of a run, an entry for each phase."""
-    contract: list[dict[str, Any]] = json.loads((finished.path / "freeze.json").read_text())
-    return contract
-
-
-def _load_environment(finished: Run) -> dict[str, Any]:
-    """Return the versions and the hardware of a run; empty where it did not record them."""
-    path = finished.path / "environment.json"
-    if not path.is_file():
-        return {}
-    environment: dict[str, Any] = json.loads(path.read_text())
-    return environment
 
 
 def _compare_with_selected(ranked: Sequence[Run], part: str) -> list[PairedDifference]:
@@ -277,10 +267,10 @@ def _compare_with_selected(ranked: Sequence[Run], part: str) -> list[PairedDiffe
 
 
 def _describe_selected(selected: RunEvidence, part: str) -> str:
-    measures = selected.measures
-    low, high = measures["ci95"]
+    scores = selected.measures.scores
+    low, high = scores.ci95
     return (
         f"{selected.name} has the best validation accuracy; its {part} accuracy is "
-        f"{measures['accuracy']:.1%} on {measures['n']:,} images "
+        f"{scores.accuracy:.1%} on {scores.n:,} images "
         f"(95 % interval {low:.1%} to {high:.1%})."
     )

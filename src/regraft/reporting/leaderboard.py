@@ -10,26 +10,32 @@ from typing import Any
 
 from regraft.errors import UserError
 from regraft.evaluation.paired import PairedDifference, compare_paired
+from regraft.evaluation.scores import Scores
 from regraft.reporting.plots import save_cost, save_curves, to_run_series
 from regraft.runs.folder import Run
+from regraft.runs.layout import LEADERBOARD
+from regraft.runs.scores import RunScores
+from regraft.system.json_object import JsonObject
 from regraft.system.output import write_csv, write_json
+
+COST_PLOT = "accuracy-against-seconds.png"
 
 
 @dataclass(frozen=True)
-class LeaderboardRow:
+class LeaderboardRow(JsonObject):
     """One finished run on the leaderboard.
 
     Args:
         name: Of the run.
-        scores: The contents of its `scores.json`.
+        scores: What its `scores.json` says.
         test: Scores on the test part; None unless it was opened for this run and the selected one.
         opened: When the test part was opened.
         versus_selected: Paired difference to the selected run on the same test images.
     """
 
     name: str
-    scores: Mapping[str, Any]
-    test: Mapping[str, Any] | None = None
+    scores: RunScores
+    test: Scores | None = None
     opened: Sequence[str] | None = None
     versus_selected: PairedDifference | None = None
 
@@ -37,16 +43,24 @@ class LeaderboardRow:
         """Return the row as plain data: name, every score, and the test part where it is open."""
         row = {"name": self.name, **self.scores}
         if self.test is not None:
-            row["test"] = self.test
-            row["opened"] = self.opened
+            row["test"] = self.test.to_json()
+            row["opened"] = list(self.opened or ())
         if self.versus_selected is not None:
             row["versus_selected"] = self.versus_selected.to_json()
         return row
 
 
 @dataclass(frozen=True)
-class FailedRow:
-    """A run of a comparison that did not finish, with the reason."""
+class FailedRow(JsonObject):
+    """A run of a comparison that did not finish.
+
+    Args:
+        name: Of the row.
+        backbone: Its timm name; None where its plan could not be made.
+        technique: The technique.
+        seed: Its seed.
+        error: Why it did not finish.
+    """
 
     name: str
     backbone: str | None
@@ -66,8 +80,18 @@ class FailedRow:
 
 
 @dataclass(frozen=True)
-class SeedSummary:
-    """Mean and standard deviation of the accuracy of one plan over several seeds."""
+class SeedSummary(JsonObject):
+    """Mean and standard deviation of the accuracy of one plan over several seeds.
+
+    Args:
+        backbone: timm name of the network.
+        technique: The technique.
+        seeds: Number of seeds.
+        val_mean: Mean validation accuracy.
+        val_spread: Its standard deviation over the seeds.
+        test_mean: Mean test accuracy; None unless the part is open for every seed.
+        test_spread: Its standard deviation over the seeds.
+    """
 
     backbone: str
     technique: str
@@ -92,7 +116,7 @@ class SeedSummary:
 
 
 @dataclass(frozen=True)
-class Leaderboard:
+class Leaderboard(JsonObject):
     """Runs on one split, ranked on validation.
 
     Args:
@@ -137,6 +161,21 @@ class Leaderboard:
             "verdict": self.verdict,
             "warnings": list(self.warnings),
         }
+
+
+def tabulate_leaderboard(board: Leaderboard) -> list[tuple[str, ...]]:
+    """Return the leaderboard as cells of a table, its head first."""
+    rows: list[tuple[str, ...]] = [("run", "val accuracy", "test accuracy", "95 % interval")]
+    for row in board.rows:
+        val = f"{row.scores.val.accuracy:.4f}"
+        if row.test is None:
+            rows.append((row.name, val, "held out", ""))
+            continue
+        low, high = row.test.ci95
+        rows.append((row.name, val, f"{row.test.accuracy:.4f}", f"{low:.3f}–{high:.3f}"))
+    for failure in board.failed:
+        rows.append((failure.name, "failed", failure.error, ""))
+    return rows
 
 
 def build_leaderboard(runs: Sequence[Run], failed: Iterable[FailedRow] = ()) -> Leaderboard:
@@ -192,28 +231,29 @@ def rank_runs(runs: Iterable[Run]) -> list[Run]:
     """Return the runs by validation accuracy, then loss; broken freeze contracts come last."""
 
     def get_rank(finished: Run) -> tuple[bool, float, float]:
-        val = finished.scores["val"]
-        is_broken = finished.scores.get("contract") == "broken"
-        return is_broken, -val["accuracy"], val["loss"]
+        val = finished.scores.val
+        is_broken = finished.scores.contract == "broken"
+        return is_broken, -val.accuracy, val.loss
 
     return sorted(runs, key=get_rank)
 
 
-def write_leaderboard(board: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
+def write_leaderboard(board: Leaderboard, runs: Sequence[Run], folder: Path) -> None:
     """Write `leaderboard.json`, `leaderboard.csv`, `curves.png` and `accuracy-against-seconds.png`.
 
     Args:
-        board: As `leaderboard` returns it.
+        board: The leaderboard.
         runs: Its runs; without any, no picture is drawn.
         folder: Where the files go.
     """
-    write_csv(folder / "leaderboard.csv", [flat_row(row) for row in board["rows"]])
+    values = board.to_json()
+    write_csv(folder / "leaderboard.csv", [flat_row(row) for row in values["rows"]])
     if runs:
         part = "test" if all(finished.test for finished in runs) else "val"
         series = [to_run_series(finished, part) for finished in runs]
         save_curves(series, folder / "curves.png")
-        save_cost(series, folder / "accuracy-against-seconds.png")
-    write_json(folder / "leaderboard.json", board)
+        save_cost(series, folder / COST_PLOT)
+    write_json(folder / LEADERBOARD, values)
 
 
 def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +284,7 @@ def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_one_split(runs: Iterable[Run]) -> str | None:
     """Return the digest of the runs' split, None without runs; raises `UserError` for several."""
-    digests = {finished.scores["split_digest"]: finished.name for finished in runs}
+    digests = {finished.scores.split_digest: finished.name for finished in runs}
     if len(digests) > 1:
         (first_digest, first_name), (second_digest, second_name) = list(digests.items())[:2]
         raise UserError(
@@ -263,8 +303,8 @@ def _build_row(finished: Run, selected: Run) -> LeaderboardRow:
     return LeaderboardRow(
         name=finished.name,
         scores=finished.scores,
-        test=finished.test["test"],
-        opened=finished.test["opened"],
+        test=finished.test.test,
+        opened=finished.test.opened,
         versus_selected=difference,
     )
 
@@ -293,8 +333,8 @@ def _summarize_seeds(runs: Iterable[Run]) -> list[SeedSummary]:
 
 def _summarize_group(group: Sequence[Run]) -> SeedSummary:
     """Return mean and spread over runs that differ in nothing but the seed."""
-    val = [finished.scores["val"]["accuracy"] for finished in group]
-    test = [finished.test["test"]["accuracy"] for finished in group if finished.test]
+    val = [finished.scores.val.accuracy for finished in group]
+    test = [finished.test.test.accuracy for finished in group if finished.test]
     is_open = len(test) == len(group)
     return SeedSummary(
         backbone=group[0].plan.backbone,
@@ -308,19 +348,19 @@ def _summarize_group(group: Sequence[Run]) -> SeedSummary:
 
 
 def _describe_validation(best: LeaderboardRow) -> str:
-    val = best.scores["val"]
+    val = best.scores.val
     return (
-        f"{best.name} has the best validation accuracy ({val['accuracy']:.1%} on {val['n']:,} "
+        f"{best.name} has the best validation accuracy ({val.accuracy:.1%} on {val.n:,} "
         "images); the test part is held out."
     )
 
 
 def _describe_test(best: LeaderboardRow) -> str:
     assert best.test is not None
-    low, high = best.test["ci95"]
+    low, high = best.test.ci95
     return (
         f"{best.name} was selected on validation; its test accuracy is "
-        f"{best.test['accuracy']:.1%} on {best.test['n']:,} images "
+        f"{best.test.accuracy:.1%} on {best.test.n:,} images "
         f"(95 % interval {low:.1%} to {high:.1%})."
     )
 

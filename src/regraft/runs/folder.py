@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,24 @@ from numpy.typing import NDArray
 from regraft.errors import UserError, join_truncated
 from regraft.plans.schema import Plan
 from regraft.plans.toml import read_plan
-from regraft.runs.layout import CLASSES, ENVIRONMENT, FORMAT, FREEZE, HISTORY, PLAN, SCORES, SEALED, SKIPPED, SPLIT, TEST, TEST_PREDICTIONS, WEIGHTS, prediction_file
+from regraft.runs.layout import (
+    CLASSES,
+    ENVIRONMENT,
+    FORMAT,
+    FREEZE,
+    HISTORY,
+    PLAN,
+    SCORES,
+    SEALED,
+    SKIPPED,
+    SPLIT,
+    TEST,
+    TEST_PREDICTIONS,
+    WEIGHTS,
+    prediction_file,
+)
+from regraft.runs.scores import OpenedTest, RunScores, parse_record
+from regraft.system.notebook import draw_intervals, render_result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +72,7 @@ class Run:
     path: Path
     plan: Plan
     classes: tuple[str, ...]
-    scores: dict[str, Any]
+    scores: RunScores
     label: str = ""
 
     @property
@@ -64,10 +81,16 @@ class Run:
         return self.label or self.path.name
 
     @cached_property
-    def test(self) -> dict[str, Any] | None:
+    def test(self) -> OpenedTest | None:
         """What `test.json` says; None while the test part is held out."""
         path = self.path / TEST
-        return _read_object(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        values = _read_object(path)
+        try:
+            return parse_record(OpenedTest, values)
+        except ValueError as error:
+            raise damaged_error(self.path, error) from error
 
     @property
     def warnings(self) -> list[str]:
@@ -76,18 +99,18 @@ class Run:
         Images that are in two parts, a broken freeze check, a test part opened more than once.
         """
         warnings = []
-        leaks = self.scores.get("leaks")
+        leaks = self.scores.leaks
         if leaks:
             warnings.append(
                 f"{leaks:,} val or test images are exact copies of images in an earlier part; "
                 "scores on them are inflated."
             )
-        if self.scores.get("contract") == "broken":
+        if self.scores.contract == "broken":
             warnings.append(
                 f"Frozen tensors of {self.name} changed during training. Do not trust this run."
             )
-        if self.test and len(self.test["opened"]) > 1:
-            count = len(self.test["opened"])
+        if self.test and len(self.test.opened) > 1:
+            count = len(self.test.opened)
             warnings.append(f"The test part was opened {count} times for {self.name}.")
         return warnings
 
@@ -129,14 +152,14 @@ class Run:
             raise damaged_error(self.path, error) from error
         return rows
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Mapping[str, object]:
         """Return versions, processor and threads; empty where they cannot be read."""
         return _read_or_empty(self.path / ENVIRONMENT)
 
-    def freeze_checks(self) -> list[dict[str, Any]]:
+    def freeze_checks(self) -> list[Mapping[str, object]]:
         """Return the freeze check of every phase."""
         try:
-            checks: list[dict[str, Any]] = json.loads((self.path / FREEZE).read_text())
+            checks: list[Mapping[str, object]] = json.loads((self.path / FREEZE).read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise damaged_error(self.path, error) from error
         return checks
@@ -152,11 +175,32 @@ class Run:
         """Return a digest of the weight file."""
         return file_digest(self.path / WEIGHTS)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints: the scores, the folder, and warnings."""
+        return {**self.scores, "path": str(self.path), "warnings": self.warnings}
+
     def __repr__(self) -> str:
-        val = self.scores["val"]
+        val = self.scores.val
         way = f"{self.plan.technique} of {self.plan.backbone}"
-        accuracy = f"val accuracy {val['accuracy']:.3f} on {val['n']:,}"
+        accuracy = f"val accuracy {val.accuracy:.3f} on {val.n:,}"
         return f"Run({str(self.path)!r}, {way}, {accuracy})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the scores by part, and their intervals."""
+        scored = {"train": self.scores.train, "val": self.scores.val}
+        if self.test:
+            scored["test"] = self.test.test
+        rows: list[tuple[str, ...]] = [("part", "images", "accuracy", "95 % interval", "loss")]
+        for part, scores in scored.items():
+            low, high = scores.ci95
+            accuracy = f"{scores.accuracy:.4f}"
+            rows.append(
+                (part, f"{scores.n:,}", accuracy, f"{low:.3f}–{high:.3f}", f"{scores.loss:.4f}")
+            )
+        marks = [(part, scores.accuracy, scores.ci95) for part, scores in scored.items()]
+        way = f"{self.name}: {self.plan.technique} of {self.plan.backbone}."
+        sentence = " ".join([way, *self.warnings])
+        return render_result("Run", sentence, rows, draw_intervals(marks))
 
 
 def load_run(path: str | Path) -> Run:
@@ -173,9 +217,10 @@ def load_run(path: str | Path) -> Run:
             f"The run in {path} is not finished. Resume it with the same `regraft fit` command "
             "and --resume."
         )
-    scores = _read_object(path / SCORES)
-    require_format(path, scores)
+    values = _read_object(path / SCORES)
+    require_format(path, values)
     try:
+        scores = parse_record(RunScores, values)
         classes = json.loads((path / CLASSES).read_text())
         is_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
         if not is_names or len(classes) < 2:
@@ -229,9 +274,9 @@ def file_digest(path: Path) -> str:
 
 def verify_run(run: Run) -> None:
     """Raise `UserError` when a file of a finished run is missing or has changed; names them."""
-    expected = dict(run.scores.get("files", {}))
-    if run.test and "predictions" in run.test:
-        expected[TEST_PREDICTIONS] = run.test["predictions"]
+    expected = dict(run.scores.files)
+    if run.test and run.test.predictions:
+        expected[TEST_PREDICTIONS] = run.test.predictions
     changed = [name for name in expected if not _is_unchanged(run.path / name, expected[name])]
     if changed:
         raise UserError(
@@ -276,6 +321,4 @@ def _read_object(path: Path) -> dict[str, Any]:
 def damaged_error(path: Path, error: Exception) -> UserError:
     """Return the error for a run folder that cannot be read."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return UserError(
-        f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite."
-    )
+    return UserError(f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite.")

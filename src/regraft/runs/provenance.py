@@ -43,7 +43,7 @@ def load_images(run: Run, data: str | Path | None, cache_dir: Path) -> Dataset:
     Raises:
         UserError: When neither is known, or they cannot be had.
     """
-    name = data or run.scores.get("origin", {}).get("data")
+    name = data or run.scores.origin.data
     if name is None:
         raise UserError(
             f"The run in {run.path} does not know where its images came from. Expected DATA, or "
@@ -66,7 +66,7 @@ def recorded_split(run: Run, dataset: Dataset) -> Split:
             rows[image.part].append(row)
     arrays = {part: np.array(sorted(rows[part]), dtype=np.int64) for part in PARTS}
     split = dataset.split_of(arrays)
-    expected = run.scores["split_digest"]
+    expected = run.scores.split_digest
     if split.digest != expected:
         raise UserError(
             f"{dataset.name} splits into {split.digest}, but the run in {run.path} was fitted on "

@@ -20,7 +20,26 @@ from regraft.errors import UserError
 from regraft.options import RunDir
 from regraft.plans.schema import Plan
 from regraft.plans.toml import plan_to_toml, read_plan
-from regraft.runs.layout import CHECKPOINTS, CLASSES, ENVIRONMENT, FORMAT, FREEZE, HISTORY, LOG, PLAN, PREDICTIONS, SCORES, SKIPPED, SPLIT, STATE, TEST, TEST_PREDICTIONS, TRACK, UNFINISHED, WEIGHTS
+from regraft.runs.layout import (
+    CHECKPOINTS,
+    CLASSES,
+    ENVIRONMENT,
+    FORMAT,
+    FREEZE,
+    HISTORY,
+    LOG,
+    PLAN,
+    PREDICTIONS,
+    SCORES,
+    SKIPPED,
+    SPLIT,
+    STATE,
+    TEST,
+    TEST_PREDICTIONS,
+    TRACK,
+    UNFINISHED,
+    WEIGHTS,
+)
 from regraft.runs.directory import lock_dir, prepare_dir
 from regraft.runs.folder import Run, file_digest, load_run, require_format, sealed_digests
 from regraft.runs.layout import PhaseFiles
@@ -211,9 +230,7 @@ class RunWriter:
         tensors = safetensors.torch.load_file(files.weights)
         return tensors, PhaseRecord.from_json(json.loads(files.record.read_text()))
 
-    def save_phase(
-        self, number: int, tensors: Mapping[str, Tensor], record: PhaseRecord
-    ) -> None:
+    def save_phase(self, number: int, tensors: Mapping[str, Tensor], record: PhaseRecord) -> None:
         """Keep a finished phase, so that a killed run is resumed after it."""
         files = self.phase_files(number)
         write_weights(files.weights, tensors)
@@ -264,7 +281,8 @@ def record_test(
 
     The folder must be locked, see `lock_run`.
     """
-    opened = [*(run.test or {}).get("opened", []), datetime.now(UTC).isoformat(timespec="seconds")]
+    earlier = run.test.opened if run.test else ()
+    opened = [*earlier, datetime.now(UTC).isoformat(timespec="seconds")]
     path = run.path / TEST_PREDICTIONS
     write_predictions(path, judged)
     values = {"test": dict(scores), "opened": opened, "predictions": file_digest(path)}

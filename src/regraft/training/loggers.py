@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class TrackingReporter(ProgressReporter):
         self.logger.log_metrics(metrics, step=self.rows)
         self.rows += 1
 
-    def close(self, scores: dict[str, Any]) -> None:
+    def close(self, scores: Mapping[str, Any]) -> None:
         """Log what the run reached, and end."""
         metrics = {"seconds": float(scores["seconds"]["total"])}
         for part in ("train", "val"):
