@@ -1,8 +1,5 @@
-"""Front door: words in, one call, one thing printed.
+"""The command line: turns words into calls of `regraft.commands`, and prints what they return."""
 
-Refuses logic. `--json` prints one object on stdout and nothing else there; what people read is a rendering of the same object.
-"""
+from regraft.cli.app import main
 
-from regraft.cli.main import app, main
-
-__all__ = ["app", "main"]
+__all__ = ["main"]
