@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from regraft.options import DEFAULT_BACKBONE, Runtime, option
@@ -33,7 +32,7 @@ class Ways:
         (DEFAULT_BACKBONE,), "Comma-separated timm names.", type=str, form="commas"
     )
     seeds: int = option(1, "Repeat every row with this many seeds.", least=1)
-    plans: Mapping[str, Path | Plan] = MappingProxyType({})
+    plans: Mapping[str, Path | Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
