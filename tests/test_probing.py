@@ -16,7 +16,7 @@ from PIL import Image
 from regraft.workflow import matrix
 
 import regraft as api
-from conftest import reading, toy, write_folder
+from conftest import spy_on_reads, toy, write_folder
 from regraft import workflow
 from regraft.features import extract
 from regraft.plans.schema import Phase
@@ -607,7 +607,7 @@ def test_probe_runs_the_network_once_a_cell_and_never_reads_a_test_image(
     from regraft.data.load import load_dataset
 
     dataset = load_dataset(photos, Path("home"))
-    names, read = reading(dataset, monkeypatch)
+    dataset, names, read = spy_on_reads(dataset)
     passes, together = list[int](), extract._chunks
 
     def counted(*given):  # type: ignore[no-untyped-def]
