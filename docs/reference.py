@@ -125,7 +125,7 @@ def get_verbs() -> str:
     """Return every verb of the command line with its arguments and flags."""
     import typer
 
-    from regraft.cli.main import app
+    from regraft.cli.app import app
 
     return "\n\n".join(document_verb(typer.main.get_command(app), "regraft", None))
 

@@ -1,17 +1,23 @@
-"""What tests share: small images, a cache of their own, and the real data where the machine has them."""
+"""What tests share: small images, a cache of their own, and real data where the machine has it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from regraft.cli.main import main
+from regraft.cli import main
+from regraft.commands.fit import fit
 from regraft.data.dataset import Dataset, make_dataset
-from regraft.data.images import ArrayImages
+from regraft.data.images import ArrayImages, Images
+from regraft.options import Options, PlanOverrides, RunDir
+from regraft.runs.folder import Run
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = "test_resnet"
@@ -36,21 +42,46 @@ def toy(images: int = 120, classes: int = 3, side: int = 16, seed: int = 0) -> D
     for image, label in zip(pixels, labels, strict=True):
         start = (label % 3) * third
         image[start : start + third, start : start + third, label % 3] = 255
-    return make_dataset(
-        "toy", labels, [f"class{number}" for number in range(classes)], ArrayImages(pixels)
-    )
+    names = [f"class{number}" for number in range(classes)]
+    return make_dataset("toy", labels, names, ArrayImages(pixels))
 
 
 def write_folder(root: Path, dataset: Dataset, parts: bool = False) -> Path:
     """Write a dataset as a folder of class folders of PNG files."""
-    for row, (label, image) in enumerate(
-        zip(dataset.labels, dataset.images.read(np.arange(len(dataset))), strict=True)
-    ):
+    images = dataset.images.read(np.arange(len(dataset)))
+    for row, (label, image) in enumerate(zip(dataset.labels, images, strict=True)):
         part = ("train", "train", "valid", "test")[row // 3 % 4] if parts else ""
         folder = root / part / dataset.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{row:04}.png")
     return root
+
+
+TINY_FLAGS = ("--weights", "random", "--resolution", "32")
+"""Flags of every verb that builds networks: a tiny one needs random weights and small images."""
+
+
+def tiny_fit(
+    data: str | Path | Dataset,
+    technique: str = "linear-probe",
+    options: Options = Options(),
+    *changes: str,
+    seed: int | None = None,
+) -> Run:
+    """Return the run of a tiny network with random weights."""
+    return fit(data, technique, tiny_plan(*changes, seed=seed), options)
+
+
+def tiny_plan(*changes: str, seed: int | None = None) -> PlanOverrides:
+    """Return what is asked of the plan of a tiny network."""
+    return PlanOverrides(
+        backbone=TINY, weights="random", resolution=32, seed=seed, overrides=changes
+    )
+
+
+def to_folder(out: str | Path, resume: bool = False, **groups: Any) -> Options:
+    """Return options whose run goes to a folder; `groups` are other fields of `Options`."""
+    return Options(run_dir=RunDir(out=out, resume=resume), **groups)
 
 
 @pytest.fixture
@@ -67,39 +98,71 @@ def shared_data() -> Path:
     return SHARED
 
 
-def reading(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
-    """Return the files of a folder's images in the order of its rows, and a list to which every file that is decoded from now on is added."""
-    kind, read = type(dataset.images), list[str]()
-    original = kind.read
+@dataclass(frozen=True)
+class SpiedImages:
+    """Images of files that note the name of every one that is decoded."""
 
-    def spy(self, rows):  # type: ignore[no-untyped-def]
-        read.extend(str(self.names[self.rows[row]]) for row in rows)
-        return original(self, rows)
+    inner: Any
+    decoded: list[str]
 
-    monkeypatch.setattr(kind, "read", spy)
-    return [str(dataset.images.names[row]) for row in dataset.images.rows], read  # type: ignore[attr-defined]
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def hashes(self) -> NDArray[np.str_]:
+        hashes: NDArray[np.str_] = self.inner.hashes()
+        return hashes
+
+    def sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        sizes: NDArray[np.int64] = self.inner.sizes(rows)
+        return sizes
+
+    def read(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        self.decoded.extend(file_names(self.inner, rows))
+        images: list[NDArray[np.uint8]] = self.inner.read(rows)
+        return images
+
+    def take(self, rows: NDArray[np.int64]) -> Images:
+        return SpiedImages(self.inner.take(rows), self.decoded)
+
+
+def file_names(images: Any, rows: NDArray[np.int64]) -> list[str]:
+    """Return the files of some images."""
+    return [str(images.names[row]) for row in images.rows[rows]]
+
+
+def spy_on_reads(dataset: Dataset) -> tuple[Dataset, list[str], list[str]]:
+    """Return a dataset of files, the file of each row, and a list to which what is decoded goes."""
+    decoded: list[str] = []
+    spied = replace(dataset, images=SpiedImages(dataset.images, decoded))
+    return spied, file_names(dataset.images, np.arange(len(dataset))), decoded
 
 
 def unsealed(run: Path) -> Path:
-    """Make a run's folder one of before files had digests, so that what is behind that check is reached; returns it."""
+    """Make a run's folder one of before files had digests, to reach what is behind that check."""
     path = run / "scores.json"
-    path.write_text(
-        json.dumps(
-            {name: value for name, value in json.loads(path.read_text()).items() if name != "files"}
-        )
-    )
+    scores = json.loads(path.read_text())
+    del scores["files"]
+    path.write_text(json.dumps(scores))
     return run
 
 
+@dataclass(frozen=True)
 class Result:
-    """What a command did."""
+    """What a command did: exit status, stdout and stderr."""
 
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+    code: int
+    out: str
+    err: str
+
+
+class Regraft(Protocol):
+    """Runs the command line in this process."""
+
+    def __call__(self, *words: object) -> Result: ...
 
 
 @pytest.fixture
-def regraft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def regraft(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Regraft:
     """Run the command line in this process; returns exit status, stdout and stderr."""
 
     def run(*words: object) -> Result:

@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 from click import Command
 
-from regraft.cli.main import app
+from regraft.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conftest import Regraft
 from regraft.errors import UserError, close_matches, join_truncated, unknown_name_error
 
 
@@ -24,7 +25,7 @@ def test_long_lists_are_counted() -> None:
     assert join_truncated(range(1005)) == "0, 1, 2, 3, 4 and 1,000 more"
 
 
-def test_a_path_that_cannot_be_used_is_one_sentence(regraft, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_path_that_cannot_be_used_is_one_sentence(regraft: Regraft, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for words in (
         ("fit", "x" * 300),

@@ -224,7 +224,7 @@ def command(words: list[str], log: Path, kill_at: int, slack: float) -> int:
     os.environ["REGRAFT_CACHE"] = "cache"
     Moments(log, kill_at, slack).watch()
     sys.argv = ["regraft", *words]
-    from regraft.cli.main import main
+    from regraft.cli import main
 
     try:
         main()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from regraft.commands.options import ProbeOptions
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
@@ -43,25 +44,6 @@ from regraft.system.output import write_csv, write_json
 DEPTH_PLOT = "accuracy-by-depth.png"
 _SIDES = (8, 4096)  # pixels, the smallest and the largest resolution
 _RUN_FOLDERS = (Path("runs"), Path("compare"))
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """What is probed.
-
-    Args:
-        backbones: timm names; one that cannot be had, traced or shown images of a size is skipped
-            with the reason.
-        resolutions: Sides in pixels; those around what suits the images when empty.
-        budget: Time for all of it, such as "90s" or "5m"; None takes every image everywhere.
-        runs: Folders of finished runs to compare the scores with; `runs` and `compare` in the
-            current folder when None.
-    """
-
-    backbones: Sequence[str] = (DEFAULT_BACKBONE,)
-    resolutions: Sequence[int] = ()
-    budget: str | None = None
-    runs: Sequence[Path] | None = None
 
 
 @dataclass(frozen=True)
