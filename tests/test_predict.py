@@ -52,8 +52,11 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+PLAIN = PredictOptions()
+
+
 def rows_of(
-    run: Path, *paths: str | Path, asked: PredictOptions = PredictOptions()
+    run: Path, *paths: str | Path, asked: PredictOptions = PLAIN
 ) -> dict[str, dict[str, Any]]:
     """Return the predictions of images by their names, as plain data."""
     rows = [prediction.to_json(asked.top) for prediction in predict(run, paths, asked)]
