@@ -28,7 +28,7 @@ import pytest
 from PIL import Image
 
 from conftest import toy, write_folder
-from fitting import Messages, fit_tiny, options
+from fitting import fit_tiny, options
 from regraft.errors import UserError
 from regraft.inference.classifier import load_classifier
 from regraft.runs.folder import load_run
@@ -562,21 +562,34 @@ def test_it_ends_cleanly_whoever_is_connected(
     ] == []
 
 
+STOPPED_AT_ONCE = """
+import sys
+from regraft.options import CacheOptions, Options, Runtime
+from regraft.serving.server import ServeOptions, serve
+from regraft.system.progress import ProgressReporter
+
+class Printing(ProgressReporter):
+    def log(self, text):
+        print(text)
+
+def stop(server, port):
+    print("started at", port)
+    server.should_exit = True
+
+chosen = Options(cache=CacheOptions(sys.argv[2]), runtime=Runtime(reporter=Printing()))
+serve(sys.argv[1], ServeOptions(port=0, similar=False), chosen, on_start=stop)
+"""
+
+
 def test_whoever_starts_the_server_hears_of_it_and_can_stop_it(
     fitted: tuple[Path, Path, Path],
 ) -> None:
-    started = []
-    messages = Messages()
-
-    def stop(server: Any, port: int) -> None:
-        started.append(port)
-        server.should_exit = True
-
-    asked = ServeOptions(port=0, similar=False)
-    serve(fitted[0], asked, options(fitted[2], reporter=messages), on_start=stop)
-    assert f"http://127.0.0.1:{started[0]};" in messages.text
-    assert "Similar training images were switched off." in messages.lines
-    assert messages.lines[-1] == "Stopped."
+    words = [sys.executable, "-c", STOPPED_AT_ONCE, fitted[0], fitted[2]]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    serving, switched_off, started, stopped = done.stdout.splitlines()
+    assert f"http://127.0.0.1:{started.removeprefix('started at ')};" in serving
+    assert switched_off == "Similar training images were switched off."
+    assert stopped == "Stopped."
 
 
 def test_serving_help_loads_neither_torch_nor_gradio() -> None:
