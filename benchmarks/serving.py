@@ -27,6 +27,8 @@ import numpy as np
 from PIL import Image
 
 from measure import write
+from regraft.commands.fit import fit
+from regraft.options import CacheOptions, DataOptions, Options, PlanOverrides, RunDir
 
 _PICTURES = 32  # different ones
 
@@ -114,6 +116,16 @@ async def press(
     }
 
 
+def fit_digits(run: Path, cache: Path) -> None:
+    """Fit a linear probe of the embedded backbone on digits at 224 px."""
+    options = Options(
+        data=DataOptions(train_images=300),
+        cache=CacheOptions(cache),
+        run_dir=RunDir(out=run),
+    )
+    fit("digits", overrides=PlanOverrides(resolution=224), options=options)
+
+
 def served(run: Path, home: Path) -> tuple[subprocess.Popen[str], str]:
     """Return the process of a server that answers, and its address."""
     words = [sys.executable, "-m", "regraft", "serve", str(run), "--port", "0", "--no-similar"]
@@ -154,11 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         run = options.run or Path(home) / "run"
         if options.run is None:
-            import regraft
-
-            regraft.fit(
-                "digits", resolution=224, out=run, home=Path(home) / "cache", train_images=300
-            )
+            fit_digits(run, Path(home) / "cache")
         child, address = served(run, Path(home))
         try:
             files = pictures(options.side)

@@ -25,11 +25,11 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from regraft.workflow.using import export_named
 
-import regraft
 from measure import interleaved, write
-from regraft.commands.predict import predict_to
+from regraft.commands.export import ExportRequest, export
+from regraft.commands.fit import fit
+from regraft.commands.predict import PredictionTarget, predict_to
 from regraft.data.dataset import make_dataset
 from regraft.data.decode import decode_image
 from regraft.data.images import ArrayImages
@@ -37,12 +37,9 @@ from regraft.data.stream import count_images, iterate_images
 from regraft.evaluation.scores import log_softmax
 from regraft.exporting.parity import run_answers
 from regraft.exporting.timm_folder import timm_folder_answers
-from regraft.features.extract import ModelInputs, cached_pixels, extract_one
+from regraft.features.parts import PartImages
 from regraft.inference.classifier import Classifier
-from regraft.inference.network import restore_network
-from regraft.models import transforms
-from regraft.models.cut import cut_backbone
-from regraft.models.transforms import sample_ids
+from regraft.options import CacheOptions, DataOptions, Options, PlanOverrides, RunDir, Runtime
 from regraft.runs.folder import Run, load_run
 from regraft.system.hardware import tune_allocator
 
@@ -54,7 +51,6 @@ def rates(
 ) -> dict[str, dict[str, float]]:
     """Return images a second of `predict` from encoded images, and of the frozen part over decoded ones."""
     classifier = Classifier(finished)
-    plan = finished.plan
     pixels = np.stack([decode_image(one.read()) for one in islice(iterate_images(given), count)])
     data = make_dataset(
         "pixels",
@@ -63,22 +59,18 @@ def rates(
         ArrayImages(pixels),
         keys=[f"{row:07}" for row in range(count)],
     )
-    model, _ = restore_network(finished, classifier.device)
-    kept = cached_pixels(data, model.resolution, model.rules.interpolation, home)
-    look = ModelInputs(
-        kept,
-        sample_ids(data),
-        data.hashes,
-        model.rules,
-        model.resolution,
-        precision=plan.precision,
-    )
-    prefix, _ = cut_backbone(model, "head", plan.stages_taken, plan.flattens)
+    cut = classifier.network.features_cut()
     turns = iter(range(1_000_000))
 
+    def part() -> PartImages:
+        cache = CacheOptions(home / f"turn-{next(turns)}")
+        return PartImages("train", data, cache, Runtime(compile="off"))
+
     def extraction() -> float:
+        images = part()
+        images.pixels(cut.preprocess)  # decoded before
         started = time.perf_counter()
-        extract_one(prefix, f"turn-{next(turns)}", look, home, compiling="off")
+        images.extract([cut])
         return count / (time.perf_counter() - started)
 
     def predicting() -> float:
@@ -88,8 +80,9 @@ def rates(
 
     def written() -> float:
         started = time.perf_counter()
-        told = predict_to(finished.path, given, home / "rows.parquet", overwrite=True)
-        return float(told["rows"]) / (time.perf_counter() - started)
+        target = PredictionTarget(home / "rows.parquet", overwrite=True)
+        summary = predict_to(finished.path, given, target)
+        return float(summary.rows) / (time.perf_counter() - started)
 
     ways: dict[str, Callable[[], float]] = {
         "extraction, decoded before": extraction,
@@ -108,20 +101,13 @@ def latencies(
         Classifier(finished, "cpu", "float32"),
         Classifier(finished, "cpu"),
     )
-    model, _ = exact.network
+    preprocess = exact.preprocess
     eager = timm.create_model(f"local-dir:{made / 'timm'}", pretrained=True).eval()
     one = image[None]
 
     def plainly() -> Any:
         with torch.inference_mode():
-            return eager(
-                transforms.transform(
-                    torch.from_numpy(one),
-                    torch.zeros(1, dtype=torch.int64),
-                    model.rules,
-                    model.resolution,
-                )
-            ).softmax(dim=1)
+            return eager(preprocess(torch.from_numpy(one))).softmax(dim=1)
 
     ways: dict[str, Callable[[], Any]] = {
         "eager PyTorch (timm, float32)": plainly,
@@ -207,6 +193,7 @@ def main() -> None:
         "--cifar", type=Path, required=True, help="a folder with CIFAR-10 as Parquet"
     )
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--train", type=int, default=3000, help="training images")
     parser.add_argument("--resolution", type=int, default=96)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--run", type=Path, help="a finished linear probe of these images")
@@ -218,28 +205,28 @@ def main() -> None:
         measure(options, Path(home))
 
 
+def fitted(options: argparse.Namespace, home: Path) -> Run:
+    """Return a linear probe on some of the images."""
+    chosen = Options(
+        data=DataOptions(train_images=options.train, val_images=1000),
+        run_dir=RunDir(out=home / "run"),
+    )
+    return fit(
+        options.cifar, overrides=PlanOverrides(resolution=options.resolution), options=chosen
+    )
+
+
 def measure(options: argparse.Namespace, home: Path) -> None:
     """Measure everything, with `home` for what is left by the way."""
     os.environ.setdefault("REGRAFT_CACHE", str(home / "cache"))
-    finished = (
-        load_run(options.run)
-        if options.run
-        else regraft.fit(
-            options.cifar,
-            "linear-probe",
-            out=home / "run",
-            resolution=options.resolution,
-            train_images=3000,
-            val_images=1000,
-        )
-    )
+    finished = load_run(options.run) if options.run else fitted(options, home)
     test = [str(path) for path in sorted(options.cifar.glob("test*.parquet"))]
-    told = {
-        kind: export_named(finished.path, kind, home / name)
-        for kind, name in (("onnx", "run.onnx"), ("timm", "timm"))
-    }
+    told = {}
+    for kind, name in (("onnx", "run.onnx"), ("timm", "timm")):
+        told[kind] = export(finished, ExportRequest(kind, home / name)).to_json()
     if options.int8:
-        told["int8"] = export_named(finished.path, "onnx", home / "run.int8.onnx", int8=True)
+        request = ExportRequest("onnx", home / "run.int8.onnx", int8=True)
+        told["int8"] = export(finished, request).to_json()
     found = rates(finished, test, options.images, options.trials, home)
     base = found["extraction, decoded before"]["median"]
     for name, rate in found.items():

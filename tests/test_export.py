@@ -6,7 +6,6 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,8 +15,10 @@ import timm
 import torch
 from PIL import Image
 
-import regraft as api
-from conftest import TINY, toy, write_folder
+from conftest import toy, write_folder
+from fitting import Messages, Tiny, fit_tiny, options
+from regraft.commands.evaluate import evaluate
+from regraft.commands.export import ExportRequest, export
 from regraft.data.decode import decode_image
 from regraft.errors import UserError
 from regraft.exporting.export import EXPORT_FORMATS, ExportTarget, ParitySamples, write_export
@@ -27,10 +28,11 @@ from regraft.exporting.parity import check_parity, compare_answers, run_answers,
 from regraft.exporting.safetensors_file import safetensors_answers
 from regraft.exporting.timm_folder import timm_folder_answers, write_timm_folder
 from regraft.exporting.torchscript import torchscript_answers
-from regraft.models import transforms
-from regraft.models.transforms import resize_center_crop, storage_size
+from regraft.inference.classifier import Classifier, load_classifier
+from regraft.models.transforms import Preprocess
 from regraft.plans.schema import InputRules
 from regraft.runs.folder import Run, load_run
+from regraft.runs.layout import SCORES
 from test_predict import damaged
 
 ANSWERS = {
@@ -40,6 +42,9 @@ ANSWERS = {
     "timm": timm_folder_answers,
     "hub-folder": timm_folder_answers,
 }
+
+
+LINEAR = Tiny()
 
 
 @pytest.fixture(scope="module")
@@ -57,66 +62,40 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(home: Path) -> Path:
     """A linear probe of a tiny network on them."""
-    return fitted(home, "run")
+    return fitted(home, "run").path
 
 
-def fitted(
-    home: Path,
-    name: str,
-    technique: str = "linear-probe",
-    network: str = TINY,
-    changes: tuple[str, ...] = (),
-    resolution: int = 32,
-) -> Path:
-    return api.fit(
-        home / "photos",
-        technique,
-        network,
-        out=home / name,
-        weights="random",
-        resolution=resolution,
-        home=home / "cache",
-        changes=changes,
-    ).path
+def fitted(home: Path, name: str, tiny: Tiny = LINEAR) -> Run:
+    return fit_tiny(home / "photos", options(home / "cache", home / name), tiny)
 
 
 @pytest.mark.parametrize("kind", list(EXPORT_FORMATS))
 def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
-    regraft, finished: Path, home: Path, kind: str
-) -> None:  # type: ignore[no-untyped-def]
-    told = json.loads(
-        regraft(
-            "export",
-            finished,
-            "--to",
-            kind,
-            "--out",
-            "made",
-            "--json",
-            "-q",
-            "--cache",
-            home / "cache",
-        ).out
-    )
-    assert (told["parity"]["images"], told["parity"]["other_class"]) == ("validation", 0)
-    assert told["parity"]["n"] == len(load_run(finished).predictions()["keys"]) > 10
-    assert told["parity"]["difference"] < 1e-5
-    assert told["bytes"] > 1000
-    assert ("as_fitted" in told) == (load_run(finished).plan.precision == "bfloat16")
-    assert told.get("as_fitted", {"difference": 1})["difference"] > told["parity"]["difference"]
-    assert {file.stat().st_mode & 0o444 for file in [Path("made"), *Path("made").glob("*")]} == {
-        0o444
-    }
+    finished: Path, home: Path, kind: str
+) -> None:
+    done = load_run(finished)
+    report = export(finished, ExportRequest(kind, "made"), options(home / "cache")).to_json()
+    parity = report["parity"]
+    assert (parity["images"], parity["other_class"]) == ("validation", 0)
+    assert parity["n"] == len(done.predictions()["keys"]) > 10
+    assert parity["difference"] < 1e-5
+    assert report["bytes"] > 1000
+    assert ("as_fitted" in report) == (done.plan.precision == "bfloat16")
+    assert report.get("as_fitted", {"difference": 1})["difference"] > parity["difference"]
+    modes = {file.stat().st_mode & 0o444 for file in [Path("made"), *Path("made").glob("*")]}
+    assert modes == {0o444}
     files = sorted((home / "photos").rglob("*.png"))[::5]
-    ours = api.load(finished)
-    ours.precision = "float32"
     images = [decode_image(file.read_bytes()) for file in files]
     theirs = run_answers(ANSWERS[kind](Path("made")), images)
     assert len(images) == 30
     assert np.ptp(theirs, axis=0).max() > 0.3
-    assert np.abs(theirs - ours.predict_proba(files)).max() < 1e-5
+    ours = Classifier(done, precision="float32").predict_proba(files)
+    assert np.abs(theirs - ours).max() < 1e-5
     assert [path.name for path in Path().iterdir()] == ["made"]
-    if kind != "onnx":
+
+
+def test_by_default_an_export_lies_under_the_run_s_name(finished: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    for kind in ("safetensors", "hub-folder"):
         shown = regraft("export", finished, "--to", kind, "-q")
         assert "probabilities differ by at most" in shown.out
         assert Path("exports", f"run{EXPORT_FORMATS[kind].suffix}").exists()
@@ -124,11 +103,11 @@ def test_every_format_answers_as_the_run_and_is_where_it_was_asked_for(
 
 @pytest.mark.parametrize("network", ["test_vit", "test_efficientnet"])
 def test_other_families_too_with_any_batch(home: Path, network: str) -> None:
-    done = load_run(fitted(home, network, network=network, resolution=64))
+    done = fitted(home, network, Tiny(backbone=network, resolution=64))
     images = synthetic_images(64)
     for kind in ("onnx", "timm"):
         target = ExportTarget(kind, Path(f"made-{kind}"))
-        report = write_export(done, target, ParitySamples(images, made_up=True))
+        report = write_export(done, target, ParitySamples(images, is_synthetic=True))
         assert report.parity.difference < 1e-4
     answers = onnx_answers(Path("made-onnx"))
     square = np.stack([image for image in images if image.shape == (64, 64, 3)])
@@ -148,32 +127,28 @@ PLANS = {
 
 @pytest.mark.parametrize("name", list(PLANS))
 def test_what_is_no_plain_timm_model_is_refused_there_and_works_elsewhere(
-    regraft, home: Path, name: str
-) -> None:  # type: ignore[no-untyped-def]
+    home: Path, name: str
+) -> None:
     technique, changes, says = PLANS[name]
-    path = fitted(home, name, technique, changes=changes)
+    run = fitted(home, name, Tiny(technique, overrides=changes))
     for kind in ("timm", "hub-folder"):
-        refused = regraft("export", path, "--to", kind, "--out", "made", "-q")
-        assert (refused.code, says in refused.err) == (2, True), refused.err
-        assert "Export it to onnx, torchscript or safetensors, which can." in refused.err
+        with pytest.raises(UserError) as caught:
+            export(run, ExportRequest(kind, "made"))
+        assert says in str(caught.value)
+        assert "Export it to onnx, torchscript or safetensors, which can." in str(caught.value)
         assert not list(Path().iterdir())
     samples = ParitySamples(synthetic_images(32, 9))
     for kind in ("onnx", "torchscript", "safetensors") if name == "several" else ("torchscript",):
         target = ExportTarget(kind, Path(kind))
-        report = write_export(load_run(path), target, samples)
+        report = write_export(run, target, samples)
         assert report.parity.difference < 1e-5
 
 
 def test_a_head_with_dropout_only_and_tuned_weights_fit_a_plain_timm_model(home: Path) -> None:
-    path = fitted(
-        home,
-        "tuned",
-        "fine-tune",
-        changes=("phases.0.epochs=2", "head=dropout 0.3", "phases.0.batch_norm=adapt"),
-    )
+    changes = ("phases.0.epochs=2", "head=dropout 0.3", "phases.0.batch_norm=adapt")
+    run = fitted(home, "tuned", Tiny("fine-tune", overrides=changes))
     samples = ParitySamples(synthetic_images(32))
-    target = ExportTarget("timm", Path("made"))
-    report = write_export(load_run(path), target, samples)
+    report = write_export(run, ExportTarget("timm", Path("made")), samples)
     assert report.parity.difference < 1e-4
 
 
@@ -183,8 +158,8 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit() -> None:
     chance, cases = np.random.default_rng(0), 0
     for side, kind in ((32, "bicubic"), (96, "bilinear"), (33, "bicubic")):
         rules = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kind)
-        model = SimpleNamespace(resolution=side, rules=rules)
-        made = resize_graph(model, 10, OPSET)  # type: ignore[arg-type]
+        preprocess = Preprocess(rules, side)
+        made = resize_graph(preprocess, 10, OPSET)
         session = onnxruntime.InferenceSession(
             made.SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -201,15 +176,8 @@ def test_the_graph_makes_pixels_ready_to_the_last_bit() -> None:
         ]
         for height, width in shapes:
             images = chance.integers(0, 256, (2, int(height), int(width), 3), dtype=np.uint8)
-            ready = np.stack(
-                [
-                    resize_center_crop(image, storage_size(image.shape[:2], side), kind)
-                    for image in images
-                ]
-            )
-            wanted = transforms.transform(
-                torch.from_numpy(ready), torch.zeros(2, dtype=torch.int64), rules, side
-            ).numpy()
+            stored = np.stack([preprocess.store(image) for image in images])
+            wanted = preprocess(torch.from_numpy(stored)).numpy()
             assert (session.run(None, {"images": images})[0] == wanted).all(), (
                 side,
                 kind,
@@ -266,22 +234,22 @@ def test_the_timm_folder_opens_with_timm_alone_and_its_own_transform_says_the_sa
             .softmax(1)
             .numpy()
         )
-    ours = api.load(finished).predict_proba(files)
+    ours = load_classifier(finished).predict_proba(files)
     assert len(files) > 60
     assert np.abs(said - ours).max() < 0.05  # Pillow and PyTorch may round a grey level apart
     assert (said.argmax(1) == ours.argmax(1)).mean() > 0.95
 
 
 def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
-    regraft, home: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+    home: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "secret" / "mine.safetensors"
     weights.parent.mkdir()
-    made = timm.create_model(TINY, num_classes=0)
+    made = timm.create_model(LINEAR.backbone, num_classes=0)
     safetensors.torch.save_file(made.state_dict(), weights)
-    api.fit(home / "photos", "linear-probe", TINY, weights=str(weights), resolution=32, out="run")
-    assert regraft("evaluate", "run", "--split", "test", "-q").code == 0
-    assert regraft("export", "run", "--to", "hub-folder", "--out", "made", "-q").code == 0
+    fit_tiny(home / "photos", options(out="run"), Tiny(weights=str(weights)))
+    evaluate("run", split="test")
+    export("run", ExportRequest("hub-folder", "made"))
     done = load_run(Path("run"))
     assert {path.name for path in Path("made").iterdir()} == {
         "config.json",
@@ -316,14 +284,11 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
         assert str(home).encode() not in file.read_bytes(), file
 
 
-def test_int8_is_smaller_and_says_what_it_costs(
-    regraft, finished: Path, home: Path, capfd: pytest.CaptureFixture[str]
-) -> None:  # type: ignore[no-untyped-def]
-    result = regraft(
-        "export", finished, "--to", "onnx", "--int8", "--json", "-q", "--cache", home / "cache"
-    )
-    assert result.code == 0, result.err
-    cost = json.loads(result.out)["quantised"]
+def test_int8_is_smaller_and_says_what_it_costs(finished: Path, home: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    messages = Messages()
+    chosen = options(home / "cache", reporter=messages)
+    cost = export(finished, ExportRequest("onnx", int8=True), chosen).to_json()["quantised"]
+    assert "Finding the ranges of int8 on" in messages.text
     done, small = load_run(finished), Path("exports/run.int8.onnx")
     write_onnx(done, Path("plain.onnx"))
     assert cost["n"] == done.scores["val"]["n"]
@@ -350,35 +315,35 @@ def test_int8_is_smaller_and_says_what_it_costs(
     ]
     props = {one.key: one.value for one in onnx.load(small).metadata_props}
     assert (props["arithmetic"], props["plan_digest"]) == ("int8", done.plan.digest)
-    from regraft.cli.show_runs import exported
+    words = ("--to", "onnx", "--int8", "--out", "again.onnx", "--cache", home / "cache", "-q")
+    shown = regraft("export", finished, *words)
+    assert f"int8: accuracy {cost['int8']['accuracy']:.4f}" in shown.out
 
-    exported(json.loads(result.out))
-    assert f"int8: accuracy {cost['int8']['accuracy']:.4f}" in capfd.readouterr().out
 
-
-def test_without_its_data_a_run_is_compared_on_made_up_images_and_int8_is_refused(
-    regraft, finished: Path, home: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_without_its_data_a_run_is_compared_on_synthetic_images_and_int8_is_refused(
+    finished: Path, home: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
-    scores = json.loads((run / "scores.json").read_text())
+    scores = json.loads((run / SCORES).read_text())
+    request = ExportRequest("safetensors", "made")
     for origin, says in (
         (None, "does not know where its images came from"),
         (str(tmp_path / "gone"), "neither a known dataset nor an existing"),
     ):
         scores["origin"]["data"] = origin
-        (run / "scores.json").write_text(json.dumps(scores))
-        shown = regraft("export", run, "--to", "safetensors", "--overwrite")
-        assert "64 made-up images" in shown.out
-        assert says in " ".join(shown.err.split())
-        refused = regraft("export", run, "--to", "onnx", "--int8", "-q")
-        assert (refused.code, says in " ".join(refused.err.split())) == (2, True), refused.err
-    named = regraft(
-        "export", run, "--to", "safetensors", "--data", home / "photos", "--overwrite", "-q"
-    )
-    assert "validation images" in named.out
+        (run / SCORES).write_text(json.dumps(scores))
+        messages = Messages()
+        report = export(run, request, options(overwrite=True, reporter=messages))
+        assert (report.images, report.parity.n) == ("made-up", 64)
+        assert says in messages.text
+        with pytest.raises(UserError, match=says):
+            export(run, ExportRequest("onnx", int8=True))
+    named = ExportRequest("safetensors", "made", data=home / "photos")
+    assert export(run, named, options(overwrite=True)).images == "validation"
     other = write_folder(tmp_path / "other", toy(30))
-    refused = regraft("export", run, "--to", "safetensors", "--data", other, "--overwrite", "-q")
-    assert (refused.code, "of the images that the run" in refused.err) == (2, True), refused.err
+    foreign = ExportRequest("safetensors", "made", data=other)
+    with pytest.raises(UserError, match="of the images that the run"):
+        export(run, foreign, options(overwrite=True))
 
 
 class Unsteady(Run):
@@ -395,9 +360,7 @@ class Unsteady(Run):
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "timm"])
-def test_an_export_that_answers_differently_is_not_left_behind(
-    regraft, finished: Path, kind: str
-) -> None:  # type: ignore[no-untyped-def]
+def test_an_export_that_answers_differently_is_not_left_behind(finished: Path, kind: str) -> None:
     done = load_run(finished)
     unsteady = Unsteady(done.path, done.plan, done.classes, done.scores)
     Unsteady.reads = 0
@@ -410,8 +373,8 @@ def test_an_export_that_answers_differently_is_not_left_behind(
     assert Unsteady.reads == 2  # written from one, compared with the other
     assert [path.name for path in Path().iterdir()] == ["made"]
     assert kind == "timm" or Path("made").read_text() == "an older one"
-    words = ("export", finished, "--to", kind, "--out", "made", "--overwrite", "-q")
-    assert regraft(*words).code == 0
+    report = export(finished, ExportRequest(kind, "made"), options(overwrite=True))
+    assert report.path.exists()
 
 
 def test_parity_counts_classes_and_the_largest_difference() -> None:
@@ -434,14 +397,12 @@ def test_parity_counts_classes_and_the_largest_difference() -> None:
 
 
 @pytest.mark.parametrize("how", ["cut short", "missing", "shape", "head"])
-def test_altered_weights_are_refused(  # type: ignore[no-untyped-def]
-    regraft, finished: Path, tmp_path: Path, how: str
-) -> None:
+def test_altered_weights_are_refused(finished: Path, tmp_path: Path, how: str) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     damaged(run, how)
     for kind in ("onnx", "safetensors", "timm"):
-        refused = regraft("export", run, "--to", kind, "--out", "made", "-q")
-        assert (refused.code, "do not belong to its plan" in refused.err) == (2, True), refused.err
+        with pytest.raises(UserError, match="do not belong to its plan"):
+            export(run, ExportRequest(kind, "made"))
         assert not list(Path().iterdir())
 
 
@@ -491,19 +452,16 @@ def test_every_mistake_is_one_sentence_and_exit_2(
     assert Path("mine/thesis.txt").read_text() == "do not lose me"
 
 
-def test_a_missing_extra_is_one_sentence(
-    regraft, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_extra_is_one_sentence(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
         lambda name, *rest: None if name in ("onnx", "onnxscript") else find(name, *rest),
     )
-    refused = regraft("export", finished, "--to", "onnx", "-q")
-    assert (
-        refused.code,
-        "--to onnx needs onnx, onnxscript, which cannot be imported" in refused.err,
-        "pip install 'regraft[export]'" in refused.err,
-    ) == (2, True, True)
-    assert regraft("export", finished, "--to", "torchscript", "-q").code == 0
+    with pytest.raises(UserError) as caught:
+        export(finished, ExportRequest("onnx"))
+    message = str(caught.value)
+    assert "--to onnx needs onnx, onnxscript, which cannot be imported" in message
+    assert "pip install 'regraft[export]'" in message
+    assert export(finished, ExportRequest("torchscript")).path.is_file()

@@ -23,17 +23,19 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-import regraft as api
-from conftest import TINY, toy, unsealed, write_folder
-from regraft.commands.predict import predict_to
+from conftest import toy, unsealed, write_folder
+from fitting import Messages, Tiny, fit_tiny, options
+from regraft.commands.predict import PredictionTarget, PredictOptions, predict, predict_to
 from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
-from regraft.inference.classifier import Classifier, Prediction
+from regraft.inference.classifier import Classifier, Prediction, load_classifier
 from regraft.inference.writers import PredictionJob, ResultWriter
+from regraft.options import Runtime
 from regraft.runs.folder import load_run
-from regraft.runs.writer import write_predictions
+from regraft.runs.layout import PREDICTIONS, WEIGHTS
+from regraft.runs.writer import Judged, write_predictions
 from regraft.system.hardware import has_bfloat16
 
 
@@ -41,15 +43,7 @@ from regraft.system.hardware import has_bfloat16
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linear probe of a tiny network, in the arithmetic that this machine has."""
     home = tmp_path_factory.mktemp("finished")
-    return api.fit(
-        toy(150),
-        "linear-probe",
-        TINY,
-        weights="random",
-        resolution=32,
-        out=home / "run",
-        home=home / "cache",
-    ).path
+    return fit_tiny(toy(150), options(home / "cache", home / "run")).path
 
 
 def png(image: np.ndarray) -> bytes:
@@ -58,19 +52,21 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rows_of(  # type: ignore[no-untyped-def]
-    regraft, run: Path, *words: object
-) -> dict[str, dict[str, object]]:
-    result = regraft("predict", run, *words, "--json", "-q")
-    assert result.code == 0, result.err
-    rows = json.loads(result.out)["predictions"]
+PLAIN = PredictOptions()
+
+
+def rows_of(
+    run: Path, *paths: str | Path, asked: PredictOptions = PLAIN
+) -> dict[str, dict[str, Any]]:
+    """Return the predictions of images by their names, as plain data."""
+    rows = [prediction.to_json(asked.top) for prediction in predict(run, paths, asked)]
     assert len({row["path"] for row in rows}) == len(rows)
     return {row["path"]: row for row in rows}
 
 
 def test_whatever_the_images_come_in_the_answers_are_the_same(
-    regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = write_folder(tmp_path / "photos", toy(30, seed=5))
     files = sorted(photos.rglob("*.png"))
     (photos / "notes.txt").write_text("no image, and no image's name")
@@ -93,7 +89,7 @@ def test_whatever_the_images_come_in_the_answers_are_the_same(
     Path("list.txt").write_text(
         "\n".join(map(str, [*files[:-1], "", photos / "absent.png"])) + "\n"
     )
-    wanted = [row["label"] for row in rows_of(regraft, finished, *files).values()]
+    wanted = [row["label"] for row in rows_of(finished, *files).values()]
     assert len(set(wanted)) == 3
     for way in (
         photos,
@@ -105,10 +101,10 @@ def test_whatever_the_images_come_in_the_answers_are_the_same(
         "p.parquet",
         "hub",
     ):
-        assert [row["label"] for row in rows_of(regraft, finished, way).values()] == wanted, way
+        assert [row["label"] for row in rows_of(finished, way).values()] == wanted, way
     with Path("list.txt").open() as lines:
         monkeypatch.setattr("sys.stdin", lines)
-        listed = list(rows_of(regraft, finished, "-").values())
+        listed = list(rows_of(finished, "-").values())
     assert [row["label"] for row in listed] == [*wanted[:-1], None]
     assert listed[-1]["error"] == "there is nothing at this path"
 
@@ -169,7 +165,7 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(
         for file in sorted(photos.iterdir()):
             packed.write(file, file.name)
     for given, folder in ((photos, photos), (tmp_path / "p.zip", tmp_path / "p.zip")):
-        rows = rows_of(regraft, finished, given)
+        rows = rows_of(finished, given)
         assert len(rows) == len(BAD) + 9
         for name, (_, says) in BAD.items():
             row = rows[f"{folder}/{name}"]
@@ -181,9 +177,7 @@ def test_what_cannot_be_read_is_a_row_with_its_error_and_the_rest_goes_on(
     assert f"{photos}/page.jpg  cannot be read: not an image but a web page\n" in shown.out
 
 
-def test_damaged_containers_are_rows_with_their_errors(
-    regraft, finished: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_containers_are_rows_with_their_errors(finished: Path, tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", toy(30))
     with tarfile.open("whole.tgz", "w:gz") as tar:
         tar.add(photos, "photos")
@@ -191,7 +185,7 @@ def test_damaged_containers_are_rows_with_their_errors(
     for name in ("a.zip", "b.tar", "c.parquet"):
         Path(name).write_bytes(b"nothing of that kind")
     pq.write_table(pa.table({"label": [1, 2]}), "d.parquet")
-    rows = rows_of(regraft, finished, "a.zip", "b.tar", "c.parquet", "d.parquet", "cut.tgz", photos)
+    rows = rows_of(finished, "a.zip", "b.tar", "c.parquet", "d.parquet", "cut.tgz", photos)
     errors = {path: str(row["error"]) for path, row in rows.items() if row["error"]}
     assert set(errors) == {"a.zip", "b.tar", "c.parquet", "d.parquet", "cut.tgz"}
     says = {
@@ -206,9 +200,7 @@ def test_damaged_containers_are_rows_with_their_errors(
     assert sum(path.startswith(str(photos)) for path in rows) == 30
 
 
-def test_links_that_lead_out_of_the_folder_are_not_followed(
-    regraft, finished: Path, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+def test_links_that_lead_out_of_the_folder_are_not_followed(finished: Path, tmp_path: Path) -> None:
     outside = write_folder(tmp_path / "outside", toy(9))
     photos = write_folder(tmp_path / "photos", toy(9))
     secret = next(outside.rglob("*.png"))
@@ -221,7 +213,7 @@ def test_links_that_lead_out_of_the_folder_are_not_followed(
         tar.add(photos / "link.png", "link.png")
         tar.add(secret, "real.png")
     for given in (photos, f"{photos}/*"):
-        rows = rows_of(regraft, finished, given)
+        rows = rows_of(finished, given)
         out = {path for path, row in rows.items() if "leads out of" in str(row["error"])}
         assert out >= {f"{photos}/link.png", f"{photos}/folder"}
         assert rows[f"{photos}/circle.png"]["error"]
@@ -229,10 +221,10 @@ def test_links_that_lead_out_of_the_folder_are_not_followed(
         assert not any(
             str(outside) in path or path.startswith(f"{photos}/folder/") for path in rows
         )
-    rows = rows_of(regraft, finished, "p.tar")
+    rows = rows_of(finished, "p.tar")
     assert "not followed" in str(rows["p.tar/link.png"]["error"])
     assert rows["p.tar/real.png"]["label"]
-    assert rows_of(regraft, finished, photos / "link.png")[f"{photos}/link.png"][
+    assert rows_of(finished, photos / "link.png")[f"{photos}/link.png"][
         "label"
     ]  # named by the user himself
 
@@ -299,7 +291,7 @@ def test_short_memory_halves_the_batch_and_loses_nothing(finished: Path) -> None
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     classifier = Classifier(load_run(finished), batch_size=32)
-    classifier.network[1].register_forward_pre_hook(refuse_large_batches)
+    classifier.inference.register_forward_pre_hook(refuse_large_batches)
     logits = classifier.logits(images)
     assert sizes[:3] == [32, 16, 8]
     assert max(sizes[2:]) == 8
@@ -312,24 +304,20 @@ def test_answers_are_those_that_the_run_was_scored_by(
     technique: str, precision: str, tmp_path: Path
 ) -> None:
     data = toy(90)
-    changes = (
-        [f"precision={precision}", "phases.0.epochs=1"]
-        if technique != "linear-probe"
-        else [f"precision={precision}"]
-    )
-    done = api.fit(
-        data, technique, TINY, weights="random", resolution=32, changes=changes, out="out"
-    )
+    changes = [f"precision={precision}"]
+    if technique != "linear-probe":
+        changes.append("phases.0.epochs=1")
+    done = fit_tiny(data, options(out="out"), Tiny(technique, overrides=tuple(changes)))
     kept = done.predictions()
     place = {key: row for row, key in enumerate(data.keys)}
     images = data.images.read(np.array([place[key] for key in kept["keys"]]))
-    classifier = api.load("out")
+    classifier = load_classifier("out")
     here = has_bfloat16("cpu")
     said = classifier.predict_proba(np.stack(images))
     wanted = np.exp(log_softmax(kept["logits"]))
     assert len(said) > 5
     assert np.abs(said - wanted).max() < (2e-3 if precision == "float32" or here else 5e-2)
-    assert classifier.network[1].precision == (precision if here else "float32")
+    assert classifier.inference.precision == (precision if here else "float32")
 
 
 class OpenedFiles:
@@ -354,39 +342,52 @@ class OpenedFiles:
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_a_broken_job_goes_on_and_equals_one_that_was_never_broken(
-    regraft, finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+    finished: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = write_folder(tmp_path / "photos", toy(60))
     odd = photos / 'class0/a "quoted", line\nbreak é.png'
     shutil.copy(next(photos.rglob("*.png")), odd)
     (photos / "class1" / "bad.png").write_bytes(b"")
-    words = ("predict", finished, photos, "--batch-size", 6, "--top", 2, "-q")
-    whole = json.loads(regraft(*words, "--out", f"whole.{kind}", "--json").out)
-    assert (whole["rows"], whole["new"], whole["unreadable"]) == (62, 62, 1)
+    asked = PredictOptions(top=2, batch_size=6)
+    whole = predict_to(finished, [photos], PredictionTarget(Path(f"whole.{kind}")), asked)
+    assert (whole.rows, whole.new, whole.unreadable) == (62, 62, 1)
     path = Path(f"parts.{kind}")
     opened = OpenedFiles(photos, monkeypatch)
     opened.interrupt_at = sorted(map(str, photos.rglob("*.png")))[40]
-    assert regraft(*words, "--out", path).code == 2
+    fresh = PredictionTarget(path)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to(finished, [photos], fresh, asked)
     assert not opened.interrupt_at
     if kind != "parquet":
         with path.open("ab") as file:
             file.write(b'"half a row')
-    refused = regraft(*words, "--out", path)
-    assert (refused.code, f"{path} exists already" in refused.err) == (2, True)
-    other = regraft("predict", finished, photos, "--top", 1, "-q", "--out", path, "--resume")
-    assert (other.code, "was started by another job: top differ" in other.err) == (2, True)
+    with pytest.raises(UserError, match=f"{path} exists already"):
+        predict_to(finished, [photos], fresh, asked)
+    resumed = PredictionTarget(path, resume=True)
+    with pytest.raises(UserError, match="was started by another job: top differ"):
+        predict_to(finished, [photos], resumed)
     opened.names.clear()
-    summary = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
-    assert (summary["rows"], summary["new"], len(opened.names)) == (62, 32, 32)
+    summary = predict_to(finished, [photos], resumed, asked)
+    assert (summary.rows, summary.new, len(opened.names)) == (62, 32, 32)
     names = [row["path"] for row in table_of(path, kind)]
     assert len(set(names)) == len(names) == 62
     assert str(odd) in names
     assert table_of(path, kind) == table_of(Path(f"whole.{kind}"), kind)
     assert not Path("parts.parquet.parts").exists()
     Image.fromarray(toy(9).images.read(np.array([0]))[0]).save(photos / "class0" / "new.png")
-    more = json.loads(regraft(*words, "--out", path, "--resume", "--json").out)
-    assert (more["rows"], more["new"], len(table_of(path, kind))) == (63, 1, 63)
-    assert "63 images" in regraft(*words, "--out", path, "--overwrite").out
+    more = predict_to(finished, [photos], resumed, asked)
+    assert (more.rows, more.new, len(table_of(path, kind))) == (63, 1, 63)
+    again = predict_to(finished, [photos], PredictionTarget(path, overwrite=True), asked)
+    assert (again.rows, again.new) == (63, 63)
+    assert list(again.to_json()) == [
+        "out",
+        "format",
+        "rows",
+        "new",
+        "unreadable",
+        "abstained",
+        "seconds",
+    ]
 
 
 def table_of(path: Path, kind: str) -> list[dict[str, object]]:
@@ -412,13 +413,15 @@ KILLED_JOB = """
 import json, os, sys
 from itertools import islice
 from pathlib import Path
-from regraft import predict, run
-from regraft.sources import streams
+from regraft.data.stream import iterate_images
+from regraft.inference.classifier import Classifier
+from regraft.inference.writers import PredictionJob, ResultWriter
+from regraft.runs.folder import load_run
 
-job = predict.PredictionJob(**json.loads(sys.argv[3]))
-results = predict.Results(Path("p.parquet"), job, overwrite=True, part_rows=10)
-classifier = predict.Classifier(run.load(Path(sys.argv[1])), batch_size=8)
-predictions = classifier.stream(streams.found([sys.argv[2]]))
+job = PredictionJob(**json.loads(sys.argv[3]))
+results = ResultWriter(Path("p.parquet"), job, overwrite=True, part_rows=10)
+classifier = Classifier(load_run(Path(sys.argv[1])), batch_size=8)
+predictions = classifier.stream(iterate_images([sys.argv[2]]))
 for _ in range(3):
     results.add([prediction.to_json(1) for prediction in islice(predictions, 8)])
 os._exit(9)
@@ -427,13 +430,13 @@ os._exit(9)
 
 def test_a_killed_job_leaves_what_was_written_whole(finished: Path, tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", toy(60))
-    predict_to(finished, [photos], Path("p.parquet"))
+    predict_to(finished, [photos], PredictionTarget(Path("p.parquet")))
     job = json.dumps(json.loads(Path("p.parquet.job.json").read_text())["job"])
     words = [sys.executable, "-c", KILLED_JOB, finished, photos, job]
     assert subprocess.run(words, check=False).returncode == 9
     assert not Path("p.parquet").exists()
-    summary = predict_to(finished, [photos], Path("p.parquet"), resume=True)
-    assert (summary["rows"], summary["new"]) == (60, 44)  # a part of 16 was whole
+    summary = predict_to(finished, [photos], PredictionTarget(Path("p.parquet"), resume=True))
+    assert (summary.rows, summary.new) == (60, 44)  # a part of 16 was whole
     assert pq.read_metadata("p.parquet").num_rows == 60
 
 
@@ -466,7 +469,7 @@ def test_a_file_written_in_parts_equals_one_written_at_once(kind: str) -> None:
 
 
 def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
-    regraft, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    regraft, finished: Path, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(40, seed=9))
     run = shutil.copytree(finished, tmp_path / "run")
@@ -475,37 +478,39 @@ def test_below_the_least_confidence_it_abstains_by_calibrated_probabilities(
     rng = np.random.default_rng(0)
     wrong = kept["logits"].copy()
     wrong[::3] = rng.normal(size=wrong[::3].shape) * 20  # sure of itself, and often wrong
-    write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], wrong)
-    heat = fit_temperature(wrong, kept["targets"])
-    assert heat > 1.5
-    plain = rows_of(regraft, run, photos, "--top", 3)
-    calibrated = rows_of(regraft, run, photos, "--min-confidence", 0.01).values()
-    calm = sorted(float(str(row["probability"])) for row in calibrated)
-    least = round(calm[20], 4)
-    sure = rows_of(regraft, run, photos, "--top", 3, "--min-confidence", least)
+    write_predictions(run / PREDICTIONS, Judged(kept["keys"], kept["targets"], wrong))
+    temperature = fit_temperature(wrong, kept["targets"])
+    assert temperature > 1.5
+    plain = rows_of(run, photos, asked=PredictOptions(top=3))
+    calibrated = rows_of(run, photos, asked=PredictOptions(min_confidence=0.01)).values()
+    least = round(sorted(row["probability"] for row in calibrated)[20], 4)
+    messages = Messages()
+    asked = PredictOptions(3, min_confidence=least, runtime=Runtime(reporter=messages))
+    confident = rows_of(run, photos, asked=asked)
+    assert f"logits divided by {temperature:.3f}" in messages.text
     abstained = 0
     for path, row in plain.items():
-        ranked: Any = row["ranked"]
-        other: dict[str, Any] = sure[path]
-        logits = np.log([probability for _, probability in ranked])
-        wanted = np.exp(log_softmax(logits[None] / heat))[0]
+        other = confident[path]
+        logits = np.log([probability for _, probability in row["ranked"]])
+        expected = np.exp(log_softmax(logits[None] / temperature))[0]
         probabilities = [probability for _, probability in other["ranked"]]
-        assert probabilities == pytest.approx(list(wanted), abs=2e-3)
-        assert row["label"] == ranked[0][0] == other["ranked"][0][0]
+        assert probabilities == pytest.approx(list(expected), abs=2e-3)
+        assert row["label"] == row["ranked"][0][0] == other["ranked"][0][0]
         assert other["abstained"] == (other["probability"] < least) == (other["label"] is None)
         abstained += bool(other["abstained"])
     assert 0 < abstained < 40
-    told = regraft("predict", run, photos, "--min-confidence", least, "--out", "p.csv")
-    assert f"40 images; {abstained} abstained" in told.out
-    assert f"logits divided by {heat:.3f}" in told.err
+    summary = predict_to(run, [photos], PredictionTarget(Path("p.csv")), asked)
+    assert (summary.rows, summary.abstained) == (40, abstained)
+    shown = regraft("predict", run, photos, "--min-confidence", least, "-q", "--out", "q.csv")
+    assert f"40 images; {abstained} abstained" in shown.out
     assert "not sure: class" in regraft("predict", run, photos, "--min-confidence", least, "-q").out
-    every_right = Classifier(load_run(run))
+    always_right = Classifier(load_run(run))
     right = np.eye(3)[kept["targets"]] * 5
-    write_predictions(run / "predictions.npz", kept["keys"], kept["targets"], right)
-    assert every_right.temperature == 1.0
-    (run / "predictions.npz").write_bytes(b"")
-    lost = regraft("predict", run, photos, "--min-confidence", least, "-q")
-    assert (lost.code, "cannot be calibrated" in lost.err) == (2, True)
+    write_predictions(run / PREDICTIONS, Judged(kept["keys"], kept["targets"], right))
+    assert always_right.temperature == 1.0
+    (run / PREDICTIONS).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be calibrated"):
+        predict(run, [photos], PredictOptions(min_confidence=least))
 
 
 def test_a_reader_that_has_gone_is_no_fault(finished: Path, photos: Path) -> None:
@@ -561,7 +566,7 @@ def test_the_formats_that_are_printed(  # type: ignore[no-untyped-def]
 
 
 def damaged(run: Path, how: str) -> None:
-    path = unsealed(run) / "model.safetensors"
+    path = unsealed(run) / WEIGHTS
     tensors = safetensors.torch.load_file(path)
     name = next(
         name for name in tensors if name.startswith("backbone.") and name.endswith("conv2.weight")
@@ -582,13 +587,32 @@ def damaged(run: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut short", "missing", "unknown", "shape", "head"])
 def test_altered_weights_are_refused(
-    regraft, finished: Path, photos: Path, tmp_path: Path, how: str
-) -> None:  # type: ignore[no-untyped-def]
+    finished: Path, photos: Path, tmp_path: Path, how: str
+) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     damaged(run, how)
-    refused = regraft("predict", run, photos, "--out", "p.csv", "-q")
-    assert (refused.code, "do not belong to its plan" in refused.err) == (2, True), refused.err
+    with pytest.raises(UserError, match="do not belong to its plan"):
+        predict_to(run, [photos], PredictionTarget(Path("p.csv")))
     assert not Path("p.csv").exists()
+
+
+def test_nothing_is_read_before_the_arguments_are_known_to_be_good(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    for asked, says in (
+        (PredictOptions(min_confidence=90), "--min-confidence 90 was given. Expected a probab"),
+        (PredictOptions(min_confidence=0), "--min-confidence 0 was given"),
+        (PredictOptions(batch_size=-1), "--batch-size -1 was given"),
+    ):
+        with pytest.raises(UserError, match=says):
+            predict(finished, [photos], asked)
+    with pytest.raises(UserError, match="There is nothing at absent.png"):
+        predict(finished, ["absent.png", photos])
+    with pytest.raises(UserError, match="is no run"):
+        predict(tmp_path, [photos])
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match="No image was found in empty"):
+        list(predict(finished, ["empty"]))
 
 
 @pytest.mark.parametrize(
@@ -637,7 +661,7 @@ def test_every_mistake_is_one_sentence_and_exit_2(
 def test_the_python_interface_takes_paths_and_arrays_and_names_what_it_cannot_read(
     finished: Path, photos: Path
 ) -> None:
-    classifier = api.load(finished)
+    classifier = load_classifier(finished)
     files = sorted(photos.rglob("*.png"))[:5]
     chances = classifier.predict_proba(files)
     assert chances.shape == (5, 3)

@@ -8,39 +8,40 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from regraft.workflow.comparison import compare
-from regraft.workflow.named import fit_named
-from regraft.workflow.pages import report_named
-from regraft.workflow.planning import Wish, make
-from regraft.workflow.settings import Settings
-from regraft.workflow.story import fit
 
 from conftest import TINY, toy, write_folder
+from fitting import Tiny, fit_tiny, options
+from regraft.commands.compare import Ways, compare
+from regraft.commands.evaluate import evaluate
+from regraft.commands.fit import FitData, fit_plan
+from regraft.commands.predict import predict
+from regraft.commands.report import find_runs, report
+from regraft.commands.resolve import resolve_plan, split_dataset
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
-from regraft.models.backbone import Backbone, load_backbone
-from regraft.reporting.evidence import (
-    PairedDifference,
-    RunEvidence,
-    build_evidence,
-    gather_evidence,
-)
+from regraft.evaluation.paired import PairedDifference as Difference
+from regraft.inference.cam import activation_maps
+from regraft.inference.classifier import Classifier
+from regraft.models.backbone import Backbone
+from regraft.models.pool import BackbonePool
+from regraft.options import DataOptions, PlanOverrides
+from regraft.reporting.evidence import PairedDifference, RunEvidence, build_evidence
 from regraft.reporting.html import Gallery, PageExtras, Thumbnail, render_html
 from regraft.reporting.leaderboard import (
     LeaderboardRow,
     build_leaderboard,
-    build_leaderboard_json,
     flat_row,
     to_failed_rows,
 )
+from regraft.runs import layout
 from regraft.runs.folder import Run, load_run
+from regraft.runs.provenance import describe_origin
 from regraft.system.progress import ProgressReporter
-
-QUICK = ["--weights", "random", "--resolution", "32", "-q"]
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +49,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two comparisons, of one row and of two rows, on images in folders."""
     root = tmp_path_factory.mktemp("compared")
     photos = write_folder(root / "photos", toy(180))
-    settings = Settings(home=root / "cache", origin=str(photos))
-    from regraft.data.load import load_dataset
-
-    data = load_dataset(str(photos), root / "cache")
-    ways = ("linear-probe", "fine-tune", "feature-extraction")
-    wish = Wish(weights="random", resolution=32, changes=["phases.0.l2=[0.1]"])
-    compare(data, root / "compare", [TINY], ways[:1], 1, wish, settings)
-    (root / "two").mkdir()
-    wish = Wish(weights="random", resolution=32, changes=["phases.0.epochs=2"])
-    compare(data, root / "two" / "tuned", [TINY], ways[1:], 1, wish, settings)
+    for out, techniques, change in (
+        ("compare", ("linear-probe",), "phases.0.l2=[0.1]"),
+        ("two/tuned", ("fine-tune", "feature-extraction"), "phases.0.epochs=2"),
+    ):
+        plan = PlanOverrides(weights="random", resolution=32, overrides=[change])
+        ways = Ways(techniques, (TINY,))
+        compare(photos, ways, plan, options(root / "cache", root / out))
     return root
 
 
@@ -65,21 +63,19 @@ def copied(compared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(compared, tmp_path / "copy"))
 
 
+def changed_scores(run: Path, **values: Any) -> None:
+    """Write other values into what a run says of itself."""
+    path = run / layout.SCORES
+    scores = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in scores.items() if value != ...}))
+
+
 def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(
-    compared: Path, tmp_path: Path, regraft
+    compared: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
-    done = regraft(
-        "report",
-        compared / "compare",
-        compared / "two" / "tuned",
-        "--out",
-        out,
-        "--cache",
-        compared / "cache",
-        "-q",
-    )
-    assert done.code == 0, done.err
+    paths = [compared / "compare", compared / "two" / "tuned"]
+    assert report(paths, options=options(compared / "cache", out)).path == out
     text = out.read_text()
     assert "has the best validation accuracy" in text
     for heading in (
@@ -104,18 +100,19 @@ def test_a_report_of_a_comparison_is_one_page_that_needs_nothing_else(
 
 
 def test_a_report_of_one_run_works_and_markdown_says_the_same(
-    compared: Path, tmp_path: Path, regraft
+    compared: Path, tmp_path: Path
 ) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
-    assert regraft("report", one, "--cache", compared / "cache", "-q").code == 0
+    chosen = options(compared / "cache")
+    assert report([one], options=chosen).path == one / "report.html"
     assert (one / "report.html").is_file()
-    assert regraft("report", one, "--format", "md", "-q").code == 0
+    result = report([one], format="md", options=chosen).to_json()
+    assert result["path"] == str(one / "report.md")
     text = (one / "report.md").read_text()
     assert "| → linear-probe |" in text
     assert "regraft fit" in text
-    told = json.loads(regraft("report", one, "--format", "md", "--json", "-q").out)
-    assert told["verdict"] in text
-    assert told["runs"]["linear-probe"]["measures"]["n"] == len(
+    assert result["verdict"] in text
+    assert result["runs"]["linear-probe"]["measures"]["n"] == len(
         load_run(one).predictions("test")["keys"]
     )
     for line in text.splitlines():
@@ -123,114 +120,87 @@ def test_a_report_of_one_run_works_and_markdown_says_the_same(
             assert line.count("|") == 10, line
 
 
-def test_the_report_is_judged_on_val_while_a_test_part_is_shut(
-    compared: Path, tmp_path: Path, regraft
+def test_the_report_is_judged_on_val_while_a_test_part_is_held_out(
+    compared: Path, tmp_path: Path
 ) -> None:
     root = copied(compared, tmp_path)
-    (root / "compare" / "linear-probe" / "test.json").unlink()
-    told = json.loads(
-        regraft(
-            "report",
-            root / "compare" / "linear-probe",
-            root / "two" / "tuned" / "fine-tune",
-            "--format",
-            "md",
-            "--json",
-        ).out
-    )
-    assert told["part"] == "val"
-    assert len(told["pairs"]) == 1
+    (root / "compare" / "linear-probe" / layout.TEST).unlink()
+    paths = [root / "compare" / "linear-probe", root / "two" / "tuned" / "fine-tune"]
+    result = report(paths, format="md").to_json()
+    assert result["part"] == "val"
+    assert len(result["pairs"]) == 1
 
 
 def test_a_page_shows_names_as_they_are_and_runs_none_of_them(compared: Path) -> None:
     runs = [load_run(compared / "compare" / "linear-probe")]
-    told = gather_evidence(runs)
+    plain = json.dumps(build_evidence(runs).to_json())
     evil = "<script>alert(1)</script>$x_$"
-    told = json.loads(json.dumps(told).replace("class0", evil).replace('"toy"', json.dumps(evil)))
-    text = render_html(told, PageExtras(), "0")
+    evidence = json.loads(plain.replace("class0", evil).replace('"toy"', json.dumps(evil)))
+    text = render_html(evidence, PageExtras(), "0")
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert text.count("<script>") == 1
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "predictions.npz", "freeze.json", "split.csv", "plan.toml"]
+    "name", [layout.WEIGHTS, layout.PREDICTIONS, layout.FREEZE, layout.SPLIT, layout.PLAN]
 )
-def test_an_altered_run_is_refused_by_name(
-    name: str, compared: Path, tmp_path: Path, regraft
-) -> None:
+def test_an_altered_run_is_refused_by_name(name: str, compared: Path, tmp_path: Path) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
     with (one / name).open("ab") as file:
         file.write(b"\n")
-    for words in (
-        ["report", one],
-        ["evaluate", one],
-        *([["predict", one, next(compared.rglob("*.png"))]] if name == "model.safetensors" else []),
-    ):
-        done = regraft(*words)
-        assert done.code == 2
-        assert "was altered after it was finished" in done.err
-        assert name in done.err
+    says = f"was altered after it was finished \\({re.escape(name)}\\)"
+    with pytest.raises(UserError, match=says):
+        report([one])
+    with pytest.raises(UserError, match=says):
+        evaluate(one)
+    if name == layout.WEIGHTS:
+        with pytest.raises(UserError, match=says):
+            predict(one, [next(compared.rglob("*.png"))])
 
 
-def test_unfinished_and_foreign_folders_are_refused(
-    compared: Path, tmp_path: Path, regraft
-) -> None:
+def test_unfinished_and_foreign_folders_are_refused(compared: Path, tmp_path: Path) -> None:
+    def refused(path: Path, out: Path | None = None, format: str = "html") -> str:
+        with pytest.raises(UserError) as caught:
+            report([path], format=format, options=options(out=out))
+        return str(caught.value)
+
     root = copied(compared, tmp_path)
     one = root / "compare" / "linear-probe"
-    (one / "scores.json").unlink()
-    assert "is not finished" in regraft("report", one).err
-    (root / "compare" / "leaderboard.json").unlink()
-    assert "comparison in" in regraft("report", root / "compare").err
-    done = regraft("report", tmp_path)
-    assert done.code == 2
-    assert "is no run" in done.err
-    assert "Expected html or md" in regraft("report", root / "two" / "tuned", "--format", "pdf").err
+    (one / layout.SCORES).unlink()
+    assert "is not finished" in refused(one)
+    (root / "compare" / layout.LEADERBOARD).unlink()
+    message = refused(root / "compare")
+    assert "comparison in" in message
+    assert "is not finished" in message
+    assert "is no run" in refused(tmp_path)
+    tuned = root / "two" / "tuned"
+    assert "Expected html or md" in refused(tuned, format="pdf")
     out = tmp_path / "there.html"
     out.write_text("mine")
-    assert "exists already" in regraft("report", root / "two" / "tuned", "--out", out).err
+    assert "exists already" in refused(tuned, out)
     assert out.read_text() == "mine"
-    assert "is a folder" in regraft("report", root / "two" / "tuned", "--out", tmp_path).err
-    assert (
-        "is no folder"
-        in regraft("report", root / "two" / "tuned", "--out", tmp_path / "no" / "x.html").err
-    )
+    assert "is a folder" in refused(tuned, tmp_path)
+    assert "is no folder" in refused(tuned, tmp_path / "no" / "x.html")
 
 
-def test_runs_on_other_splits_classes_or_images_are_refused(
-    compared: Path, tmp_path: Path, regraft
-) -> None:
-    other = regraft(
-        "fit",
-        compared / "photos",
-        "--backbone",
-        TINY,
-        "--split-seed",
-        "1",
-        "--out",
-        tmp_path / "other",
-        *QUICK,
-    )
-    assert other.code == 0, other.err
-    done = regraft("report", tmp_path / "other", compared / "compare")
-    digests = {
-        one.scores["split_digest"]
-        for one in (load_run(tmp_path / "other"), load_run(compared / "compare" / "linear-probe"))
-    }
-    assert done.code == 2
-    assert len(digests) == 2
-    assert all(digest in done.err for digest in digests)
-    done = regraft("report", compared / "compare", "--data", "digits", "--out", tmp_path / "x.html")
-    assert done.code == 2
-    assert "holds other images" in done.err
+def test_runs_on_other_splits_classes_or_images_are_refused(compared: Path, tmp_path: Path) -> None:
+    other = fit_tiny(compared / "photos", options(out=tmp_path / "other", split_seed=1))
     one = load_run(compared / "compare" / "linear-probe")
+    digests = {run.scores["split_digest"] for run in (other, one)}
+    assert len(digests) == 2
+    with pytest.raises(UserError) as caught:
+        report([other.path, compared / "compare"])
+    assert all(digest in str(caught.value) for digest in digests)
+    with pytest.raises(UserError, match="digits holds other images than"):
+        report([compared / "compare"], "digits", options=options(out=tmp_path / "x.html"))
     two = Run(one.path, one.plan, ("a", "b", "c"), one.scores)
     with pytest.raises(UserError, match="Expected the same"):
-        gather_evidence([one, two])
+        build_evidence([one, two])
 
 
 def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(
-    compared: Path, tmp_path: Path, regraft
+    compared: Path, tmp_path: Path
 ) -> None:
     one = compared / "compare" / "linear-probe"
     bare = tmp_path / "bare"
@@ -245,29 +215,29 @@ def test_images_without_labels_or_with_other_classes_cannot_be_evaluated_on(
         (tmp_path / "bare.csv", "label"),
         ("digits", "Expected the same classes"),
     ):
-        done = regraft("evaluate", one, given, "--split", "all", "-q")
-        assert done.code == 2
-        assert says in done.err
-        assert "Traceback" not in done.err
-    assert "no DATA was given" in regraft("evaluate", one, "--split", "all").err
+        with pytest.raises(UserError, match=says):
+            evaluate(one, given, "all")
+    with pytest.raises(UserError, match="no DATA was given"):
+        evaluate(one, split="all")
+    with pytest.raises(UserError, match="--split val shows the scores of `regraft fit`"):
+        evaluate(one, compared / "photos")
+    with pytest.raises(UserError, match="--split 'train' is no part. Expected 'val', 'test'"):
+        evaluate(one, split="train")
 
 
 def test_images_that_are_gone_leave_galleries_out_and_say_so(
-    compared: Path, tmp_path: Path, regraft
+    compared: Path, tmp_path: Path
 ) -> None:
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
-    scores = json.loads((one / "scores.json").read_text())
-    (one / "scores.json").write_text(
-        json.dumps({**scores, "origin": {**scores["origin"], "data": str(tmp_path / "gone")}})
-    )
-    assert regraft("report", one, "-q").code == 0
-    text = (one / "report.html").read_text()
+    origin = load_run(one).scores["origin"]
+    changed_scores(one, origin={**origin, "data": str(tmp_path / "gone")})
+    text = report([one]).path.read_text()
     assert "The images could not be had" in text
     assert "Name them with --data" in text
 
 
 class Loosening(ProgressReporter):
-    """Changes a frozen statistic of a network while its head is solved."""
+    """Changes a frozen statistic of a network while its head is fitted."""
 
     def __init__(self, network: Backbone) -> None:
         self.network = network
@@ -278,141 +248,123 @@ class Loosening(ProgressReporter):
             norm.running_mean.add_(0.1)  # type: ignore[operator, union-attr]
 
 
-def test_a_frozen_batch_norm_that_was_let_loose_breaks_the_contract(
-    own_cache: Path, tmp_path: Path, regraft
-) -> None:
-    photos = write_folder(tmp_path / "photos", toy())
-    settings = Settings(home=own_cache, origin=str(photos))
-    data = load_dataset(str(photos), own_cache)
-    wish = Wish(backbone=TINY, weights="random", resolution=32)
-    plan = make(data, settings.split(data), wish)
-    fit(data, plan, Path("good"), settings)
-    network = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
-    loosening = replace(settings, reporter=Loosening(network))
-    fit(data, plan, Path("loose"), loosening, network)
-
-    contract = json.loads(Path("loose/freeze.json").read_text())[0]
-    assert contract["kept"] is False
-    assert contract["changed"] == ["body.bn1.running_mean"]
-    assert json.loads(Path("good/freeze.json").read_text())[0]["kept"] is True
-    assert load_run(Path("loose")).scores["contract"] == "broken"
-    assert "BROKEN" in Path("loose/log.txt").read_text()
-    report = regraft("report", "loose", "good", "--out", "report.html", "-q")
-    assert report.code == 0
-    warning = "The freeze contract of loose is broken"
-    assert warning in report.out.splitlines()[0]
-    assert "BROKEN: body.bn1.running_mean" in Path("report.html").read_text()
-    assert warning in regraft("evaluate", "loose").out.splitlines()[0]
-    result = json.loads(regraft("report", "loose", "good", "--format", "md", "--json").out)
+def test_a_frozen_batch_norm_that_changes_breaks_the_contract(own_cache: Path, regraft) -> None:  # type: ignore[no-untyped-def]
+    data = toy()
+    split = split_dataset(data, DataOptions())
+    pool = BackbonePool()
+    plan = resolve_plan("linear-probe", data, split, Tiny().plan(), pool)
+    images = FitData(data, split, describe_origin(data, DataOptions()))
+    good = fit_plan(plan, images, Path("good"), options(), pool)
+    loosening = options(reporter=Loosening(pool.share(plan)))
+    loose = fit_plan(plan, images, Path("loose"), loosening, pool)
+    check = loose.freeze_checks()[0]
+    assert check["kept"] is False
+    assert check["changed"] == ["body.bn1.running_mean"]
+    assert good.freeze_checks()[0]["kept"] is True
+    assert loose.scores["contract"] == "broken"
+    log = (loose.path / layout.LOG).read_text()
+    assert "Frozen tensors changed during training: body.bn1.running_mean." in log
+    paths = [loose.path, good.path]
+    result = report(paths, format="md", options=options(out="report.md")).to_json()
+    warning = "Frozen tensors of loose changed during training. Do not trust this run."
+    assert result["warnings"] == [warning]
     assert result["board"]["selected"] == "good"
+    shown = regraft("report", "loose", "good", "--out", "report.html", "-q")
+    assert shown.code == 0
+    assert "BROKEN: body.bn1.running_mean" in Path("report.html").read_text()
+    assert warning in shown.out.splitlines()[0]
+    assert warning in regraft("evaluate", "loose").out.splitlines()[0]
 
 
-def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Path, regraft) -> None:
+def test_images_that_occur_in_two_parts_are_said_on_the_first_line(tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
     photos = write_folder(tmp_path / "photos", toy(120), parts=True)
-    train, test = (
-        sorted((photos / "train").rglob("*.png")),
-        sorted((photos / "test").rglob("*.png")),
-    )
+    train = sorted((photos / "train").rglob("*.png"))
+    test = sorted((photos / "test").rglob("*.png"))
     for number in range(5):
-        shutil.copy(
-            next(one for one in train[number * 3 :] if one.parent.name == test[number].parent.name),
-            test[number],
-        )
-    assert regraft("fit", photos, "--backbone", TINY, "--out", "leaky", *QUICK).code == 0
-    assert load_run(Path("leaky")).scores["leaks"] == 5
+        label = test[number].parent.name
+        same_class = [path for path in train[number * 3 :] if path.parent.name == label]
+        shutil.copy(same_class[0], test[number])
+    leaky = fit_tiny(photos, options(out="leaky"))
+    assert leaky.scores["leaks"] == 5
+    sentence = "5 val or test images are exact copies of images in an earlier part"
+    assert leaky.warnings[0].startswith(sentence)
     for words in (["evaluate", "leaky"], ["report", "leaky", "-q"]):
-        assert regraft(*words).out.startswith(
-            "5 images of val and test are byte for byte in an earlier part too"
-        )
+        assert regraft(*words).out.startswith(sentence)
+    assert sentence in Path("leaky/report.html").read_text()
 
 
-def test_evaluate_says_what_scikit_learn_says(compared: Path, regraft) -> None:
+def test_evaluate_says_what_scikit_learn_says(compared: Path, regraft) -> None:  # type: ignore[no-untyped-def]
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 
     one = load_run(compared / "two" / "tuned" / "fine-tune")
-    told = json.loads(
-        regraft("evaluate", one.path, "--split", "val", "--json", "--cache", compared / "cache").out
-    )
+    result = evaluate(one, options=options(compared / "cache")).to_json()
     val = one.predictions("val")
-    said = val["logits"].argmax(1)
-    report = classification_report(
-        val["targets"], said, target_names=one.classes, output_dict=True, zero_division=0
+    predicted = val["logits"].argmax(1)
+    targets = val["targets"]
+    expected = classification_report(
+        targets, predicted, target_names=one.classes, output_dict=True, zero_division=0
     )
-    found = told["measures"]
-    assert found["balanced_accuracy"] == pytest.approx(
-        balanced_accuracy_score(val["targets"], said)
-    )
-    assert found["macro_f1"] == pytest.approx(report["macro avg"]["f1-score"])
-    assert found["confusion"] == confusion_matrix(val["targets"], said).tolist()
-    for row in found["per_class"]:
-        assert row["f1"] == pytest.approx(report[row["name"]]["f1-score"])
-        assert row["n"] == report[row["name"]]["support"]
+    measures = result["measures"]
+    balanced = balanced_accuracy_score(targets, predicted)
+    assert measures["balanced_accuracy"] == pytest.approx(balanced)
+    assert measures["macro_f1"] == pytest.approx(expected["macro avg"]["f1-score"])
+    assert measures["confusion"] == confusion_matrix(targets, predicted).tolist()
+    for row in measures["per_class"]:
+        assert row["f1"] == pytest.approx(expected[row["name"]]["f1-score"])
+        assert row["n"] == expected[row["name"]]["support"]
     assert "expected calibration error" in regraft("evaluate", one.path).out
 
 
-def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Path, regraft) -> None:
+def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Path, regraft) -> None:  # type: ignore[no-untyped-def]
     one = copied(compared, tmp_path) / "compare" / "linear-probe"
+    first = load_run(one)
     for count in (2, 3):
-        done = regraft("evaluate", one, "--split", "test", "--cache", compared / "cache", "-q")
-        assert done.code == 0, done.err
-        assert f"opened {count} times" in done.out
-    assert len(load_run(one).test["opened"]) == 3
+        result = evaluate(one, split="test", options=options(compared / "cache"))
+        assert len(result.to_json()["opened"]) == count
+        assert f"The test part was opened {count} times for linear-probe." in result.run.warnings
+    assert result.scores == first.test["test"]  # type: ignore[index]
+    shown = regraft("evaluate", one, "--split", "test", "--cache", compared / "cache", "-q")
+    assert "opened 4 times" in shown.out
+    assert len(load_run(one).test["opened"]) == 4  # type: ignore[index]
 
 
-@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
-def test_a_run_can_be_tracked(kind: str, tmp_path: Path, regraft) -> None:
-    photos = write_folder(tmp_path / "photos", toy())
-    words = [
-        "fit",
-        photos,
-        "--technique",
-        "feature-extraction",
-        "--backbone",
-        TINY,
-        "--set",
-        "phases.0.epochs=2",
-        "--out",
-        "mine",
-        "--track",
-        kind,
-        *QUICK,
-    ]
-    assert regraft(*words).code == 0
-    one = load_run(Path("mine"))
-    if kind == "csv":
-        import csv
+def tracked(photos: Path, kind: str) -> Run:
+    tiny = Tiny("feature-extraction", overrides=("phases.0.epochs=2",))
+    chosen = options(out="mine")
+    return fit_tiny(photos, replace(chosen, run_dir=replace(chosen.run_dir, track=kind)), tiny)
 
-        with Path("mine/track/metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert [float(row["val_accuracy"]) for row in rows[:2]] == pytest.approx(
-            [row["val_accuracy"] for row in one.history()]
-        )
-        assert float(rows[-1]["val/accuracy"]) == one.scores["val"]["accuracy"]
-    else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        events = EventAccumulator("mine/track").Reload()
-        assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(
-            [row["val_accuracy"] for row in one.history()]
-        )
+def test_a_run_can_be_tracked_in_a_table(photos: Path) -> None:
+    one = tracked(photos, "csv")
+    with Path("mine", layout.TRACK, "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [row["val_accuracy"] for row in one.history()]
+    assert [float(row["val_accuracy"]) for row in rows[:2]] == pytest.approx(expected)
+    assert float(rows[-1]["val/accuracy"]) == one.scores["val"]["accuracy"]
+
+
+def test_a_run_can_be_tracked_in_tensorboard(photos: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    one = tracked(photos, "tensorboard")
+    events = EventAccumulator(f"mine/{layout.TRACK}").Reload()
+    expected = [row["val_accuracy"] for row in one.history()]
+    assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(expected)
 
 
 def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(
-    tmp_path: Path, regraft, monkeypatch: pytest.MonkeyPatch
+    photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos = write_folder(tmp_path / "photos", toy())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for kind in ("tensorboard", "mlflow", "wandb"):
-        done = regraft("fit", photos, "--backbone", TINY, "--out", "mine", "--track", kind, *QUICK)
-        assert done.code == 2
-        assert f"pip install 'regraft[{kind}]'" in done.err
+        with pytest.raises(UserError, match=rf"pip install 'regraft\[{kind}\]'"):
+            tracked(photos, kind)
         assert not Path("mine").exists()
-    assert (
-        "Expected csv, tensorboard, mlflow or wandb"
-        in regraft("fit", photos, "--out", "mine", "--track", "paper").err
-    )
+    with pytest.raises(UserError, match="Expected csv, tensorboard, mlflow or wandb"):
+        tracked(photos, "paper")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "resolution", "seed"),
     [
@@ -425,39 +377,38 @@ def test_a_tracker_that_is_missing_or_unknown_is_one_sentence(
 def test_maps_light_up_where_the_class_is(
     name: str, resolution: int | None, seed: int, tmp_path: Path
 ) -> None:
-    import regraft
-
     data = toy(150)
-    changes = ["phases.0.epochs=25", "phases.0.lr=0.002", "phases.0.layer_decay=1.0"]
-    done = regraft.fit(
-        data,
-        "fine-tune",
-        name,
-        out=tmp_path / "run",
-        weights="random",
-        resolution=resolution,
-        seed=seed,
-        changes=changes,
-    )
+    changes = ("phases.0.epochs=25", "phases.0.lr=0.002", "phases.0.layer_decay=1.0")
+    tiny = Tiny("fine-tune", name, resolution, seed=seed, overrides=changes)
+    done = fit_tiny(data, options(out=tmp_path / "run"), tiny)
     assert done.scores["val"]["accuracy"] > 0.9
-    from regraft.inference.cam import activation_maps
-
-    classifier = regraft.load(done.path)
-    images, labels = data.images.read(np.arange(60)), data.labels[:60]
+    classifier = Classifier(done)
+    images = data.images.read(np.arange(60))
+    labels = data.labels[:60]
+    maps = activation_maps(classifier, images, labels.tolist())
     inside = []
-    for image, label, heat in zip(
-        images, labels, activation_maps(classifier, images, labels.tolist()), strict=True
-    ):
+    for image, label, heat in zip(images, labels, maps, strict=True):
         assert heat.shape == image.shape[:2]
         assert 0 <= heat.min() <= heat.max() <= 1
         square = heat[label * 5 : label * 5 + 5, label * 5 : label * 5 + 5]
         inside.append(float(square.mean() / max(heat.mean(), 1e-9)))
     assert len(inside) == 60
     assert np.mean(inside) > 2
-    wide = np.zeros((20, 50, 3), np.uint8)
-    heat = activation_maps(classifier, [wide], [0])[0]
-    assert heat.shape == (20, 50)
-    assert heat[:, :15].max() == heat[:, 35:].max() == 0
+
+
+def test_maps_have_the_size_of_their_image_and_are_blank_where_nothing_is_seen(
+    compared: Path,
+) -> None:
+    classifier = Classifier(load_run(compared / "two" / "tuned" / "fine-tune"))
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 50, 3), dtype=np.uint8)
+    images = [pixels, np.ascontiguousarray(pixels[:, :20]), toy(9).images.read(np.arange(1))[0]]
+    maps = activation_maps(classifier, images, [0, 1, 2])
+    assert [heat.shape for heat in maps] == [(20, 50), (20, 20), (16, 16)]
+    wide = maps[0]
+    assert wide[:, :15].max() == wide[:, 35:].max() == 0
+    assert wide.max() > 0
+    alone = activation_maps(classifier, images[1:2], [1])[0]
+    assert np.abs(alone - maps[1]).max() < 1e-4
 
 
 def chromium():  # type: ignore[no-untyped-def]
@@ -471,27 +422,15 @@ def chromium():  # type: ignore[no-untyped-def]
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
-    compared: Path, tmp_path: Path, regraft
-) -> None:
+def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(compared: Path, tmp_path: Path) -> None:
     path = chromium()
     from playwright.sync_api import sync_playwright
 
     out = tmp_path / "report.html"
-    assert (
-        regraft(
-            "report",
-            compared / "compare",
-            compared / "two" / "tuned",
-            "--out",
-            out,
-            "--cache",
-            compared / "cache",
-            "-q",
-        ).code
-        == 0
-    )
+    paths = [compared / "compare", compared / "two" / "tuned"]
+    report(paths, options=options(compared / "cache", out))
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for width, scheme in ((1200, "light"), (390, "dark")):
@@ -536,6 +475,7 @@ def test_the_page_opens_in_a_browser_sorts_and_asks_nobody(
         browser.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None:
     path = chromium()
@@ -555,9 +495,8 @@ def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None
         ):
             Image.fromarray(pixels).save(tmp_path / f"{name}{number}.png")
             rows.writerow([f"{name}{number}.png", classes[label]])
-    wish = Wish(backbone=TINY, weights="random", resolution=32, technique="linear-probe")
-    fit_named(tmp_path / "list.csv", wish, tmp_path / name, home=tmp_path / "cache")
-    out = report_named([tmp_path / name], tmp_path / "report.html", home=tmp_path / "cache")[0]
+    run = fit_tiny(tmp_path / "list.csv", options(out=tmp_path / name))
+    out = report([run.path], options=options(out=tmp_path / "report.html")).path
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         view = browser.new_page()
@@ -577,47 +516,32 @@ def test_names_of_classes_and_runs_are_text_in_a_browser(tmp_path: Path) -> None
 
 def test_eight_runs_on_many_images_stay_small(compared: Path) -> None:
     runs = [load_run(compared / "two" / "tuned" / "fine-tune")]
-    told = gather_evidence(runs)
-    one = told["runs"]["fine-tune"]
-    told["runs"] = {f"run{number}": one for number in range(8)}
-    told["board"]["selected"] = "run0"
+    evidence = build_evidence(runs).to_json()
+    one = evidence["runs"]["fine-tune"]
+    evidence["runs"] = {f"run{number}": one for number in range(8)}
+    evidence["board"]["selected"] = "run0"
     rng = np.random.default_rng(0)
-    shots = [
-        Thumbnail(rng.integers(0, 255, (600, 900, 3), dtype=np.uint8), ("a", "b"))
-        for _ in range(60)
+    shape = (60, 600, 900, 3)
+    thumbnails = [
+        Thumbnail(pixels, ("a", "b")) for pixels in rng.integers(0, 255, shape, dtype=np.uint8)
     ]
-    text = render_html(told, PageExtras([Gallery("Worst mistakes", "", shots)]), "0")
-    assert len(text) < 8e6
+    gallery = Gallery("Worst mistakes", "", thumbnails)
+    assert len(render_html(evidence, PageExtras([gallery]), "0")) < 8e6
 
 
-def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(regraft, photos: Path) -> None:
-    words = (
-        "--backbone",
-        "test_resnet",
-        "--weights",
-        "random",
-        "--resolution",
-        32,
-        "--technique",
-        "linear-probe",
-        "-q",
-        "--json",
-    )
-    for folder, seed in (("all/one", 0), ("all/again", 0), ("all/other", 1)):
-        assert regraft("fit", photos, *words, "--seed", seed, "--out", folder).code == 0
-    runs = {name: load_run(Path("all", name)) for name in ("one", "again", "other")}
-    assert build_leaderboard_json([runs["one"], runs["again"]])["seeds"] == []
-    assert build_leaderboard_json(list(runs.values()))["seeds"][0]["seeds"] == 2
-    done = regraft("evaluate", "all")
-    assert (done.code, "all holds 3 runs and is none itself: again, one, other" in done.err) == (
-        2,
-        True,
-    )
+def test_one_seed_twice_is_one_seed_and_a_folder_of_runs_says_which(photos: Path) -> None:
+    runs = {}
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        runs[name] = fit_tiny(photos, options(out=f"all/{name}"), Tiny(seed=seed))
+    assert build_leaderboard([runs["one"], runs["again"]]).to_json()["seeds"] == []
+    assert build_leaderboard(list(runs.values())).to_json()["seeds"][0]["seeds"] == 2
+    with pytest.raises(UserError, match="all holds 3 runs and is none itself: again, one, other"):
+        evaluate("all")
 
 
 def test_the_verdict_names_a_run_that_cannot_be_told_apart(compared: Path) -> None:
     def get_pair(name: str, p: float) -> PairedDifference:
-        difference = PairedDifference(-0.01, (-0.03, 0.01), p, 500, None)
+        difference = Difference(-0.01, (-0.03, 0.01), p, 500, None)
         return PairedDifference(name, difference, f"sentence on {name}")
 
     def get_run(name: str, seconds: float) -> RunEvidence:
@@ -641,7 +565,7 @@ def test_the_leaderboard_says_which_rows_differ_significantly(compared: Path) ->
     leaderboard = build_leaderboard([load_run(compared / "compare" / "linear-probe")])
 
     def get_row(name: str, points: float, p: float) -> LeaderboardRow:
-        difference = PairedDifference(points, (points, points), p, 500, None)
+        difference = Difference(points, (points, points), p, 500, None)
         return replace(leaderboard.rows[0], name=name, versus_selected=difference)
 
     def get_verdict(*rows: LeaderboardRow) -> str:
@@ -655,76 +579,85 @@ def test_the_leaderboard_says_which_rows_differ_significantly(compared: Path) ->
     assert replace(leaderboard, rows=()).verdict == "No row finished."
 
 
-def test_typed_results_say_what_the_plain_ones_say(compared: Path) -> None:
+def test_a_row_that_failed_is_part_of_the_evidence(compared: Path) -> None:
     runs = [load_run(compared / "compare" / "linear-probe")]
     row = {"name": "bad", "backbone": None, "technique": "x", "seed": 0, "error": "no"}
     failed = to_failed_rows([row])
-    assert build_leaderboard_json(runs, [row]) == build_leaderboard(runs, failed).to_json()
-    assert build_leaderboard_json(runs, [row])["rows"][1] == row == flat_row(row)
-    plain = gather_evidence(runs, [row])
-    assert plain == build_evidence(runs, failed).to_json()
+    board = build_leaderboard(runs, failed).to_json()
+    assert board["rows"][1] == row == flat_row(row)
+    plain = build_evidence(runs, failed).to_json()
+    assert plain["board"] == board
     assert json.loads(json.dumps(plain))["runs"].keys() == {"linear-probe"}
+    page = render_html(plain, PageExtras(), "0")
+    assert "failed: no" in page
 
 
-def test_broken_test_images_are_left_out_when_asked_after_the_run(regraft, photos: Path) -> None:
-    words = (
-        "--backbone",
-        "test_resnet",
-        "--weights",
-        "random",
-        "--resolution",
-        32,
-        "--technique",
-        "linear-probe",
-        "-q",
-        "--json",
-    )
+def test_broken_test_images_are_left_out_when_asked_after_the_run(photos: Path, regraft) -> None:  # type: ignore[no-untyped-def]
     data = load_dataset(photos, Path("home"))
-    shut = data.keys[data.split().test]
-    (photos / shut[0]).write_bytes(b"")
-    assert regraft("fit", photos, *words, "--out", "two words").code == 0
-    stopped = regraft("evaluate", "two words", "--split", "test", "-q")
-    assert (
-        stopped.code,
-        "--skip-bad goes on without them" in stopped.err,
-        Path("two words/test.json").exists(),
-    ) == (2, True, False)
-    opened = regraft("evaluate", "two words", "--split", "test", "--skip-bad", "--json")
-    assert opened.code == 0, opened.err
-    assert json.loads(opened.out)["test"]["n"] == len(shut) - 1
-    every = regraft("evaluate", "two words", photos, "--split", "all", "--skip-bad", "--json", "-q")
-    assert json.loads(every.out)["all"]["n"] == 120 - 1
+    held_out = data.keys[data.split().test]
+    (photos / held_out[0]).write_bytes(b"")
+    fit_tiny(photos, options(out="two words"))
+    with pytest.raises(UserError, match="--skip-bad goes on without them"):
+        evaluate("two words", split="test")
+    assert not Path("two words", layout.TEST).exists()
+    opened = evaluate("two words", split="test", options=options(skip_bad=True)).to_json()
+    assert opened["test"]["n"] == len(held_out) - 1
+    every = evaluate("two words", photos, "all", options(skip_bad=True)).to_json()
+    assert every["all"]["n"] == 120 - 1
     assert "written to" not in regraft("evaluate", "two words", "-q").out
-    assert (
-        "`regraft evaluate 'two words again' --split test`"
-        in regraft("fit", photos, *words[:-1], "--out", "two words again", "--skip-bad").out
-    )
+    words = ("--backbone", TINY, "--weights", "random", "--resolution", 32, "--skip-bad", "-q")
+    shown = regraft("fit", photos, *words, "--out", "two words again").out
+    assert "`regraft evaluate 'two words again' --split test`" in shown
 
 
-def test_runs_of_one_name_are_told_apart_and_a_test_part_opened_for_one_is_said(
-    regraft, photos: Path
-) -> None:  # type: ignore[no-untyped-def]
+def as_0_1(run: Run, images: Path) -> Run:
+    """Rewrite a run's folder as version 0.1 left it: no format, and a split of what was left."""
+    dataset = load_dataset(images, Path("home"))
+    row_of = {key: row for row, key in enumerate(dataset.keys.tolist())}
+    rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for image in run.split():
+        if not image.skipped:
+            rows[image.part].append(row_of[image.key])
+    split = dataset.split_of({part: np.array(sorted(rows[part])) for part in rows})
+    (run.path / layout.SKIPPED).unlink()
+    files = {name: digest for name, digest in run.scores["files"].items() if name != layout.SKIPPED}
+    changed_scores(run.path, files=files, format=..., skipped=..., split_digest=split.digest)
+    return load_run(run.path)
+
+
+def test_a_run_of_0_1_that_skipped_images_is_read_evaluated_and_reported(photos: Path) -> None:
+    data = load_dataset(photos, Path("home"))
+    split = data.split()
+    for part, count in (("train", 2), ("val", 1), ("test", 1)):
+        for row in split[part][:count]:
+            (photos / data.keys[row]).write_bytes(b"")
+    new = fit_tiny(photos, options(out="new", skip_bad=True))
+    assert new.scores["skipped"] == 3
+    shutil.copytree("new", "old")
+    expected = evaluate("new", split="test").to_json()
+    old = as_0_1(load_run("old"), photos)
+    assert old.scores["split_digest"] != new.scores["split_digest"]
+    result = evaluate(old, split="test").to_json()
+    assert result["test"] == expected["test"]
+    assert result["test"]["n"] == len(split.test) - 1
+    assert result["measures"] == expected["measures"]
+    page = report(["old"]).path.read_text()
+    assert "The images could not be had" not in page
+    assert page.count("data:image/jpeg;base64,") >= 18 + 6
+    (photos / data.keys[split.train[5]]).unlink()
+    with pytest.raises(UserError, match="Expected the same images"):
+        evaluate(old, split="test")
+
+
+def test_runs_of_one_name_are_told_apart_and_an_opened_test_part_is_said(photos: Path) -> None:
     for folder, seed in (("a/runs/mine", 0), ("b/runs/mine", 1)):
-        words = (
-            "--backbone",
-            "test_resnet",
-            "--weights",
-            "random",
-            "--resolution",
-            32,
-            "--technique",
-            "linear-probe",
-            "--seed",
-            seed,
-            "-q",
-            "--out",
-            folder,
-        )
-        assert regraft("fit", photos, *words).code == 0
-    assert regraft("evaluate", "a/runs/mine", "--split", "test", "-q").code == 0
-    for order in (("a/runs/mine", "b/runs/mine"), ("b/runs/mine", "a/runs/mine")):
-        done = regraft("report", *order, "--out", "page.html", "--overwrite")
-        assert done.code == 0, done.err
-        page = Path("page.html").read_text()
-        assert "The test part was opened: a/runs/mine 1 ×" in page
-        assert "b/runs/mine" in page
+        fit_tiny(photos, options(out=folder), Tiny(seed=seed))
+    evaluate("a/runs/mine", split="test")
+    folders = ["a/runs/mine", "b/runs/mine"]
+    for order in (folders, folders[::-1]):
+        assert [run.name for run in find_runs([Path(path) for path in order])[0]] == order
+        result = report(order, format="md", options=options(out="page.md", overwrite=True))
+        assert set(result.to_json()["runs"]) == set(folders)
+    page = report(folders, options=options(out="page.html")).path.read_text()
+    assert "The test part was opened: a/runs/mine 1 ×" in page
+    assert "b/runs/mine" in page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import io
 import json
 import os
@@ -27,14 +26,16 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from regraft.workflow.named import fit_named
-from regraft.workflow.planning import Wish
-from regraft.workflow.settings import Settings
 
-import regraft as api
 from conftest import toy, write_folder
+from fitting import fit_tiny, options
 from regraft.errors import UserError
+from regraft.inference.classifier import load_classifier
+from regraft.runs.folder import load_run
+from regraft.runs.layout import SCORES, WEIGHTS
 from regraft.serving.batching import Batcher, QueueFull
+from regraft.serving.server import ServeOptions, serve
+from regraft.serving.similar import find_images, with_stop_event
 
 EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class
 SMALL = {
@@ -50,15 +51,18 @@ SMALL = {
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from regraft import attention, predict, run
-from regraft.serve import Backend, Limits, ServeOptions, serve_run
-from regraft.watch import Watcher
-from regraft.workflow import Settings
+from regraft.inference.cam import activation_maps
+from regraft.inference.classifier import Classifier, load_classifier
+from regraft.options import CacheOptions, Options, Runtime
+from regraft.runs.folder import load_run
+from regraft.serving.limits import Limits
+from regraft.serving.server import Backend, ServeOptions, serve
+from regraft.system.progress import ProgressReporter
 
 words = json.loads(sys.argv[1])
 gate = words["gate"]
 
-class Gated(predict.Classifier):
+class Gated(Classifier):
     def logits(self, images):
         images = list(images)
         with open(gate + ".log", "a") as log:
@@ -68,22 +72,21 @@ class Gated(predict.Classifier):
         return super().logits(images)
 
 def load(path, device):
-    return Gated(run.load(Path(path)), device) if gate else predict.load(path, device)
+    return Gated(load_run(Path(path)), device) if gate else load_classifier(path, device)
 
 def compute_maps(classifier, images, classes):
     Path(words["run"] + ".asked").write_text(str(classes))
-    return attention.maps(classifier, images, classes)
+    return activation_maps(classifier, images, classes)
 
-class Printing(Watcher):
+class Printing(ProgressReporter):
     def log(self, text):
         print(text, file=sys.stderr, flush=True)
 
 limits = Limits(**words["limits"])
-serve_run(
+serve(
     words["run"],
     ServeOptions(port=0, data=words["data"], similar=not gate, limits=limits),
-    Settings(home=Path(words["home"])),
-    Printing(),
+    Options(cache=CacheOptions(words["home"]), runtime=Runtime(reporter=Printing())),
     backend=Backend(load, compute_maps),
 )
 """
@@ -164,12 +167,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A run, its images and a cache."""
     top = tmp_path_factory.mktemp("serve")
     photos = write_folder(top / "photos", replace(toy(), classes=(EVIL, "class1", "class2")))
-    wish = Wish(backbone="test_resnet", weights="random", resolution=32)
-    return (
-        fit_named(photos, wish, top / "run", home=top / "cache").path,
-        photos,
-        top / "cache",
-    )
+    run = fit_tiny(photos, options(top / "cache", top / "run"))
+    return run.path, photos, top / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -205,16 +204,13 @@ def various(count: int = 30) -> list[bytes]:
     return found
 
 
-# ── answers
-
-
 def test_answers_are_those_of_predict_one_by_one_many_in_one_and_many_at_once(
     server: Running, tmp_path: Path
 ) -> None:
     files = various()
     for number, content in enumerate(files):
         (tmp_path / f"{number}.png").write_bytes(content)
-    loaded = api.load(server.run)
+    loaded = load_classifier(server.run)
     wanted = loaded.predict_proba([tmp_path / f"{number}.png" for number in range(len(files))])
     with ThreadPoolExecutor(20) as pool:
         answers = list(
@@ -267,9 +263,6 @@ def test_it_describes_itself(server: Running) -> None:
     assert f"Serving {server.run} at {server.address}" in server.told.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.2:{server.port}/health")  # bound to one address
-
-
-# ── limits
 
 
 def sending(port: int, head: str, piece: bytes, most: int) -> tuple[int, bytes]:
@@ -508,49 +501,44 @@ def test_the_queue_collects_splits_forgets_those_who_left_and_passes_errors_on()
     asyncio.run(asyncio.wait_for(check_batcher(), 30))
 
 
-# ── beginning and ending
-
-
 def test_a_port_that_is_taken_and_other_mistakes_end_in_a_sentence(
-    server: Running, regraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
-    def refused(*words: object) -> str:
-        done = regraft("serve", *words)
-        assert (done.code, done.out) == (2, "")
-        assert done.err.count("\n") == 1
-        return str(done.err)
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(run: Path, **asked: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            serve(run, ServeOptions(**{"port": 0, **asked}))
+        return str(caught.value)
 
     assert (
         f"Port {server.port} of 127.0.0.1 cannot be listened on (Address already in use). "
-        "Expected a free port." in refused(server.run, "--port", server.port)
+        "Expected a free port." in refused(server.run, port=server.port)
     )
-    assert "cannot be listened on" in refused(
-        server.run, "--host", "no.such.host.invalid", "--port", 0
-    )
-    assert "is no run" in refused(tmp_path, "--port", 0)
-    assert "neither a known dataset nor an existing file" in refused(
-        server.run, "--port", 0, "--data", "nowhere"
-    )
-    assert "holds none of the training images of" in refused(
-        server.run, "--port", 0, "--data", "digits"
-    )
+    assert "cannot be listened on" in refused(server.run, host="no.such.host.invalid")
+    assert "is no run" in refused(tmp_path)
+    assert "neither a known dataset nor an existing file" in refused(server.run, data="nowhere")
+    assert "holds none of the training images of" in refused(server.run, data="digits")
     copy = tmp_path / "copy"
     shutil.copytree(server.run, copy)
-    content = bytearray((copy / "model.safetensors").read_bytes())
+    content = bytearray((copy / WEIGHTS).read_bytes())
     content[-5] ^= 1
-    (copy / "model.safetensors").write_bytes(content)
-    assert "was altered after it was finished (model.safetensors)" in refused(copy, "--port", 0)
-    (copy / "model.safetensors").write_bytes(content[:1000])
-    assert "was altered" in refused(copy, "--port", 0)
+    (copy / WEIGHTS).write_bytes(content)
+    assert f"was altered after it was finished ({WEIGHTS})" in refused(copy)
+    (copy / WEIGHTS).write_bytes(content[:1000])
+    assert "was altered" in refused(copy)
     for module in ("gradio", "uvicorn"):
         monkeypatch.setattr(
             "importlib.util.find_spec",
             lambda name, module=module: None if name == module else object(),
         )
-        assert f"`regraft serve` needs {module}, which is not installed" in (
-            text := refused(server.run, "--port", 0)
-        )
+        text = refused(server.run)
+        assert f"`regraft serve` needs {module}, which is not installed" in text
         assert "pip install 'regraft[serve]'" in text
+
+
+def test_a_mistake_on_the_command_line_is_one_sentence(server: Running, regraft) -> None:  # type: ignore[no-untyped-def]
+    done = regraft("serve", server.run, "--port", server.port)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "cannot be listened on" in done.err
 
 
 def test_it_ends_cleanly_whoever_is_connected(
@@ -574,13 +562,42 @@ def test_it_ends_cleanly_whoever_is_connected(
     ] == []
 
 
+STOPPED_AT_ONCE = """
+import sys
+from regraft.options import CacheOptions, Options, Runtime
+from regraft.serving.server import ServeOptions, serve
+from regraft.system.progress import ProgressReporter
+
+class Printing(ProgressReporter):
+    def log(self, text):
+        print(text)
+
+def stop(server, port):
+    print("started at", port)
+    server.should_exit = True
+
+chosen = Options(cache=CacheOptions(sys.argv[2]), runtime=Runtime(reporter=Printing()))
+serve(sys.argv[1], ServeOptions(port=0, similar=False), chosen, on_start=stop)
+"""
+
+
+def test_whoever_starts_the_server_hears_of_it_and_can_stop_it(
+    fitted: tuple[Path, Path, Path],
+) -> None:
+    words = [sys.executable, "-c", STOPPED_AT_ONCE, fitted[0], fitted[2]]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    serving, switched_off, started, stopped = done.stdout.splitlines()
+    assert f"http://127.0.0.1:{started.removeprefix('started at ')};" in serving
+    assert switched_off == "Similar training images were switched off."
+    assert stopped == "Stopped."
+
+
 def test_serving_help_loads_neither_torch_nor_gradio() -> None:
     code = """
-import sys
+import runpy, sys
 sys.argv = ["regraft", "serve", "--help"]
-from regraft.cli import main
 try:
-    main()
+    runpy.run_module("regraft", run_name="__main__")
 except SystemExit:
     pass
 print("torch" in sys.modules, "gradio" in sys.modules)
@@ -589,15 +606,10 @@ print("torch" in sys.modules, "gradio" in sys.modules)
     assert shown.stdout.splitlines()[-1] == "False False"
 
 
-# ── the page
-
-
 def test_similar_images_are_the_run_s_training_images(fitted: tuple[Path, Path, Path]) -> None:
-    from regraft.serving.similar import find_images
-
     run, _, home = fitted
-    classifier = api.load(run)
-    settings = Settings(home=home)
+    classifier = load_classifier(run)
+    settings = options(home)
     similar = find_images(classifier, None, settings)
     assert (similar.state, len(similar.examples)) == ("preparing", 3)
     assert "are being prepared" in similar.note
@@ -605,10 +617,9 @@ def test_similar_images_are_the_run_s_training_images(fitted: tuple[Path, Path, 
     assert (similar.state, similar.note) == ("ready", "")
     train = similar.train
     assert train is not None
-    with (run / "split.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["part"] == "train"]
+    rows = [image for image in load_run(run).split() if image.part == "train"]
     names = [train.classes[label] for label in train.labels]
-    assert set(zip(train.keys, names, strict=True)) == {(row["key"], row["label"]) for row in rows}
+    assert set(zip(train.keys, names, strict=True)) == {(row.key, row.label) for row in rows}
     for row in (0, 20, 40):
         image = train.images.read(np.array([row]))[0]
         neighbours = similar.find_similar(image)
@@ -624,35 +635,33 @@ def test_similar_images_are_the_run_s_training_images(fitted: tuple[Path, Path, 
 def test_similar_images_that_cannot_be_had_are_left_out_with_a_sentence(
     fitted: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    from regraft.serving.similar import find_images, with_stop_event
-
     run, photos, home = fitted
-    classifier = api.load(run)
-    settings = Settings(home=home)
+    classifier = load_classifier(run)
+    settings = options(home)
     moved = tmp_path / "moved"
     shutil.copytree(run, moved)
-    scores = json.loads((run / "scores.json").read_text())
+    scores = json.loads((run / SCORES).read_text())
     for origin, text in (
         (str(tmp_path / "gone"), "is not on this machine"),
         (None, "does not know where its images came from"),
         ("cifar10", "is not on this machine"),
     ):
         scores["origin"]["data"] = origin
-        (moved / "scores.json").write_text(json.dumps(scores))
-        left_out = find_images(api.load(moved), None, settings)
+        (moved / SCORES).write_text(json.dumps(scores))
+        left_out = find_images(load_classifier(moved), None, settings)
         assert (left_out.state, left_out.examples, text in left_out.note) == ("none", [], True)
         assert left_out.find_similar(np.zeros((9, 9, 3), np.uint8)) == []
-    assert find_images(api.load(moved), photos, settings).state == "preparing"
+    assert find_images(load_classifier(moved), photos, settings).state == "preparing"
     scores["origin"]["data"] = "digits"
-    (moved / "scores.json").write_text(json.dumps(scores))
-    other = find_images(api.load(moved), None, settings)
+    (moved / SCORES).write_text(json.dumps(scores))
+    other = find_images(load_classifier(moved), None, settings)
     assert "holds none of the training images" in other.note
     with pytest.raises(UserError, match="holds none of the training images"):
         find_images(classifier, "digits", settings)
 
     stop = threading.Event()
     stop.set()
-    empty_cache = Settings(home=tmp_path / "cache")
+    empty_cache = options(tmp_path / "cache")
     stopped = find_images(classifier, None, empty_cache)
     stopped.prepare(with_stop_event(empty_cache, stop))
     message = "No similar training images: the server is stopping"
@@ -697,6 +706,7 @@ def browsing(server: Running) -> Iterator[Browsing]:
     assert one.faults == []
 
 
+@pytest.mark.slow
 def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_from_here_only(
     server: Running, browsing: Browsing, tmp_path: Path
 ) -> None:
@@ -721,6 +731,7 @@ def test_a_person_drops_an_image_and_sees_classes_map_and_similar_images_from_he
     ] == []
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_text_on_the_page(browsing: Browsing, tmp_path: Path) -> None:
     (tmp_path / "zero.png").write_bytes(of_class(0))
     page = browsing.page

@@ -69,7 +69,7 @@ def _samples(run: Run, request: ExportRequest, options: Options) -> ParitySample
         if request.data is not None or request.int8:
             raise
         options.runtime.reporter.log(f"Synthetic images are compared: {error}")
-        return ParitySamples(synthetic_images(run.plan.resolution), made_up=True)
+        return ParitySamples(synthetic_images(run.plan.resolution), is_synthetic=True)
     val = rows["val"]
     compared = dataset.images.read(_spread(val, PARITY_IMAGES))
     check = [_thin_out(image) for image in compared]

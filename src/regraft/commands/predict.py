@@ -160,7 +160,7 @@ def _load_classifier(
             f"Probabilities are calibrated: logits divided by {classifier.temperature:.3f}, which "
             f"suits {finished.scores.val.n:,} validation images best."
         )
-    _ = classifier.network
+    _ = classifier.inference
     return classifier
 
 

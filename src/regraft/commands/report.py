@@ -148,8 +148,8 @@ def _extras(
     except UserError as error:
         if data is not None:
             raise
-        missing = f"The images could not be had ({error}) Name them with --data."
-        return PageExtras([Gallery("Worst mistakes", "", missing=missing)])
+        reason = f"The images could not be had ({error}) Name them with --data."
+        return PageExtras([Gallery("Worst mistakes", "", reason=reason)])
 
     def make_maps(images: Sequence[Any], classes: Sequence[int]) -> Sequence[Any]:
         classifier = Classifier(selected, options.runtime.device)

@@ -77,14 +77,14 @@ class ParitySamples:
 
     Args:
         check: Images on which the export and the run are compared.
-        made_up: Whether these are synthetic.
+        is_synthetic: Whether these are synthetic.
         train: Training images, for int8.
         val: Validation images, for int8.
         targets: Their classes, `(len(val),)`.
     """
 
     check: Sequence[Pixels]
-    made_up: bool = False
+    is_synthetic: bool = False
     train: Sequence[Pixels] = ()
     val: Sequence[Pixels] = ()
     targets: NDArray[np.int64] | None = None
@@ -95,7 +95,7 @@ class ExportTarget:
     """What to write, and where.
 
     Args:
-        kind: One of `FORMATS`.
+        kind: One of `EXPORT_FORMATS`.
         path: A file, or a folder for "timm" and "hub-folder".
         int8: Write the ONNX graph in int8.
         overwrite: Replace what is there.
@@ -112,7 +112,7 @@ class ExportReport:
     """What was written, and how near its answers are to those of the run.
 
     Args:
-        kind: One of `FORMATS`.
+        kind: One of `EXPORT_FORMATS`.
         path: The file or folder.
         bytes: Its size.
         parity: Compared with the run in float32.
@@ -235,25 +235,11 @@ def write_export(
         path=target.path,
         bytes=_count_bytes(target.path),
         parity=exact,
-        images="made-up" if samples.made_up else "validation",
+        images="made-up" if samples.is_synthetic else "validation",
         as_fitted=as_fitted,
         arithmetic=finished.plan.precision,
         quantised=drop,
     )
-
-
-def export_run(
-    finished: Run,
-    kind: str,
-    out: Path,
-    samples: ParitySamples,
-    int8: bool = False,
-    overwrite: bool = False,
-    reporter: ProgressReporter = SILENT,
-) -> dict[str, Any]:
-    """Return the report of `write_export` as plain data."""
-    target = ExportTarget(kind, out, int8, overwrite)
-    return write_export(finished, target, samples, reporter).to_json()
 
 
 @contextmanager

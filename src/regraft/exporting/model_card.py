@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import PurePath
 from typing import Any
 
-from regraft.models.backbone import Backbone
+from regraft.models.transforms import Preprocess
 from regraft.plans.schema import Plan
 from regraft.plans.toml import plan_to_toml
 from regraft.runs.folder import Run
@@ -58,14 +58,14 @@ def score_table(finished: Run) -> list[tuple[str, dict[str, Any]]]:
     return parts
 
 
-def model_card(finished: Run, model: Backbone, name: str) -> str:
+def model_card(finished: Run, preprocess: Preprocess, name: str) -> str:
     """Return a model card in Markdown with the header that the Hugging Face hub reads.
 
     It says how to use the model, what it reached with intervals, on which data, by which plan.
 
     Args:
         finished: The run.
-        model: Its backbone, for the input rules.
+        preprocess: How images enter its network.
         name: What the model is called.
     """
     sections = [
@@ -74,7 +74,7 @@ def model_card(finished: Run, model: Backbone, name: str) -> str:
         _introduction(finished),
         "## Use",
         _USAGE,
-        _input(model),
+        _input(preprocess),
         "## Evidence",
         _evidence_table(finished),
         _test_sentence(finished),
@@ -123,15 +123,15 @@ def _introduction(finished: Run) -> str:
     plan = finished.plan
     weights = _public(finished.scores.get("weights", ""))
     return (
-        f"{plan.backbone} ({weights}) carried over to {public_data_name(finished)} by {plan.technique}: "
-        f"{len(finished.classes)} classes."
+        f"{plan.backbone} ({weights}) carried over to {public_data_name(finished)} by "
+        f"{plan.technique}: {len(finished.classes)} classes."
     )
 
 
-def _input(model: Backbone) -> str:
-    rules = model.rules
+def _input(preprocess: Preprocess) -> str:
+    rules = preprocess.rules
     return (
-        f"Input: RGB, the shorter side resized to {model.resolution} px ({rules.interpolation}, "
+        f"Input: RGB, the shorter side resized to {preprocess.resolution} px ({rules.interpolation}, "
         "antialiased), the centre cut out, scaled to 0 … 1, "
         f"mean {list(rules.mean)}, standard deviation {list(rules.std)}."
     )

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from regraft.inference.classifier import Classifier
 from regraft.inference.network import InferenceNetwork
-from regraft.models.backbone import Backbone
+from regraft.models.transforms import Preprocess
 from regraft.runs.folder import Run
 
 
@@ -20,12 +20,12 @@ class ModelCore(nn.Module):
         super().__init__()
         self.frozen = network.frozen.body
         self.rest = network.rest.body
-        self.top = network.top
+        self.head = network.head
 
     def forward(self, images: Tensor) -> Tensor:
         crossing = self.frozen(images)
         features = self.rest(*crossing)[0]
-        logits: Tensor = self.top(features)
+        logits: Tensor = self.head(features)
         return logits
 
 
@@ -33,16 +33,16 @@ class WholeModel(nn.Module):
     """The network with preprocessing and softmax, written in what TorchScript compiles.
 
     In: decoded images of one size, uint8 `(n, h, w, 3)`. Out: probabilities `(n, classes)`.
-    It preprocesses as `views` does.
+    It preprocesses as `Preprocess` does.
     """
 
-    def __init__(self, core: nn.Module, model: Backbone) -> None:
+    def __init__(self, core: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.core = core
-        self.side = model.resolution
-        self.mode = model.rules.interpolation
-        self.register_buffer("mean", _per_channel(model.rules.mean))
-        self.register_buffer("std", _per_channel(model.rules.std))
+        self.side = preprocess.resolution
+        self.mode = preprocess.rules.interpolation
+        self.register_buffer("mean", _per_channel(preprocess.rules.mean))
+        self.register_buffer("std", _per_channel(preprocess.rules.std))
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = self.resize_and_crop(images.permute(0, 3, 1, 2))
@@ -68,14 +68,14 @@ class WholeModel(nn.Module):
         return resized[:, :, top : top + side, left : left + side]
 
 
-def model_core(finished: Run) -> tuple[Backbone, ModelCore]:
-    """Return a run's backbone, and its network in eval mode on the CPU, without gradients.
+def model_core(finished: Run) -> tuple[Preprocess, ModelCore]:
+    """Return how images enter a run's network, and the network in eval mode on the CPU.
 
-    BatchNorm is folded into the convolutions.
+    BatchNorm is folded into the convolutions, and nothing has a gradient.
     """
-    model, network = Classifier(finished, "cpu", "float32").network
-    module = ModelCore(network).eval()
-    return model, module.requires_grad_(False)
+    classifier = Classifier(finished, "cpu", "float32")
+    module = ModelCore(classifier.inference).eval()
+    return classifier.preprocess, module.requires_grad_(False)
 
 
 def _per_channel(values: tuple[float, float, float]) -> Tensor:

@@ -56,9 +56,9 @@ def write_onnx(finished: Run, path: Path) -> None:
     import onnx
     from onnx import compose, helper
 
-    model, network = model_core(finished)
-    main = _export_network(network, model.resolution)
-    resize = resize_graph(model, main.ir_version, OPSET)
+    preprocess, network = model_core(finished)
+    main = _export_network(network, preprocess.resolution)
+    resize = resize_graph(preprocess, main.ir_version, OPSET)
     classes = len(finished.classes)
     softmax = onnx.parser.parse_model(
         _SOFTMAX.format(ir=main.ir_version, opset=OPSET, classes=classes)

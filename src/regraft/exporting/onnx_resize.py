@@ -1,4 +1,5 @@
-"""The first nodes of an ONNX graph: images preprocessed as `views` does it, to the last bit.
+"""The first nodes of an ONNX graph: images preprocessed as `Preprocess` does it, to
+the last bit.
 
 Refuses ONNX's own Resize: as ONNX Runtime runs it, one number in a thousand comes out a grey level
 or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph computes the
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regraft.models.backbone import Backbone
+from regraft.models.transforms import Preprocess
 
 if TYPE_CHECKING:
     import onnx
@@ -141,19 +142,19 @@ _BICUBIC = """
 """
 
 
-def resize_graph(model: Backbone, version: int, opset: int) -> onnx.ModelProto:
+def resize_graph(preprocess: Preprocess, version: int, opset: int) -> onnx.ModelProto:
     """Return the graph from decoded images to what the network sees.
 
     In: `images`, uint8 `(batch, height, width, 3)`. Out: `seen`, float32 `(batch, 3, side, side)`.
 
     Args:
-        model: The backbone, for its side and input rules.
+        preprocess: Side and input rules.
         version: Of ONNX's file format.
         opset: Of its operators.
     """
     import onnx
 
-    rules = model.rules
+    rules = preprocess.rules
     is_cubic = rules.interpolation == "bicubic"
     kernel = _BICUBIC if is_cubic else _BILINEAR
     width = _AXIS.format("width", filter=kernel.format("width"))
@@ -161,7 +162,7 @@ def resize_graph(model: Backbone, version: int, opset: int) -> onnx.ModelProto:
     text = _GRAPH.format(
         ir=version,
         opset=opset,
-        side=model.resolution,
+        side=preprocess.resolution,
         doubled=_numbers(_POWERS[1:]),
         units=_numbers(_POWERS),
         reach=2.0 if is_cubic else 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors
@@ -13,6 +14,7 @@ from torch import Tensor
 from regraft.exporting.model_card import model_facts
 from regraft.exporting.parity import Answered, Answers, Pixels
 from regraft.inference.classifier import Classifier
+from regraft.inference.restore import restore_network
 from regraft.plans.toml import parse_plan, plan_to_toml
 from regraft.runs.folder import Run
 from regraft.runs.scores import RunScores, parse_record
@@ -28,13 +30,8 @@ class PackedTensors(Run):
 
 def write_safetensors(finished: Run, path: Path) -> None:
     """Write the weights, with all that is needed to restore the network."""
-    model, _ = Classifier(finished, "cpu", "float32").network
-    rules = {
-        "mean": model.rules.mean,
-        "std": model.rules.std,
-        "interpolation": model.rules.interpolation,
-    }
-    facts = {**model_facts(finished), "input": rules}
+    rules = restore_network(finished, "cpu").preprocess.rules
+    facts = {**model_facts(finished), "input": asdict(rules)}
     metadata = {"format": "pt", "regraft": json.dumps(facts), "plan": plan_to_toml(finished.plan)}
     weights = {name: value.contiguous() for name, value in finished.weights().items()}
     safetensors.torch.save_file(weights, path, metadata)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regraft.errors import UserError
 from regraft.exporting.model_card import model_card, model_facts, to_public_toml
 from regraft.exporting.parity import Answered, Answers, Pixels
 from regraft.inference.restore import restore_network
 from regraft.models.backbone import Backbone
-from regraft.models.transforms import resize_center_crop, storage_size, transform
+from regraft.models.transforms import Preprocess
 from regraft.models.weights import build_model
 from regraft.plans.head import parse_head
 from regraft.plans.schema import InputRules
@@ -78,7 +78,7 @@ def write_timm_folder(finished: Run, path: Path, for_hub: bool = False) -> None:
     network.pretrained_cfg = _timm_config(network.pretrained_cfg, model, len(finished.classes))
     config = {"label_names": list(finished.classes), "num_classes": len(finished.classes)}
     save_for_hf(network, str(path), config, safe_serialization=True)
-    card = model_card(finished, model, finished.path.resolve().name)
+    card = model_card(finished, restored.preprocess, finished.path.resolve().name)
     (path / "README.md").write_text(card, encoding="utf-8")
     if for_hub:
         (path / "plan.toml").write_text(to_public_toml(finished.plan), encoding="utf-8")
@@ -130,23 +130,16 @@ def timm_folder_answers(path: Path) -> Answers:
     network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     config = resolve_model_data_config(network)
     rules = InputRules(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
-    side = int(config["input_size"][-1])
+    preprocess = Preprocess(rules, int(config["input_size"][-1]))
 
     def answer(images: Pixels) -> Answered:
         with torch.inference_mode():
-            logits = network(_preprocess(images, rules, side))
+            stored = np.stack([preprocess.store(image) for image in images])
+            logits = network(preprocess(torch.from_numpy(stored)))
             probabilities: Answered = logits.softmax(dim=1).numpy()
         return probabilities
 
     return answer
-
-
-def _preprocess(images: Pixels, rules: InputRules, side: int) -> Tensor:
-    """Return what the network sees, float32 `(n, 3, side, side)`, of images `(n, h, w, 3)`."""
-    size = storage_size(images.shape[1:3], side)
-    stored = np.stack([resize_center_crop(image, size, rules.interpolation) for image in images])
-    ids = torch.zeros(len(stored), dtype=torch.int64)
-    return transform(torch.from_numpy(stored), ids, rules, side)
 
 
 def _timm_config(pretrained: dict[str, Any], model: Backbone, classes: int) -> dict[str, Any]:

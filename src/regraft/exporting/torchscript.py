@@ -16,14 +16,14 @@ from regraft.runs.folder import Run
 
 def write_torchscript(finished: Run, path: Path) -> None:
     """Write the whole network, from decoded pixels to probabilities, with `regraft.json` in it."""
-    model, network = model_core(finished)
+    preprocess, network = model_core(finished)
     facts = json.dumps(model_facts(finished))
-    example = torch.zeros(2, 3, model.resolution, model.resolution)
+    example = torch.zeros(2, 3, preprocess.resolution, preprocess.resolution)
     with warnings.catch_warnings(), torch.no_grad():
         # torch prefers torch.export, which needs Python to run
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
-        scripted = torch.jit.script(WholeModel(traced, model).eval())
+        scripted = torch.jit.script(WholeModel(traced, preprocess).eval())
         torch.jit.save(scripted, path, _extra_files={"regraft.json": facts})
 
 

@@ -17,11 +17,7 @@ from torch.nn import functional
 
 from regraft.errors import UserError
 from regraft.inference.classifier import Classifier
-from regraft.models.backbone import Backbone
-from regraft.models.cut import cut_backbone
-from regraft.models.parts import Prefix, Suffix
-from regraft.models.transforms import resize_center_crop, transform
-from regraft.plans.schema import Plan
+from regraft.models.network import Cut, TransferNetwork
 
 _BATCH = 16
 
@@ -64,9 +60,8 @@ def _square_maps(
     classifier: Classifier, images: Sequence[Pixels], classes: Sequence[int]
 ) -> NDArray[np.float32]:
     """Return the maps of a batch in the resolution `s` of the network, `(n, s, s)`."""
-    model, _ = classifier.network
-    side = model.resolution
-    inputs = _preprocess(model, images, classifier.device)
+    side = classifier.preprocess.resolution
+    inputs = _preprocess(classifier, images)
     targets = torch.as_tensor(list(classes), device=inputs.device)
     values, gradient = _last_map(classifier, inputs, targets)
     small = _hirescam(values, gradient).unsqueeze(1)
@@ -75,13 +70,14 @@ def _square_maps(
     return squares
 
 
-def _preprocess(model: Backbone, images: Sequence[Pixels], device: str) -> Tensor:
+def _preprocess(classifier: Classifier, images: Sequence[Pixels]) -> Tensor:
     """Return what the network sees of decoded images of any sizes, float32 `(n, 3, s, s)`."""
-    size = (model.resolution, model.resolution)
-    stored = [resize_center_crop(image, size, model.rules.interpolation) for image in images]
-    batch = torch.from_numpy(np.stack(stored)).to(device)
-    ids = torch.zeros(len(stored), dtype=torch.int64, device=batch.device)
-    return transform(batch, ids, model.rules, model.resolution)
+    inputs = []
+    for image in images:
+        stored = classifier.preprocess.store(image)
+        batch = torch.from_numpy(stored).unsqueeze(0)
+        inputs.append(classifier.preprocess(batch.to(classifier.device)))
+    return torch.cat(inputs)
 
 
 def _last_map(classifier: Classifier, inputs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,41 +97,40 @@ def _last_map(classifier: Classifier, inputs: Tensor, classes: Tensor) -> tuple[
     Raises:
         UserError: When there is no such map.
     """
-    model, network = classifier.network
-    plan = classifier.run.plan
-    prefix_tokens = int(getattr(model.model, "num_prefix_tokens", 0))
-    for prefix, suffix in _cuts_with_map(model, plan):
-        suffix.eval()
+    network = classifier.network
+    prefix_tokens = int(getattr(network.backbone.model, "num_prefix_tokens", 0))
+    for cut in _cuts_with_map(network):
+        cut.trained.eval()
         crossing = []
-        for value in prefix(inputs):
+        for value in cut.frozen(inputs):
             copy = value.clone()  # out of inference mode
             crossing.append(copy.requires_grad_())
         feature_maps = [value for value in crossing if _is_map(value.shape[1:])]
         feature_map = feature_maps[-1]
         with torch.enable_grad():
-            logits = network.top(suffix(*crossing))
+            logits = network.logits(cut.trained, crossing)
             total = logits.gather(1, classes.unsqueeze(1)).sum()
             (slope,) = torch.autograd.grad(total, feature_map)
         gradient = _channels_last(slope, prefix_tokens)
         if bool(gradient.any()):
             return _channels_last(feature_map.detach(), prefix_tokens), gradient
     raise UserError(
-        f"{plan.backbone} has no feature map before its features are taken. "
+        f"{network.plan.backbone} has no feature map before its features are taken. "
         "Expected a convolutional network or a transformer over patches. "
         "Take a run of one of those."
     )
 
 
-def _cuts_with_map(model: Backbone, plan: Plan) -> Iterator[tuple[Prefix, Suffix]]:
-    """Yield the two parts at every block before which a feature map crosses, the deepest first."""
-    for block in reversed(list(model.blocks)):
+def _cuts_with_map(network: TransferNetwork) -> Iterator[Cut]:
+    """Yield the cut at every block before which a feature map crosses, the deepest first."""
+    for block in reversed(list(network.backbone.blocks)):
         try:
-            prefix, suffix = cut_backbone(model, block, plan.stages_taken, plan.flattens)
+            cut = network.cut_at(block)
         except UserError:  # behind the layer where features are taken
             continue
-        has_map = any(map(_is_map, prefix.shapes))
-        if has_map and not prefix.is_empty:
-            yield prefix, suffix
+        has_map = any(map(_is_map, cut.frozen.shapes))
+        if has_map and not cut.is_empty:
+            yield cut
 
 
 def _is_map(shape: Sequence[int]) -> bool:

@@ -19,10 +19,11 @@ from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
-from regraft.inference.network import InferenceNetwork, load_network
+from regraft.inference.network import InferenceNetwork, make_inference_network
 from regraft.inference.prefetch import decode_batches
-from regraft.models.backbone import Backbone
-from regraft.models.transforms import resize_center_crop, storage_size, transform
+from regraft.inference.restore import restore_network
+from regraft.models.network import TransferNetwork
+from regraft.models.transforms import Preprocess
 from regraft.runs.folder import Run, load_run
 from regraft.system.hardware import extraction_batch_size, is_out_of_memory, resolve_device
 
@@ -95,15 +96,25 @@ class Classifier:
         return self.run.classes
 
     @cached_property
-    def network(self) -> tuple[Backbone, InferenceNetwork]:
-        """The backbone, and the whole network in eval mode: preprocessed images in, logits out."""
-        return load_network(self.run, self.device, self.precision)
+    def network(self) -> TransferNetwork:
+        """The network with its trained weights, in eval mode."""
+        return restore_network(self.run, self.device)
+
+    @cached_property
+    def inference(self) -> InferenceNetwork:
+        """The same network made fast: preprocessed images in, logits out."""
+        return make_inference_network(self.network, self.precision)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images enter the network."""
+        return self.network.preprocess
 
     @cached_property
     def temperature(self) -> float:
         """The number that logits are divided by to calibrate probabilities.
 
-        It is fitted on the run's validation images, see `evaluate.temperature`.
+        It is fitted on the run's validation images, see `fit_temperature`.
         """
         try:
             predictions = self.run.predictions("val")
@@ -152,7 +163,7 @@ class Classifier:
         logits = [np.zeros((0, len(self.classes)), np.float32)]
         rest = iter(images)
         while batch := list(itertools.islice(rest, self.batch_size)):
-            stored = [self._store(image) for image in batch]
+            stored = [self.preprocess.store(image) for image in batch]
             logits.append(self._stored_logits(stored))
         return np.concatenate(logits)
 
@@ -172,13 +183,13 @@ class Classifier:
         cannot be read gets a prediction with the error, and the rest goes on.
 
         Args:
-            images: Names and readers, as `sources.streams.found` yields them.
+            images: Names and readers, as `iterate_images` yields them.
             min_confidence: Abstain below this probability, 0 … 1. The probabilities are then
                 calibrated (see `temperature`); without it they are the network's own.
         """
-        _ = self.network  # weights that do not fit are reported before any image is read
+        _ = self.inference  # weights that do not fit are reported before any image is read
         temperature = 1.0 if min_confidence is None else self.temperature
-        for batch in decode_batches(images, self.batch_size, self._store):
+        for batch in decode_batches(images, self.batch_size, self.preprocess.store):
             pixels = [image.pixels for image in batch if image.pixels is not None]
             probabilities = iter(self._probabilities(pixels, temperature))
             for image in batch:
@@ -198,18 +209,10 @@ class Classifier:
             return Prediction(name, None, probability, ranked, abstained=True)
         return Prediction(name, label, probability, ranked)
 
-    def _store(self, image: Pixels) -> Pixels:
-        """Return a decoded image in the size in which it is stored for the network."""
-        model, _ = self.network
-        size = storage_size(image.shape[:2], model.resolution)
-        return resize_center_crop(image, size, model.rules.interpolation)
-
     def _preprocess(self, images: Sequence[Pixels]) -> Tensor:
         """Return what the network sees, float32 `(n, 3, s, s)`, of stored images of one size."""
-        model, _ = self.network
-        batch = torch.from_numpy(np.stack(images)).to(self.device)
-        ids = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
-        return transform(batch, ids, model.rules, model.resolution)
+        batch = torch.from_numpy(np.stack(images))
+        return self.preprocess(batch.to(self.device))
 
     def _probabilities(
         self, stored: Sequence[Pixels], temperature: float
@@ -237,7 +240,6 @@ class Classifier:
 
     def _batch_logits(self, stored: Sequence[Pixels]) -> NDArray[np.float32]:
         """Return logits `(n, classes)` of one batch; images of one size are resized together."""
-        _, whole = self.network
         shapes = [image.shape for image in stored]
         order = sorted(range(len(stored)), key=shapes.__getitem__)
         inputs = []
@@ -248,7 +250,7 @@ class Classifier:
                 batch = inputs[0]
             else:
                 batch = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
-            logits: NDArray[np.float32] = whole(batch).float().cpu().numpy()
+            logits: NDArray[np.float32] = self.inference(batch).float().cpu().numpy()
         return logits[np.argsort(order)]
 
 

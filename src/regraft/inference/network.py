@@ -7,11 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from regraft.inference.restore import restore_network
-from regraft.models.backbone import Backbone
+from regraft.models.network import TransferNetwork
 from regraft.models.optimize import fuse_conv_bn
 from regraft.models.parts import Prefix
-from regraft.runs.folder import Run
 from regraft.system.hardware import has_bfloat16
 
 
@@ -24,15 +22,15 @@ class InferenceNetwork(nn.Module):
     Args:
         frozen: The part that the run never trained.
         rest: The part behind it.
-        top: The head, from features to logits.
+        head: From features to logits.
         precision: Arithmetic of the frozen part, "float32" or "bfloat16".
     """
 
-    def __init__(self, frozen: Prefix, rest: Prefix, top: nn.Module, precision: str) -> None:
+    def __init__(self, frozen: Prefix, rest: Prefix, head: nn.Module, precision: str) -> None:
         super().__init__()
         self.frozen = frozen
         self.rest = rest
-        self.top = top
+        self.head = head
         self.precision = precision
         self.eval()
 
@@ -42,28 +40,23 @@ class InferenceNetwork(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=is_half):
             crossing = self.frozen(images)
         features = self.rest.body(*(value.float() for value in crossing))[0]
-        logits: Tensor = self.top(features)
+        logits: Tensor = self.head(features)
         return logits
 
 
-def load_network(
-    finished: Run, device: str, precision: str | None = None
-) -> tuple[Backbone, InferenceNetwork]:
-    """Return a run's backbone, and its network for inference.
+def make_inference_network(
+    network: TransferNetwork, precision: str | None = None
+) -> InferenceNetwork:
+    """Return a network of a finished run for inference; its own modules stay as they are.
 
     Args:
-        finished: The run.
-        device: "cpu" or "cuda".
+        network: The network, in eval mode.
         precision: Arithmetic of the frozen part: "float32", "bfloat16", or None for the plan's,
             which is float32 where the device has no bfloat16.
-
-    Raises:
-        UserError: When the weights do not belong to the plan.
     """
-    network = restore_network(finished, device)
     if precision is None:
-        precision = finished.plan.precision if has_bfloat16(device) else "float32"
+        has_half = has_bfloat16(network.device.type)
+        precision = network.plan.precision if has_half else "float32"
     cut = replace(network.final_cut(), precision=precision)
     rest = fuse_conv_bn(Prefix(cut.trained.evaluating, ()))
-    inference = InferenceNetwork(cut.optimized(), rest, network.head, precision)
-    return network.backbone, inference
+    return InferenceNetwork(cut.optimized(), rest, network.head, precision)

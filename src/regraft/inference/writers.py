@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -18,12 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import UserError, unknown_name_error
-from regraft.inference.classifier import Prediction
 from regraft.inference.storage import Row, get_parts_folder, open_storage
 from regraft.system.disk import is_disk_full, unwritable_error
 from regraft.system.output import write_json
-
-__all__ = ["FORMATS", "PredictionJob", "Results", "cells", "columns", "format_of", "row"]
 
 PREDICTION_FORMATS = ("table", "csv", "json", "parquet")
 _FORMAT_OF_SUFFIX = {
@@ -40,7 +37,7 @@ def output_format(given: str | None, out: Path | None) -> str:
     """Return the format to write: the one asked for, else by the file's suffix, else a table.
 
     Args:
-        given: What the user asked for, one of `FORMATS`, or None.
+        given: What the user asked for, one of `PREDICTION_FORMATS`, or None.
         out: The file, or None to print.
 
     Raises:
@@ -62,11 +59,6 @@ def output_format(given: str | None, out: Path | None) -> str:
             "Add --format, or end the name in one of them."
         )
     return kind
-
-
-def prediction_row(prediction: Prediction, top: int) -> Row:
-    """Return a prediction as plain data, with the `top` most probable classes."""
-    return prediction.to_json(top)
 
 
 @dataclass(frozen=True)
@@ -134,15 +126,6 @@ class ResultWriter:
             self.rows = len(self._stored)
             self._write_note()
         self.before = self.rows
-
-    @staticmethod
-    def of(kind: str) -> Callable[..., ResultWriter]:
-        """Return what opens a file of this format from a job as a dict; takes `top` apart."""
-
-        def open_results(path: Path, job: dict[str, Any], top: int, *modes: bool) -> ResultWriter:
-            return ResultWriter(path, PredictionJob(**{**job, "format": kind, "top": top}), *modes)
-
-        return open_results
 
     def __contains__(self, path: object) -> bool:
         """Whether the row of this image was written before the job was resumed."""

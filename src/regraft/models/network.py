@@ -91,6 +91,14 @@ class TransferNetwork:
         """
         return self._cut(phase.train, self.plan.resolution_of(phase))
 
+    def cut_at(self, layer: str) -> Cut:
+        """Return the two parts of the backbone with everything before a layer frozen.
+
+        Raises:
+            UserError: When there is no such layer, or the features are taken before it.
+        """
+        return self._cut(layer, self.plan.resolution)
+
     def final_cut(self) -> Cut:
         """Return the parts by what is frozen throughout: what no phase trains, and the rest."""
         frozen, trained = self._final_parts

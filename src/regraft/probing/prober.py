@@ -37,6 +37,7 @@ from regraft.probing.successive_halving import (
     TimeBudget,
 )
 from regraft.runs.folder import Run
+from regraft.system.timer import format_duration
 from regraft.training.linear import LabelledFeatures
 
 _FEWEST_PER_CLASS = 5  # training images that a useful round needs
@@ -270,8 +271,8 @@ def extract_candidate(
 def _too_short(budget: TimeBudget, error: BudgetTooShortError) -> UserError:
     backbone, resolution = cast(Key, error.candidate)
     return UserError(
-        f"A budget of {budget.seconds:g} s is too short: {error.spent:.1f} s went into getting "
-        f"ready. The smallest useful run is {backbone} at {resolution} px with {error.images:,} "
-        f"training images. Pass --budget {error.needed}s or more, or fewer backbones and "
-        "resolutions."
+        f"A budget of {budget.seconds:g} s is too short: {format_duration(error.spent)} went into "
+        f"getting ready. The smallest useful run is {backbone} at {resolution} px with "
+        f"{error.images:,} training images. Pass --budget {error.needed}s or more, or fewer "
+        "backbones and resolutions."
     )

@@ -27,7 +27,7 @@ def draw_charts(evidence: Mapping[str, Any]) -> dict[str, str]:
     """Return the charts as SVG, by name; empty text for a confusion matrix of too many classes.
 
     Args:
-        evidence: As `evidence.gathered` has it; the order of its runs gives their colours.
+        evidence: As `Evidence.to_json` returns it; the order of its runs gives their colours.
 
     Returns:
         `seconds`, `parameters`, `curves` and `coverage` of all runs; `confusion`, `classes` and

@@ -93,7 +93,7 @@ def run_galleries(run: Run, part: str, dataset: Dataset, make_maps: MapMaker) ->
 
 def _map_gallery(images: PredictedImages, worst: NDArray[np.int64], make_maps: MapMaker) -> Gallery:
     title = "Where it looks"
-    about = (
+    description = (
         "What speaks for the predicted class (HiResCAM, Draelos and Carin 2020); first the surest "
         "right ones, then the worst mistakes."
     )
@@ -105,8 +105,8 @@ def _map_gallery(images: PredictedImages, worst: NDArray[np.int64], make_maps: M
         pixels = images.dataset.images.read(images.rows[shown])
         heats = make_maps(pixels, predicted[shown].tolist())
     except UserError as error:
-        return Gallery(title, about, missing=str(error))
-    return Gallery(title, about, images.thumbnails(shown, heats))
+        return Gallery(title, description, reason=str(error))
+    return Gallery(title, description, images.thumbnails(shown, heats))
 
 
 def check_galleries(findings: Mapping[str, Any], dataset: Dataset) -> list[Gallery]:
@@ -128,7 +128,7 @@ def check_galleries(findings: Mapping[str, Any], dataset: Dataset) -> list[Galle
             list(_suspects(findings["suspects"], dataset)),
         ),
     ]
-    return [gallery for gallery in galleries if gallery.shots]
+    return [gallery for gallery in galleries if gallery.thumbnails]
 
 
 def _duplicates(groups: Sequence[Mapping[str, Any]], dataset: Dataset) -> Iterator[Thumbnail]:

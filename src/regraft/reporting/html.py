@@ -26,25 +26,25 @@ class Thumbnail:
 
     Args:
         image: `(h, w, 3)` uint8.
-        lines: The caption.
-        heat: Class-activation map of the image's size, 0 … 1.
-        right: Whether the prediction is right; colours the first line of the caption.
+        caption: Its lines.
+        heatmap: Class-activation map of the image's size, 0 … 1.
+        is_correct: Whether the prediction is right; colours the first line of the caption.
     """
 
     image: NDArray[np.uint8]
-    lines: tuple[str, ...]
-    heat: NDArray[np.float32] | None = None
-    right: bool | None = None
+    caption: tuple[str, ...]
+    heatmap: NDArray[np.float32] | None = None
+    is_correct: bool | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some images under one heading; `missing` says why there are none."""
+    """Some images under one heading; `reason` says why there are none."""
 
     title: str
-    about: str
-    shots: Sequence[Thumbnail] = ()
-    missing: str = ""
+    description: str
+    thumbnails: Sequence[Thumbnail] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def render_html(evidence: Mapping[str, Any], extra: PageExtras, version: str) ->
     """Return the page of a report, UTF-8 text that loads nothing from any address.
 
     Args:
-        evidence: As `evidence.gathered` returns it.
+        evidence: As `Evidence.to_json` returns it.
         extra: Galleries and data checks.
         version: Of regraft.
     """
@@ -138,17 +138,17 @@ def _find_confusions(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
     return confusions
 
 
-def _to_thumbnail_url(shot: Thumbnail) -> str:
+def _to_thumbnail_url(thumbnail: Thumbnail) -> str:
     """Return a small JPEG of an image as a data address, with its heat map laid over it."""
     from PIL import Image
 
-    picture = Image.fromarray(shot.image)
+    picture = Image.fromarray(thumbnail.image)
     factor = _THUMBNAIL_SIDE / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     resampling = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
     picture = picture.resize(size, resampling)
-    if shot.heat is not None:
-        resized = Image.fromarray(shot.heat).resize(size, Image.Resampling.BILINEAR)
+    if thumbnail.heatmap is not None:
+        resized = Image.fromarray(thumbnail.heatmap).resize(size, Image.Resampling.BILINEAR)
         picture = _overlay_heat(picture, np.asarray(resized))
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=82)

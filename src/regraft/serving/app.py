@@ -20,7 +20,6 @@ from pydantic import BaseModel, Field
 from regraft.evaluation.scores import log_softmax
 from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier
-from regraft.models.transforms import resize_center_crop, storage_size
 from regraft.serving.batching import Batcher, QueueFull
 from regraft.serving.limits import Limits, LimitsMiddleware, RequestRefused, decode_image
 from regraft.serving.similar import SimilarImages
@@ -109,7 +108,7 @@ class Service:
         classifier: The run.
         similar: Its training images.
         limits: What is accepted.
-        compute_maps: Returns class-activation maps, as `attention.maps` does.
+        compute_maps: Returns class-activation maps, as `activation_maps` does.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class Service:
     def _load_image(self, upload: Any) -> Pixels:
         is_path = isinstance(upload, (str, Path))
         content = Path(upload).read_bytes() if is_path else upload.file.read()
-        return _resize(decode_image(content, self.limits), self.classifier)
+        return self.classifier.preprocess.store(decode_image(content, self.limits))
 
 
 def make_app(service: Service) -> FastAPI:
@@ -273,13 +272,6 @@ async def _load_images(
             raise result
         images.append(result)
     return images
-
-
-def _resize(image: Pixels, classifier: Classifier) -> Pixels:
-    """Return a decoded image as small as the network needs it."""
-    model, _ = classifier.network
-    size = storage_size(image.shape[:2], model.resolution)
-    return resize_center_crop(image, size, model.rules.interpolation)
 
 
 async def _answer(work: Awaitable[Result]) -> Result:

@@ -71,7 +71,7 @@ def serve(
     with _listen(asked.host, asked.port) as listener:
         port = listener.getsockname()[1]
         classifier = backend.load(path, options.runtime.device)
-        _ = classifier.network  # damaged weights are reported now
+        _ = classifier.inference  # damaged weights are reported now
         similar = _find_images(classifier, asked, options)
         with _scratch_folder() as scratch, _preparing(similar, options):
             server = _build_server(classifier, similar, asked.limits, scratch, backend.compute_maps)

@@ -23,7 +23,7 @@ from regraft.features.parts import PartImages
 from regraft.features.policy import CachePolicy
 from regraft.features.reader import FrozenFeatures
 from regraft.inference.classifier import Classifier
-from regraft.models.network import Cut, cut_features
+from regraft.models.network import Cut
 from regraft.options import Options
 from regraft.runs.folder import Run
 from regraft.system.progress import ProgressReporter
@@ -55,8 +55,7 @@ class SimilarImages:
     @cached_property
     def cut(self) -> Cut:
         """The whole network without the head, frozen."""
-        backbone, _ = self.classifier.network
-        return cut_features(backbone, self.classifier.run.plan)
+        return self.classifier.network.features_cut()
 
     @property
     def state(self) -> str:
