@@ -159,7 +159,7 @@ def test_a_statement_has_one_comprehension_at_most() -> None:
         seen += 1
         if count > 1:
             crowded.append(f"{short(path)}:{node.lineno}")
-    assert crowded == []
+    assert not crowded, "\n".join(crowded)
     assert seen > 10_000
 
 
@@ -172,7 +172,7 @@ def test_lines_and_files_stay_short_and_are_laid_out_by_the_formatter() -> None:
         for number, line in enumerate(lines, 1):
             if len(line) > 100 or "fmt: skip" in line or "fmt: off" in line:
                 wide.append(f"{short(path)}:{number}")
-    assert wide == []
+    assert not wide, "\n".join(wide)
     assert {name: count for name, count in lengths.items() if count > 400} == {}
     assert len(lengths) > 100
 
@@ -221,7 +221,7 @@ def test_public_functions_say_what_comes_out() -> None:
                 seen += 1
                 if not ast.get_docstring(node):
                     bare.append(f"{short(path)}:{node.name}")
-    assert bare == []
+    assert not bare, "\n".join(bare)
     assert seen > 400
 
 
@@ -243,7 +243,7 @@ def test_only_the_command_line_prints() -> None:
             is_print = names[0].split(".")[0] in ("rich", "typer", "click")
         if is_print:
             prints.append(f"{short(path)}:{node.lineno}")
-    assert prints == []
+    assert not prints, "\n".join(prints)
     assert calls > 4000
 
 
@@ -266,7 +266,7 @@ def test_the_file_names_of_a_run_are_spelled_in_runs_alone() -> None:
                 is_elsewhere = path.parent.name != "runs" and node not in prose
                 if is_elsewhere and pattern.search(node.value):
                     spelled.append(f"{short(path)}:{node.lineno} {node.value!r}")
-    assert spelled == []
+    assert not spelled, "\n".join(spelled)
     assert len(names) >= 10
     assert seen > 3000
 
@@ -374,7 +374,7 @@ def test_tests_patch_nothing_of_ours() -> None:
             seen += len(targets)
             if any(is_own(target, names) for target in targets):
                 patched.append(f"{path.name}:{node.lineno} {ast.unparse(node)[:60]}")
-    assert patched == []
+    assert not patched, "\n".join(patched)
     assert seen > 20
     assert len(TESTS) > 30
 
