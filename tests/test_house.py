@@ -494,6 +494,11 @@ def test_architecture_names_every_package_and_stays_short() -> None:
             names.add(path.stem)
     assert sorted(rows) == sorted(names)
     assert len(names) >= 19
+    picture = text.partition("```\n")[2].partition("```")[0]
+    columns = [line[:55] for line in picture.splitlines()]
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    drawn = [sorted(re.findall(r"\w+", column)) for column in columns]
+    assert drawn == [sorted(re.findall(r"\w+", layer)) for layer in layers]
     for file in set(re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.-]+)`", text)):
         assert (ROOT / file).exists(), file
 
