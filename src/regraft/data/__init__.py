@@ -1,8 +1,4 @@
-"""Labelled images: the dataset, its split into train, val and test, and the readers of sources."""
-
-from regraft.data.dataset import Dataset, DatasetInfo, make_dataset
-from regraft.data.images import ArrayImages, Images, Unreadable
-from regraft.data.split import Split
+"""Labelled images: the dataset, its split into train, val and test, and the readers of every source."""
 
 __all__ = [
     "ArrayImages",
