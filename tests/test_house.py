@@ -328,6 +328,15 @@ def test_what_is_computed_once_a_process_is_listed_here() -> None:
     assert cached == {"models/backbone.py:model_info", "plans/recipes/__init__.py:all_recipes"}
 
 
+def test_defaults_that_calls_share_are_frozen() -> None:
+    names = PROJECT["tool"]["ruff"]["lint"]["flake8-bugbear"]["extend-immutable-calls"]
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        frozen = getattr(importlib.import_module(module), kind)
+        assert frozen.__dataclass_params__.frozen, name
+    assert len(names) >= 8
+
+
 PATCH = re.compile(r"(.*\.)?((set|del)(attr|item)|patch(\.object|\.multiple|\.dict)?)")
 
 

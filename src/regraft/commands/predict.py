@@ -49,12 +49,14 @@ class PredictionTarget:
         format: "csv", "json" (a line each) or "parquet"; by its name when None.
         resume: Go on with what is in it: images that were written are not read again.
         overwrite: Replace it.
+        part_rows: Rows of Parquet that are held in memory until they are written.
     """
 
     out: Path
     format: str | None = None
     resume: bool = False
     overwrite: bool = False
+    part_rows: int = 5_000
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def predict_to(
     unreadable = 0
     abstained = 0
     with lock_path(out.parent, out.name):
-        writer = ResultWriter(out, job, target.resume, target.overwrite)
+        writer = ResultWriter(out, job, target.resume, target.overwrite, part_rows=target.part_rows)
         predicting = _Predicting(classifier, images, options, writer.before)
         try:
             predictions = predicting.predictions(writer.__contains__)
