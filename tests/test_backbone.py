@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from regraft.errors import UserError
-from regraft.models.backbone import Backbone, TracedModel, get_input_rules, load_backbone, replace_weights
+from regraft.models.backbone import (
+    Backbone,
+    TracedModel,
+    get_input_rules,
+    load_backbone,
+    replace_weights,
+)
 from regraft.models.costs import describe_layers, layer_multiply_adds
 from regraft.models.cut import cut_backbone
 from regraft.models.layers import distance_to_head, earliest_layer

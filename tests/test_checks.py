@@ -16,7 +16,19 @@ from regraft.workflow.settings import Settings
 
 from conftest import TINY, toy, write_folder
 from regraft.checks.duplicates import NearDuplicate, exact_duplicates, find_near_duplicates
-from regraft.checks.findings import CheckedWith, Findings, ImageIndex, ImageRef, Suspect, describe_doubt, describe_findings, to_exact_groups, to_near_pairs, to_odd_files, to_suspects
+from regraft.checks.findings import (
+    CheckedWith,
+    Findings,
+    ImageIndex,
+    ImageRef,
+    Suspect,
+    describe_doubt,
+    describe_findings,
+    to_exact_groups,
+    to_near_pairs,
+    to_odd_files,
+    to_suspects,
+)
 from regraft.checks.labels import SuspectLabels, find_suspect_labels
 from regraft.checks.outliers import ClassBalance, Outlier
 from regraft.data.dataset import Dataset, make_dataset

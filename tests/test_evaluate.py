@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
-from regraft.evaluation.calibration import coverage_curve, expected_calibration_error, fit_temperature, reliability_bins
+from regraft.evaluation.calibration import (
+    coverage_curve,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
 from regraft.evaluation.metrics import hardest_examples, metrics_json
 from regraft.evaluation.paired import compare_paired, pareto_front
 from regraft.evaluation.scores import compute_scores, log_softmax, wilson_interval

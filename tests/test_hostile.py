@@ -23,12 +23,11 @@ from regraft.data.decode import decode_image, image_size
 from regraft.data.load import load_dataset
 from regraft.data.stream import iterate_images
 from regraft.errors import UserError, escape_control
-from regraft.models import transforms
 from regraft.models.transforms import decode_pixels, resize_center_crop
 from regraft.plans.head import parse_head
 from regraft.plans.toml import override_plan, read_plan
 from regraft.probing.halving import parse_duration
-from regraft.runs.folder import write_table
+from regraft.system.output import write_csv
 
 SLOW = {
     "a_million_rows",
@@ -171,7 +170,7 @@ def test_what_is_printed_does_nothing_to_a_terminal(capfd: pytest.CaptureFixture
 
 def test_names_in_tables_are_no_formulas_and_come_back(tmp_path: Path) -> None:
     rows = [{"name": name, "value": -1.5} for name in ("=1+1", "@x", "+a", "-b", "\tc", "plain")]
-    write_table(tmp_path / "t.csv", rows)
+    write_csv(tmp_path / "t.csv", rows)
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert lines[1:5] == ["'=1+1,-1.5", "'@x,-1.5", "'+a,-1.5", "'-b,-1.5"]
     assert lines[6] == "plain,-1.5"
@@ -187,9 +186,8 @@ def test_a_line_of_pixels_is_cut_and_not_stretched_and_ordinary_images_stay_as_t
     )
 
 
-def test_large_images_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transforms, "_AREA", 16 * 16 * 10)
-    chunks = list(decode_pixels(toy(95), (16, 16), "bicubic"))
+def test_large_images_are_read_a_few_at_a_time() -> None:
+    chunks = list(decode_pixels(toy(95), (16, 16), "bicubic", area=16 * 16 * 10))
     assert [len(chunk) for chunk in chunks] == [10] * 9 + [5]
     assert (np.concatenate(chunks) == toy(95).images.read(np.arange(95))).all()
 

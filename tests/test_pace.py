@@ -21,7 +21,16 @@ from regraft import backbone
 from regraft.errors import UserError
 from regraft.features import extract
 from regraft.features.batches import Batches
-from regraft.features.extract import ModelInputs, cached_pixels, entry_bytes, extract_features, extract_one, pixel_batch, resident_pixels, run_prefix
+from regraft.features.extract import (
+    ModelInputs,
+    cached_pixels,
+    entry_bytes,
+    extract_features,
+    extract_one,
+    pixel_batch,
+    resident_pixels,
+    run_prefix,
+)
 from regraft.features.store import clear_cache, list_entries
 from regraft.models import transforms
 from regraft.models.backbone import Backbone, load_backbone, model_info

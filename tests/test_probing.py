@@ -21,13 +21,31 @@ from regraft import workflow
 from regraft.features import extract
 from regraft.plans.schema import Phase
 from regraft.probing import halving
-from regraft.probing.candidates import Candidate, LayerFeatures, ProbeRow, neighbour_count, score_concatenated, score_layers
+from regraft.probing.candidates import (
+    Candidate,
+    LayerFeatures,
+    ProbeRow,
+    neighbour_count,
+    score_concatenated,
+    score_layers,
+)
 from regraft.probing.greedy_selection import select_greedily
-from regraft.probing.halving import affordable_candidates, better_half, count_rounds, images_per_round, parse_duration
+from regraft.probing.halving import (
+    affordable_candidates,
+    better_half,
+    count_rounds,
+    images_per_round,
+    parse_duration,
+)
 from regraft.probing.learning_curve import CurvePoint, forecast_accuracy, measure_learning_curve
 from regraft.probing.rank_correlation import correlate_ranks
 from regraft.probing.recommend import probe_front, recommend
-from regraft.probing.successive_halving import BudgetTooShortError, Dropped, SuccessiveHalving, TimeBudget
+from regraft.probing.successive_halving import (
+    BudgetTooShortError,
+    Dropped,
+    SuccessiveHalving,
+    TimeBudget,
+)
 from regraft.runs.folder import list_runs
 from regraft.system.progress import ProgressReporter
 from regraft.training.linear import LabelledFeatures

@@ -24,9 +24,20 @@ from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.reporting.evidence import PairedDifference
 from regraft.models.backbone import Backbone, load_backbone
-from regraft.reporting.evidence import PairedDifference, RunEvidence, build_evidence, gather_evidence
+from regraft.reporting.evidence import (
+    PairedDifference,
+    RunEvidence,
+    build_evidence,
+    gather_evidence,
+)
 from regraft.reporting.html import Gallery, PageExtras, Thumbnail, render_html
-from regraft.reporting.leaderboard import LeaderboardRow, build_leaderboard, build_leaderboard_json, flat_row, to_failed_rows
+from regraft.reporting.leaderboard import (
+    LeaderboardRow,
+    build_leaderboard,
+    build_leaderboard_json,
+    flat_row,
+    to_failed_rows,
+)
 from regraft.runs.folder import Run, load_run
 from regraft.system.progress import ProgressReporter
 

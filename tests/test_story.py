@@ -408,7 +408,12 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     whole = api.fit(data, technique, "test_resnet", out="whole", **options)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         api.fit(
-            data, technique, "test_resnet", out="parts", reporter=stop_after(phase, steps), **options
+            data,
+            technique,
+            "test_resnet",
+            out="parts",
+            reporter=stop_after(phase, steps),
+            **options,
         )  # type: ignore[arg-type]
     assert not Path("parts/scores.json").exists()
     with pytest.raises(api.UserError, match="is not finished. Go on with"):

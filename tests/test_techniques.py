@@ -8,7 +8,13 @@ import pytest
 from regraft.data.dataset import DatasetInfo
 from regraft.errors import UserError
 from regraft.plans.schema import ModelInfo
-from regraft.plans.techniques import DEFAULT_TECHNIQUES, TECHNIQUES, make_technique_plan, suitable_resolution, technique_summary
+from regraft.plans.techniques import (
+    DEFAULT_TECHNIQUES,
+    TECHNIQUES,
+    make_technique_plan,
+    suitable_resolution,
+    technique_summary,
+)
 
 MODELS = [
     ModelInfo(

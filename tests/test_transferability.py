@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from regraft.evaluation.transferability import compute_h_score, knn_accuracy, leep_score, logme_score
+from regraft.evaluation.transferability import (
+    compute_h_score,
+    knn_accuracy,
+    leep_score,
+    logme_score,
+)
 
 
 def problem(

@@ -11,7 +11,15 @@ from conftest import toy
 from regraft.data.dataset import make_dataset
 from regraft.data.images import ArrayImages
 from regraft.models import transforms
-from regraft.models.transforms import AugmentedView, NO_AUGMENTATION, PRESETS, dataset_storage_size, resize_center_crop, sample_ids, transform
+from regraft.models.transforms import (
+    AugmentedView,
+    NO_AUGMENTATION,
+    PRESETS,
+    dataset_storage_size,
+    resize_center_crop,
+    sample_ids,
+    transform,
+)
 from regraft.plans.schema import AUGMENTATIONS, InputRules
 
 RULES = InputRules((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
