@@ -23,11 +23,12 @@ import pytest
 import torch
 
 from conftest import toy, write_folder
-from regraft.commands.compare import Comparison, Ways
+from regraft.commands.compare import Comparison
 from regraft.commands.compare import compare as run_compare
 from regraft.commands.evaluate import open_test
 from regraft.commands.fit import fit as run_fit
-from regraft.commands.predict import PredictionTarget, PredictOptions, predict_to
+from regraft.commands.options import PredictionTarget, PredictOptions, Ways
+from regraft.commands.predict import predict_to
 from regraft.data.archives import load_archive, unpack_archive
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset

@@ -1,5 +1,5 @@
 """`python -m regraft` is `regraft`."""
 
-from regraft.cli.main import main
+from regraft.cli.app import main
 
 main()

@@ -1,4 +1,4 @@
-"""What a user may choose besides data and plan: small groups of options, each taken by what uses it."""
+"""What a user may choose besides data and plan: small groups of options, which are also flags."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from regraft.system.progress import SILENT, ProgressReporter
 if TYPE_CHECKING:
     from regraft.plans.schema import Plan
 
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+FLAG_TYPES = (bool, int, float, str, Path)
 KEEP = ("auto", "always", "never")
 COMPILE = ("auto", "on", "off")
 TRACKERS = ("csv", "tensorboard", "mlflow", "wandb")
@@ -27,9 +29,42 @@ def default_cache_dir(cache_dir: str | Path | None = None) -> Path:
     return Path(named or platformdirs.user_cache_path("regraft")).expanduser()
 
 
-def option(default: Any, help: str, flag: str = "") -> Any:
-    """Return a dataclass field with the help text, and the name of its flag where it is another."""
-    return field(default=default, metadata={"help": help, "flag": flag})
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    type: Any = None,
+    form: str = "value",
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """Return a dataclass field that is also a flag of the command line.
+
+    Args:
+        default: The default, of the field and of the flag; `MISSING` where it must be given.
+        help: The help text.
+        *flags: Names of the flag; by default that of the field, in dashes.
+        type: Type of one value on the command line; that of `default` when None.
+        form: "value", "repeat" for a flag that may be repeated, or "commas" for values separated
+            by commas.
+        least: The smallest number that the flag accepts.
+        most: The largest one.
+
+    Raises:
+        ValueError: When there is neither a type nor a default to tell it.
+    """
+    kind = type or default.__class__
+    if kind not in FLAG_TYPES:
+        raise ValueError(f"A flag cannot take {kind.__name__}: give a type.")
+    metadata = {
+        "help": help,
+        "flags": flags,
+        "type": kind,
+        "form": form,
+        "least": least,
+        "most": most,
+    }
+    return field(default=default, metadata=metadata)
 
 
 def _require(flag: str, value: str, known: tuple[str, ...], advice: str) -> None:
@@ -42,25 +77,33 @@ def _require(flag: str, value: str, known: tuple[str, ...], advice: str) -> None
 class DataOptions:
     """Which images are used, and how they are split."""
 
-    train_images: int | None = option(None, "Use a stratified subset of this many training images.")
-    val_images: int | None = option(None, "Use a stratified subset of this many validation images.")
+    train_images: int | None = option(
+        None, "Use a stratified subset of this many training images.", type=int
+    )
+    val_images: int | None = option(
+        None, "Use a stratified subset of this many validation images.", type=int
+    )
     split_seed: int = option(0, "Seed of the split into train, val and test.")
-    skip_bad: bool = option(False, "Go on without images that cannot be decoded.")
+    skip_bad: bool = option(False, "Leave out images that cannot be decoded.")
 
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where computed features are kept, and whether.
+    """Where computed features are cached, and whether.
 
     Raises:
         UserError: When `keep` is not one of `KEEP`.
     """
 
     cache_dir: str | Path | None = option(
-        None, "Cache folder; REGRAFT_CACHE or the platform's by default.", "--cache"
+        None,
+        "Cache folder; REGRAFT_CACHE or the platform's by default.",
+        "--cache-dir",
+        "--cache",
+        type=Path,
     )
     keep: str = option(
-        "auto", "Keep the frozen part's output: auto (by measured cost), always, never."
+        "auto", "Cache the frozen part's output: auto (by measured cost), always or never."
     )
 
     @property
@@ -81,7 +124,7 @@ class Runtime:
     """
 
     device: str = option("auto", "auto, cpu or cuda.")
-    compile: str = option("auto", "Compile networks: auto (where it repays), on, off.")
+    compile: str = option("auto", "Compile networks: auto (where it saves time), on or off.")
     reporter: ProgressReporter = field(default=SILENT)
 
     def __post_init__(self) -> None:
@@ -98,11 +141,11 @@ class RunDir:
         UserError: When `track` is not one of `TRACKERS`.
     """
 
-    out: str | Path | None = option(None, "Folder to write to; new or empty.")
+    out: str | Path | None = option(None, "Folder to write to; new or empty.", type=Path)
     resume: bool = option(False, "Resume an unfinished run.")
     overwrite: bool = option(False, "Replace the run that is in the folder.")
     track: str | None = option(
-        None, "Also send the course of the run to csv, tensorboard, mlflow or wandb."
+        None, "Also log the run to csv, tensorboard, mlflow or wandb.", type=str
     )
 
     def __post_init__(self) -> None:
@@ -114,24 +157,32 @@ class RunDir:
 class PlanOverrides:
     """What a user asks of a plan by name; None leaves it to the technique or the plan file."""
 
-    plan: str | Path | Plan | None = option(None, "A plan file instead of a technique.")
+    plan: str | Path | Plan | None = option(None, "A plan file instead of a technique.", type=Path)
     backbone: str | None = option(
-        None, "Any timm name; `regraft backbones` lists them. [default: tf_efficientnet_lite0]"
+        None,
+        f"Any timm name; `regraft backbones` lists them. {DEFAULT_BACKBONE} by default.",
+        type=str,
     )
     weights: str | None = option(
-        None, "'pretrained', 'random', or a safetensors or state-dict file."
+        None, "'pretrained', 'random', or a safetensors or state-dict file.", type=str
     )
     resolution: int | None = option(
-        None, "Side in pixels; by default what suits images and backbone."
+        None, "Side in pixels; by default what suits images and backbone.", type=int
     )
     seed: int | None = option(
-        None, "Seed of weights, order, augmentation and dropout. [default: 0]"
+        None, "Seed of weights, order, augmentation and dropout; 0 by default.", type=int
     )
     overrides: Sequence[str] = option(
-        (), "Change the plan: KEY=VALUE, e.g. phases.0.lr=3e-4. Repeatable.", "--set"
+        (),
+        "Change the plan: KEY=VALUE, e.g. phases.0.lr=3e-4. Repeatable.",
+        "--set",
+        type=str,
+        form="repeat",
     )
     precision: str | None = option(
-        None, "Arithmetic of the frozen part: auto, bfloat16 or float32. [default: auto]"
+        None,
+        "Arithmetic of the frozen part: auto, bfloat16 or float32; auto by default.",
+        type=str,
     )
 
     def fields(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The command line: flags in, one command, one thing printed."""
+"""The command line: turns words into calls of `regraft.commands`, and prints what they return."""
 
-from regraft.cli.main import app, main
+from regraft.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -6,192 +6,147 @@ from typing import Annotated
 
 import typer
 
-from regraft.cli.options import (
-    Backbone,
-    Cache,
-    Compile,
-    Data,
-    Device,
-    Json,
-    Keep,
-    Out,
-    Overwrite,
-    Precision,
-    Quiet,
-    Resolution,
-    Resume,
-    Seed,
-    Set,
-    SkipBad,
-    SplitSeed,
-    TrainImages,
-    ValImages,
-    Weights,
-    settings,
-)
+from regraft.cli.arguments import Data, Json
+from regraft.cli.console import Output, print_json, print_result
+from regraft.cli.flags import Group, Only, add_verb
+from regraft.cli.progress import reporting
 from regraft.errors import UserError
+from regraft.options import Options, PlanOverrides
 
 app = typer.Typer(
+    cls=Group,
     help="The source experiments as recipes: list, show, run or compare them.",
     invoke_without_command=True,
-    rich_markup_mode="rich",
 )
 
 Name = Annotated[str, typer.Argument(help="A recipe; `regraft recipes` lists them.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="At most so many epochs in every phase.")]
+ShowOverrides = Annotated[PlanOverrides, Only("backbone", "resolution", "overrides")]
+RunOverrides = Annotated[
+    PlanOverrides, Only("backbone", "weights", "resolution", "overrides", "seed", "precision")
+]
+RunOptions = Annotated[
+    Options,
+    Only(
+        "split_seed",
+        "train_images",
+        "val_images",
+        "out",
+        "resume",
+        "overwrite",
+        "skip_bad",
+        "cache_dir",
+        "device",
+        "keep",
+        "compile",
+    ),
+]
 
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
     """List all recipes when no other verb is given."""
     if context.invoked_subcommand is None:
-        listed()
+        list_recipes()
 
 
-@app.command("list")
-def listed(json: Json = False) -> None:
+@add_verb(app, "list")
+def list_recipes(json: Json = False) -> None:
     """List the recipes with source, technique, backbone and reported validation accuracy."""
-    from regraft.cli import show
-    from regraft.cli.show import as_json
+    from regraft.cli.recipe_tables import print_recipes
     from regraft.plans.recipes import all_recipes
 
-    rows = [
-        {
-            "name": one.name,
-            "source": one.source,
-            "technique": one.technique,
-            "backbone": one.plan.backbone,
-            "reported": one.reported,
-            "about": one.about,
-        }
-        for one in all_recipes().values()
-    ]
-    as_json({"recipes": rows}) if json else show.recipes(rows)
+    rows = []
+    for recipe in all_recipes().values():
+        rows.append(
+            {
+                "name": recipe.name,
+                "source": recipe.source,
+                "technique": recipe.technique,
+                "backbone": recipe.plan.backbone,
+                "reported": recipe.reported,
+                "about": recipe.about,
+            }
+        )
+    if json:
+        print_json({"recipes": rows})
+    else:
+        print_recipes(rows)
 
 
-@app.command("show", epilog="Example:  regraft recipes show resnet50-last-stage")
-def shown(
+@add_verb(app, "show", epilog="Example:  regraft recipes show resnet50-last-stage")
+def show(
     name: Name,
-    backbone: Backbone = None,
-    resolution: Resolution = None,
-    set: Set = None,
+    overrides: ShowOverrides,
+    output: Annotated[Output, Only("json")],
     classes: Annotated[int, typer.Option(min=2, help="Classes of the images.")] = 10,
-    json: Json = False,
 ) -> None:
     """Print a recipe's plan, its layers one by one, frozen or trained, and what was reported."""
-    from regraft.cli.show import as_json, recipe
+    from regraft.cli.recipe_tables import print_recipe
     from regraft.commands.recipes import show_recipe
-    from regraft.workflow.planning import Wish
 
-    told = show_recipe(
-        name, classes, Wish(backbone=backbone, resolution=resolution, changes=set or ())
-    )
-    as_json(told) if json else recipe(told)
+    print_result(show_recipe(name, classes, overrides), output, print_recipe)
 
 
-@app.command(
+@add_verb(
+    app,
     "run",
-    epilog="Example:  regraft recipes run resnet50-last-stage cifar10 --train-images 500 --epochs 1 --weights random",
+    epilog="Example:  regraft recipes run resnet50-last-stage cifar10 --train-images 500 "
+    "--epochs 1 --weights random",
 )
-def ran(
-    context: typer.Context,
+def run(
     name: Name,
     data: Data,
+    overrides: RunOverrides,
+    options: RunOptions,
+    output: Output,
     epochs: Epochs = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    resolution: Resolution = None,
-    set: Set = None,
-    seed: Seed = None,
-    split_seed: SplitSeed = 0,
-    train_images: TrainImages = None,
-    val_images: ValImages = None,
-    out: Out = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    skip_bad: SkipBad = False,
-    cache: Cache = None,
-    device: Device = "auto",
-    precision: Precision = None,
-    keep: Keep = "auto",
-    compiling: Compile = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Run a recipe on images, and print what was measured beside what was reported; the test part stays shut."""
-    from regraft.cli.show import as_json, beside, progress
+    """Run a recipe, and print what was measured beside what was reported; test stays held out."""
+    from regraft.cli.recipe_tables import print_measured
     from regraft.commands.recipes import run_recipe
-    from regraft.workflow.planning import Wish
 
-    with progress(quiet) as reporter:
-        wish = Wish(
-            backbone=backbone,
-            weights=weights,
-            resolution=resolution,
-            seed=seed,
-            changes=set or (),
-            precision=precision,
-        )
-        done, told = run_recipe(
-            name, data, wish, epochs, out, **settings(context), reporter=reporter
-        )
-    as_json({**told, "scores": done.scores}) if json else beside([told])
+    with reporting(options, output.quiet) as reported:
+        done = run_recipe(name, data, overrides, reported, epochs)
+    values = done.to_json()
+    if output.json:
+        print_json({**values, "scores": done.run.scores})
+    else:
+        print_measured([values])
 
 
-@app.command(
+@add_verb(
+    app,
     "compare",
-    epilog="Example:  regraft recipes compare vgg16-frozen vgg16-three-blocks cifar10 --train-images 500 --weights random",
+    epilog="Example:  regraft recipes compare vgg16-frozen vgg16-three-blocks cifar10 "
+    "--train-images 500 --weights random",
 )
-def compared(
-    context: typer.Context,
+def compare(
     words: Annotated[
         list[str], typer.Argument(metavar="NAME... DATA", help="Recipes, and the images last.")
     ],
+    overrides: RunOverrides,
+    options: RunOptions,
+    output: Output,
     epochs: Epochs = None,
-    backbone: Backbone = None,
-    weights: Weights = None,
-    resolution: Resolution = None,
-    set: Set = None,
-    seed: Seed = None,
-    split_seed: SplitSeed = 0,
-    train_images: TrainImages = None,
-    val_images: ValImages = None,
-    out: Out = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    skip_bad: SkipBad = False,
-    cache: Cache = None,
-    device: Device = "auto",
-    precision: Precision = None,
-    keep: Keep = "auto",
-    compiling: Compile = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Run several recipes and print what was measured beside what was reported; curves on shared axes, the test part opened once at the end."""
-    from regraft.cli.show import as_json, beside, leaderboard, progress
+    """Compare recipes: what was measured beside what was reported; test is opened at the end."""
+    from regraft.cli.recipe_tables import print_measured
+    from regraft.cli.tables import print_leaderboard
     from regraft.commands.recipes import compare_recipes
-    from regraft.workflow.planning import Wish
 
     *names, data = words
     if not names:
         raise UserError(
-            f"Only {data!r} was given. Expected one or more recipes, and the images last. Write for example: vgg16-frozen vgg16-three-blocks {data}."
+            f"Only {data!r} was given. Expected one or more recipes, and the images last. Write "
+            f"for example: vgg16-frozen vgg16-three-blocks {data}."
         )
-    with progress(quiet) as reporter:
-        wish = Wish(
-            backbone=backbone,
-            weights=weights,
-            resolution=resolution,
-            seed=seed,
-            changes=set or (),
-            precision=precision,
-        )
-        done, told = compare_recipes(
-            names, data, wish, epochs, out, **settings(context), reporter=reporter
-        )
-    if json:
-        as_json({**done.board, "recipes": told})
+    with reporting(options, output.quiet) as reported:
+        done = compare_recipes(names, data, overrides, reported, epochs)
+    measured = [row.to_json() for row in done.runs]
+    board = done.comparison.board
+    if output.json:
+        print_json({**board, "recipes": measured})
         return
-    beside(told)
-    leaderboard(done.board, str(done.path))
+    print_measured(measured)
+    print_leaderboard(board, done.comparison.path)

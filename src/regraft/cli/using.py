@@ -1,127 +1,161 @@
-"""The verbs that use a finished run."""
+"""The verbs that use a network: predict, export, serve, embed."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regraft.cli.options import Cache, Device, Json, Quiet
+from regraft.cli.arguments import Data, RunFolder
+from regraft.cli.console import Output, print_json, print_result
+from regraft.cli.flags import Only, add_verb, split_commas
+from regraft.cli.progress import Messages, reporting, with_reporter
+from regraft.commands.options import ExportRequest, PredictionTarget, PredictOptions
 from regraft.errors import UserError
+from regraft.options import Options, PlanOverrides
+from regraft.serving.options import Limits, ServeOptions
 
 app = typer.Typer()
 
+_MILLION = 1e6
+_FEATURES = "features.parquet"  # where features are written by default
 
-@app.command(
-    epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   find . -name '*.jpg' | regraft predict runs/mine -"
+PredictFlags = Annotated[PredictOptions, Only("top", "batch_size", "min_confidence", "device")]
+ExportOptions = Annotated[Options, Only("cache_dir", overwrite="Replace the export that is there.")]
+ServeSettings = Annotated[Options, Only("cache_dir", "device")]
+EmbedOverrides = Annotated[PlanOverrides, Only("backbone", "weights", "resolution", "precision")]
+EmbedOptions = Annotated[
+    Options,
+    Only(
+        "split_seed",
+        "skip_bad",
+        "cache_dir",
+        "device",
+        "keep",
+        "compile",
+        out="The Parquet file: columns key, label, part, features; features.parquet by default.",
+        overwrite="Replace the file that is there.",
+    ),
+]
+
+
+@add_verb(
+    app,
+    epilog="Example:  regraft predict runs/mine new/ --out new.csv --min-confidence 0.9   or   "
+    "find . -name '*.jpg' | regraft predict runs/mine -",
 )
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunFolder,
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list from stdin."
+            help="Images, folders (searched through), patterns, zip, tar, Parquet; - reads a list "
+            "from stdin."
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 1,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="table, csv, json (a line each) or parquet. [default: by --out, else table]"
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write to, as results come.")] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(help="Images at once. [default: what suits the machine]", show_default=False),
-    ] = 0,
-    min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            help="Abstain below this probability; probabilities are then calibrated on the run's validation images."
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.")
-    ] = False,
-    device: Device = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
+    options: PredictFlags,
+    target: PredictionTarget,
+    output: Output,
 ) -> None:
-    """Say which class each image is; what cannot be read says why, and the rest goes on."""
-    from regraft.cli.show import as_json, progress
-    from regraft.cli.show_runs import predictions, written
-    from regraft.commands.predict import predict_to
+    """Predict the class of each image; one that cannot be decoded gets the reason."""
+    from regraft.cli.prediction_tables import print_predictions, print_summary
+    from regraft.commands import predict as command
     from regraft.inference.writers import output_format
-    from regraft.workflow.using import predict_named
 
-    kind = output_format(format, out)
-    if json and out is None and format not in (None, "json"):
-        raise UserError(
-            f"--json and --format {format} were both given. Expected one of them: --json prints one object. Leave one out."
-        )
-    if out is None and (resume or overwrite):
-        raise UserError(
-            "--resume and --overwrite were given without a file. Expected --out FILE. Name the file, or leave the flag out."
-        )
-    with progress(quiet or (out is None and sys.stdout.isatty())) as reporter:
-        if out is not None:
-            told = predict_to(
-                run,
-                paths,
-                out,
-                kind,
-                top,
-                device,
-                batch_size,
-                min_confidence,
-                resume,
-                overwrite,
-                reporter,
-            )
-            as_json(told) if json else written(told)
+    out = None if target.out is None else Path(target.out)
+    form = output_format(target.format, out)
+    if out is None:
+        _require_printable(target, output)
+    streams = out is None and sys.stdout.isatty()
+    with reporting(options, output.quiet or streams) as reported:
+        if out is None:
+            predictions = command.predict(run, paths, reported)
+            print_predictions(predictions, "object" if output.json else form, options.top)
         else:
-            rows = predict_named(run, paths, top, device, batch_size, min_confidence, reporter)
-            predictions(rows, "object" if json else kind, top)
+            summary = command.predict_to(run, paths, replace(target, format=form), reported)
+            print_result(summary, output, print_summary)
 
 
-@app.command(
-    epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   regraft export runs/mine --to onnx --int8"
+def _require_printable(target: PredictionTarget, output: Output) -> None:
+    """Raise `UserError` for flags that do not go together where no file is written."""
+    if output.json and target.format not in (None, "json"):
+        raise UserError(
+            f"--json and --format {target.format} were both given. Expected one of them: --json "
+            "prints one object. Leave one out."
+        )
+    if target.resume or target.overwrite:
+        raise UserError(
+            "--resume and --overwrite were given without a file. Expected --out FILE. Name the "
+            "file, or leave the flag out."
+        )
+
+
+@add_verb(
+    app,
+    epilog="Example:  regraft export runs/mine --to onnx --out mine.onnx   or   "
+    "regraft export runs/mine --to onnx --int8",
 )
-def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[
-        str, typer.Option(help="onnx, safetensors, timm (a folder), torchscript, or hub-folder.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="File or folder to write. [default: exports/ under the run's name]"),
-    ] = None,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Whole numbers, ranges found on training images; what it costs on validation is reported.",
-        ),
-    ] = False,
-    data: Annotated[
-        str | None, typer.Option(help="The run's images, where it does not find them itself.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the export that is there.")
-    ] = False,
-    cache: Cache = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write a run for other programs, after checking that it answers as the run does."""
-    from regraft.cli.show import as_json, progress
-    from regraft.cli.show_runs import exported
-    from regraft.workflow.using import export_named
+def export(run: RunFolder, request: ExportRequest, options: ExportOptions, output: Output) -> None:
+    """Write a run in another format, after checking that it predicts as the run does."""
+    from regraft.cli.prediction_tables import print_export
+    from regraft.commands import export as command
 
-    with progress(quiet) as reporter:
-        told = export_named(run, to, out, int8, data, overwrite, home=cache, reporter=reporter)
-    as_json(told) if json else exported(told)
+    with reporting(options, output.quiet) as reported:
+        exported = command.export(run, request, reported)
+    print_result(exported, output, print_export)
+
+
+@add_verb(app, epilog="Example:  regraft serve runs/digits-linear-probe --port 7860")
+def serve(
+    run: RunFolder,
+    asked: ServeOptions,
+    options: ServeSettings,
+    max_mb: Annotated[float, typer.Option(min=0.1, help="Largest request, in MB.")] = 32.0,
+    max_pixels: Annotated[
+        float, typer.Option(min=0.001, help="Largest image, in millions of pixels.")
+    ] = 50.0,
+) -> None:
+    """Serve a run as a web page, and over HTTP for programs; nothing leaves this machine."""
+    from regraft.serving import server
+
+    limits = Limits(body=int(max_mb * _MILLION), pixels=int(max_pixels * _MILLION))
+    server.serve(run, replace(asked, limits=limits), with_reporter(options, Messages()))
+
+
+@add_verb(
+    app,
+    epilog="Example:  regraft embed photos/ --backbone resnet50 --layers layer3 "
+    "--out features.parquet",
+)
+def embed(
+    data: Data,
+    overrides: EmbedOverrides,
+    options: EmbedOptions,
+    output: Output,
+    layers: Annotated[
+        str,
+        typer.Option(
+            "--layers",
+            "--until",
+            help="Where features are taken: stages or modules, comma-separated; "
+            "`regraft backbones show NAME`.",
+        ),
+    ] = "end",
+) -> None:
+    """Write the features that a frozen network gives for each image; nothing is trained."""
+    from regraft.cli.prediction_tables import describe_embedding, print_embedding
+    from regraft.commands import embed as command
+
+    path = options.run_dir.out or Path(_FEATURES)
+    names = split_commas(layers, "--layers")
+    options = replace(options, run_dir=replace(options.run_dir, out=path))
+    with reporting(options, output.quiet) as reported:
+        embedding = command.embed(data, names, overrides, reported)
+    values = describe_embedding(embedding, path)
+    if output.json:
+        print_json(values)
+    else:
+        print_embedding(values)

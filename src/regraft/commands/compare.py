@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regraft.commands.evaluate import open_test
 from regraft.commands.fit import FitData, fit_plan
+from regraft.commands.options import Ways as Ways
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
@@ -22,7 +23,6 @@ from regraft.features.prefetch import prefetch_features
 from regraft.models.backbone import check_backbone_name
 from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
-from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.options import Options, PlanOverrides
 from regraft.plans.schema import Plan
 from regraft.plans.techniques import DEFAULT_TECHNIQUES, find_technique
@@ -68,24 +68,6 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({str(self.path)!r}: {self.board['verdict']})"
-
-
-@dataclass(frozen=True)
-class Ways:
-    """What is compared.
-
-    Args:
-        techniques: Names of techniques.
-        backbones: timm names.
-        seeds: Rows for the seeds 0 … seeds - 1; the split stays the same.
-        plans: Plans, or their files, that are rows too, by what the rows are called; they keep
-            their backbone, resolution and weights.
-    """
-
-    techniques: Sequence[str] = DEFAULT_TECHNIQUES
-    backbones: Sequence[str] = (DEFAULT_BACKBONE,)
-    seeds: int = 1
-    plans: Mapping[str, Path | Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -246,10 +228,17 @@ def _require_known(ways: Ways, overrides: PlanOverrides, options: Options) -> No
             "rows. Expected one of the two. Leave one out."
         )
     require_tracker(options.run_dir.track)
-    for technique in ways.techniques:
+    for technique in _techniques(ways):
         find_technique(technique)
     for backbone in ways.backbones:
         check_backbone_name(backbone)
+
+
+def _techniques(ways: Ways) -> Sequence[str]:
+    """Return the techniques: without any, the usual ones, or none beside plans."""
+    if ways.techniques or ways.plans:
+        return ways.techniques or ()
+    return DEFAULT_TECHNIQUES
 
 
 def _rows(
@@ -276,7 +265,7 @@ def _asked(ways: Ways, overrides: PlanOverrides) -> Iterator[tuple[str, str, Pla
     """Yield what each row is called, its technique, and what is asked of its plan."""
     backbones = list(dict.fromkeys(ways.backbones))
     for backbone in backbones:
-        for technique in dict.fromkeys(ways.techniques):
+        for technique in dict.fromkeys(_techniques(ways)):
             name = f"{backbone}-{technique}" if len(backbones) > 1 else technique
             yield name, technique, replace(overrides, backbone=backbone)
     for name, plan in ways.plans.items():

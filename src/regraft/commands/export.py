@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.commands.options import ExportRequest as ExportRequest
 from regraft.data.dataset import Dataset
 from regraft.errors import UserError
 from regraft.exporting.export import (
@@ -33,25 +33,6 @@ _CALIBRATION = 256  # training images for int8
 _MOST_SCORED = 5_000  # validation images for int8, at most
 _MOST_PIXELS = 1_000_000  # of an image that answers are compared on
 _READ_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What is exported.
-
-    Args:
-        to: One of the formats that `regraft export --help` lists.
-        out: A file or folder; `exports/` under the run's name when None.
-        int8: ONNX in 8-bit integers, its ranges found on training images, its accuracy measured
-            on validation images.
-        data: The run's images, where the run does not know where they are; without any,
-            synthetic ones are compared.
-    """
-
-    to: str
-    out: str | Path | None = None
-    int8: bool = False
-    data: str | Path | None = None
 
 
 def export(

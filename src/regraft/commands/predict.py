@@ -11,52 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from regraft.commands.options import PredictionTarget as PredictionTarget
+from regraft.commands.options import PredictOptions as PredictOptions
 from regraft.data.stream import check_inputs, count_images, iterate_images
 from regraft.errors import UserError
 from regraft.inference.classifier import Classifier, Prediction
 from regraft.inference.writers import PredictionJob, ResultWriter, output_format
-from regraft.options import Runtime
 from regraft.runs.folder import Run, load_run
 from regraft.system.disk import check_writable
 from regraft.system.files import expand_user
 from regraft.system.hardware import tune_allocator
 from regraft.system.locks import lock_path
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How images are predicted.
-
-    Args:
-        top: Classes in `ranked`.
-        batch_size: Images at once; 0 for what suits the machine.
-        min_confidence: Abstain below this calibrated probability, above 0 and at most 1.
-        runtime: `device` and `reporter` count.
-    """
-
-    top: int = 1
-    batch_size: int = 0
-    min_confidence: float | None = None
-    runtime: Runtime = Runtime()
-
-
-@dataclass(frozen=True)
-class PredictionTarget:
-    """The file that predictions are written to.
-
-    Args:
-        out: The file.
-        format: "csv", "json" (a line each) or "parquet"; by its name when None.
-        resume: Go on with what is in it: images that were written are not read again.
-        overwrite: Replace it.
-        part_rows: Rows of Parquet that are held in memory until they are written.
-    """
-
-    out: Path
-    format: str | None = None
-    resume: bool = False
-    overwrite: bool = False
-    part_rows: int = 5_000
 
 
 @dataclass(frozen=True)
@@ -125,6 +90,11 @@ def predict_to(
         UserError: As `predict`; and when the file exists and is neither resumed nor overwritten.
     """
     started = time.perf_counter()
+    if target.out is None:
+        raise UserError(
+            "No file was given. Expected the file that predictions are written to. Name it with "
+            "--out."
+        )
     out = expand_user(target.out)
     format = output_format(target.format, out)
     check_writable(out.parent, out)

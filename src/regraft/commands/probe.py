@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regraft.commands.options import ProbeOptions as ProbeOptions
 from regraft.commands.resolve import require_writable, resolve_plan, split_dataset
 from regraft.data.dataset import Dataset
 from regraft.data.images import Rows
@@ -27,7 +28,7 @@ from regraft.models.cut import cut_backbone
 from regraft.models.network import Cut
 from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
-from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
+from regraft.models.weights import source_classifier
 from regraft.options import DataOptions, Options, PlanOverrides, RunDir
 from regraft.plans.schema import Phase, Plan
 from regraft.plans.toml import parse_plan, write_plan
@@ -59,6 +60,7 @@ from regraft.system.disk import ADVICE_REPEAT
 from regraft.system.hardware import free_memory, tune_allocator
 from regraft.system.locks import lock_path
 from regraft.system.output import write_csv, write_json
+from regraft.system.timer import format_duration
 from regraft.training.linear import LabelledFeatures
 
 RESOLUTIONS = (32, 48, 64, 96, 128, 160, 192, 224, 288, 384, 448, 512)
@@ -90,25 +92,6 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({str(self.path)!r}: {self.result['verdict']})"
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """What is probed.
-
-    Args:
-        backbones: timm names; one that cannot be had, traced or shown images of a size is skipped
-            with the reason.
-        resolutions: Sides in pixels; those around what suits the images when empty.
-        budget: Time for all of it, such as "90s" or "5m"; None takes every image everywhere.
-        runs: Folders of finished runs to compare the scores with; `runs` and `compare` in the
-            current folder when None.
-    """
-
-    backbones: Sequence[str] = (DEFAULT_BACKBONE,)
-    resolutions: Sequence[int] = ()
-    budget: str | None = None
-    runs: Sequence[Path] | None = None
 
 
 def probe(
@@ -557,10 +540,10 @@ def _plan_file(budget: str) -> str:
 def _too_short(budget: TimeBudget, error: BudgetTooShortError) -> UserError:
     backbone, resolution = cast(Key, error.candidate)
     return UserError(
-        f"A budget of {budget.seconds:g} s is too short: {error.spent:.1f} s went into getting "
-        f"ready. The smallest useful run is {backbone} at {resolution} px with {error.images:,} "
-        f"training images. Pass --budget {error.needed}s or more, or fewer backbones and "
-        "resolutions."
+        f"A budget of {budget.seconds:g} s is too short: {format_duration(error.spent)} went into "
+        f"getting ready. The smallest useful run is {backbone} at {resolution} px with "
+        f"{error.images:,} training images. Pass --budget {error.needed}s or more, or fewer "
+        "backbones and resolutions."
     )
 
 
@@ -579,7 +562,7 @@ def describe_probe(recommendations: Sequence[Recommendation]) -> str:
     if times < 1.05:
         return f"{text}."
     return (
-        f"{text}; {balanced.name} cannot be told apart from it at {balanced.accuracy:.1%}, with "
+        f"{text}; {balanced.name} is not significantly different at {balanced.accuracy:.1%}, with "
         f"{times:.1f} times less work."
     )
 

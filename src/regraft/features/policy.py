@@ -27,6 +27,7 @@ from regraft.system.disk import unwritable_error
 from regraft.system.files import make_scratch_dir
 from regraft.system.hardware import free_memory
 from regraft.system.progress import ProgressReporter
+from regraft.system.timer import format_duration
 
 ALWAYS_WORTH = 256e6  # bytes up to which caching needs no measuring
 _BLANK_IMAGES = 16  # of the pass that is timed
@@ -128,15 +129,17 @@ class CachePolicy:
             reason = f"The frozen part's output is cached: {size} to write."
             return Decision(True, missing, None, reason)
         costs = self.costs(work)
+        cached = format_duration(costs.cached)
+        live = format_duration(costs.live)
         if costs.cached <= costs.live:
             reason = (
                 f"The frozen part's output is cached ({size}), computing once and reading costs "
-                f"about {costs.cached:,.0f} s; computing it every epoch about {costs.live:,.0f} s."
+                f"about {cached}; computing it every epoch about {live}."
             )
             return Decision(True, missing, costs, reason)
         reason = (
-            "The frozen part's output is computed again every epoch, at about "
-            f"{costs.live:,.0f} s; caching its {size} about {costs.cached:,.0f} s."
+            f"The frozen part's output is computed again every epoch, at about {live}; caching "
+            f"its {size} about {cached}."
         )
         return Decision(False, missing, costs, reason)
 

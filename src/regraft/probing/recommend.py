@@ -65,7 +65,8 @@ def _choose_balanced(by_cost: Sequence[ProbeRow], best: ProbeRow) -> Recommendat
         return Recommendation("balanced", row, why)
     times = best.multiply_adds / max(1, row.multiply_adds)
     why = (
-        f"the cheapest that cannot be told apart from the best {test}; {times:.1f} times less work"
+        f"the cheapest that is not significantly different from the best {test}; {times:.1f} "
+        "times less work"
     )
     return Recommendation("balanced", row, why)
 

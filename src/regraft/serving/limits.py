@@ -10,7 +10,6 @@ import asyncio
 import io
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 
 from regraft.data import decode
 from regraft.data.decode import FORMATS
+from regraft.serving.options import Limits as Limits
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError)
 
@@ -26,27 +26,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a server accepts.
-
-    Args:
-        body: Bytes of a request.
-        pixels: Of one image, before it is decoded.
-        batch: Images of one request.
-        requests: Answered at once; more are refused with 503.
-        waiting: Images waiting for the network; more are refused with 503.
-        seconds: Until a request's body must be complete.
-    """
-
-    body: int = 32_000_000
-    pixels: int = 50_000_000
-    batch: int = 64
-    requests: int = 256
-    waiting: int = 1024
-    seconds: float = 60.0
 
 
 class RequestRefused(Exception):

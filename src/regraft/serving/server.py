@@ -9,17 +9,17 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from regraft.data.dataset import Dataset
 from regraft.errors import UserError
 from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier, load_classifier
 from regraft.options import Options
-from regraft.serving.limits import Limits
+from regraft.serving.options import Limits
+from regraft.serving.options import ServeOptions as ServeOptions
 from regraft.system.hardware import tune_allocator
 from regraft.system.progress import ProgressReporter
 
@@ -30,26 +30,6 @@ _LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 _SHUTDOWN_SECONDS = 5  # that open requests have to finish in
 _BACKLOG = 2048  # connections
 _MODULES = ("gradio", "fastapi", "uvicorn", "multipart")
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How a run is served.
-
-    Args:
-        host: Address to listen on; only this machine reaches 127.0.0.1.
-        port: 0 takes a free one.
-        data: The run's images, for examples and similar images; where they were when it was
-            fitted, if None.
-        similar: Whether similar training images are shown.
-        limits: What is accepted.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 7860
-    data: str | Path | Dataset | None = None
-    similar: bool = True
-    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,35 @@
-"""Where the seconds went."""
+"""Where the seconds went, and how durations are written for people."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+_MINUTE = 60
+_HOUR = 3600
+_EXACT = 10  # below so many seconds, a tenth counts; below so many minutes, a second
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as people write it: "0.4 s", "12 s", "3 min 20 s", "58 min", "1 h 3 min"."""
+    if round(seconds, 1) < _EXACT:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _EXACT * _MINUTE:
+        return _join(whole // _MINUTE, "min", whole % _MINUTE, "s")
+    minutes = round(seconds / _MINUTE)
+    if minutes < _HOUR // _MINUTE:
+        return f"{minutes} min"
+    return _join(minutes // 60, "h", minutes % 60, "min")
+
+
+def _join(large: int, unit: str, small: int, small_unit: str) -> str:
+    if small == 0:
+        return f"{large:,} {unit}"
+    return f"{large:,} {unit} {small} {small_unit}"
 
 
 class Timer:

@@ -12,7 +12,7 @@ from regraft.errors import unknown_name_error
 from regraft.plans.schema import Plan
 from regraft.plans.toml import parse_plan
 
-_FOLDER = importlib.resources.files("regraft.recipes")
+_FOLDER = importlib.resources.files("regraft.plans.recipes")
 
 
 @dataclass(frozen=True)
