@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regraft.cli.main import main
+from regraft.cli import main
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.images import ArrayImages
 

@@ -532,7 +532,7 @@ def test_the_readme_leads_with_the_two_commands_and_its_links_and_verbs_exist() 
             assert (ROOT / link).exists(), link
     import typer
 
-    from regraft.cli.main import app
+    from regraft.cli.app import app
 
     verbs = set(typer.main.get_command(app).commands)
     used = set(re.findall(r"^regraft (\w+)", "\n".join(blocks), flags=re.M))

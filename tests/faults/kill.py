@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -223,7 +224,7 @@ def command(words: list[str], log: Path, kill_at: int, slack: float) -> int:
     os.environ["REGRAFT_CACHE"] = "cache"
     Moments(log, kill_at, slack).watch()
     sys.argv = ["regraft", *words]
-    from regraft.cli.main import main
+    from regraft.cli import main
 
     try:
         main()
@@ -257,6 +258,8 @@ def run(
             os.chdir(place)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = command(words, log, kill_at, slack)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -508,8 +511,9 @@ def main() -> None:
     began, chance = time.monotonic(), random.Random(options.seed)
     rows: dict[str, Counter[str]] = {}
     kills, fresh_kills, tried, told = 0, 0, 0, list[str]()
-    with bench() as (top, names):
-        jobs = [measured(name, top, names) for name in options.jobs.split(",")]
+    chosen = options.jobs.split(",")
+    with bench(any("RUN" in JOBS[name] for name in chosen)) as (top, names):
+        jobs = [measured(name, top, names) for name in chosen]
         pairs = [(job, stage) for job in jobs for stage in job.stages]
         while kills < options.kills and time.monotonic() - began < options.minutes * 60:
             if tried % len(pairs) == 0:
