@@ -271,7 +271,7 @@ def finished(folder: Path, path: Path) -> None:
     from regraft.runs.folder import load_run
 
     found = load_run(path)
-    _ = found.cautions, found.history(), found.predictions(), found.test
+    _ = found.warnings, found.history(), found.predictions(), found.test
     load_classifier(path).predict([np.zeros((32, 32, 3), np.uint8)])
 
 
@@ -311,9 +311,9 @@ def names(folder: Path, classes: list[str]) -> None:
 def shown(folder: Path, classes: list[str]) -> None:
     """Names in a table for spreadsheets, on the page of a check and in its terminal form: no row, element or control character more than there should be."""
     from regraft.reporting.html import render_check_html
-    from regraft.runs.folder import write_table
+    from regraft.system.output import write_csv
 
-    write_table(folder / "t.csv", [{"name": name} for name in classes])
+    write_csv(folder / "t.csv", [{"name": name} for name in classes])
     with (folder / "t.csv").open(newline="", encoding="utf-8") as file:
         if len(list(csv.reader(file))) != len(classes) + 1:
             raise Wrong("a name broke a row of the CSV")
@@ -1741,19 +1741,14 @@ TEMPLATE: Path | None = None  # made before the processes are
 
 def template(folder: Path) -> Path:
     """Return a small finished run, made once."""
-    import regraft
+    from regraft.commands.fit import fit
+    from regraft.options import Options, PlanOverrides, RunDir
 
     top = folder / "runs" / "small"
     images = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "t.npz", images=images, labels=np.arange(30) % 2)
-    regraft.fit(
-        str(folder / "t.npz"),
-        "linear-probe",
-        backbone="test_resnet",
-        weights="random",
-        resolution=32,
-        out=top,
-    )
+    overrides = PlanOverrides(backbone="test_resnet", weights="random", resolution=32)
+    fit(folder / "t.npz", "linear-probe", overrides, Options(run_dir=RunDir(top)))
     return top
 
 

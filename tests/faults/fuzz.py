@@ -244,9 +244,9 @@ def main() -> None:
         with atheris.instrument_imports(
             include=["regraft", "zipfile", "tarfile", "csv", "tomllib", "PIL", "numpy.lib"]
         ):
-            import regraft.plan
-            import regraft.run
-            import regraft.sources  # noqa: F401
+            import regraft.data.load
+            import regraft.plans.toml
+            import regraft.runs.folder  # noqa: F401
         options = [
             f"-max_total_time={given.seconds}",
             "-timeout=30",

@@ -20,10 +20,12 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,19 @@ TIMES = {
     "files",
     "opened",
     "train_seconds",
+}
+TRAIN = "train phase"
+STAGES = {  # file and function, and what is under way while it runs
+    ("extract.py", "extract_features"): "extract",
+    ("extract.py", "store_pixels"): "decode",
+    ("phase.py", "train_phase"): TRAIN,
+    ("writer.py", "save_phase"): TRAIN,
+    ("writer.py", "finish"): "write the run",
+    ("evaluate.py", "open_test"): "compare",
+    ("leaderboard.py", "write_leaderboard"): "compare",
+    ("writers.py", "__init__"): "predict",
+    ("writers.py", "add"): "predict",
+    ("writers.py", "finish"): "predict",
 }
 SLACK = 0.004  # seconds after a moment within which the kill comes
 
@@ -131,7 +146,6 @@ class Moments:
     kill_at: int = -1
     slack: float = 0.0
     count: int = 0
-    stages: list[str] = field(default_factory=lambda: ["load"])
 
     def __post_init__(self) -> None:
         self.file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -142,7 +156,7 @@ class Moments:
 
     def here(self, what: str) -> None:
         self.count += 1
-        self.note("moment", self.stages[-1], what)
+        self.note("moment", self.stage(), what)
         if self.count == self.kill_at:
             if not self.slack:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -170,52 +184,38 @@ class Moments:
             if path.startswith(self.home) and path != str(self.log):
                 self.here(f"{event} {path.removeprefix(self.home)}")
 
-    def stage(self, owner: Any, name: str, label: Callable[..., str]) -> None:
-        """Let a function be a stage of its own."""
-        inner = getattr(owner, name)
-
-        def outer(*args: Any, **options: Any) -> Any:
-            self.stages.append(label(*args))
-            try:
-                return inner(*args, **options)
-            finally:
-                self.stages.pop()
-
-        setattr(owner, name, outer)
+    def stage(self) -> str:
+        """Return what is under way: the innermost function on the stack that is a stage."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            label = STAGES.get((Path(code.co_filename).name, code.co_name))
+            if label is not None and "regraft" in code.co_filename:
+                number = getattr(
+                    frame.f_locals.get("files"), "number", frame.f_locals.get("number")
+                )
+                return label if label != TRAIN else f"{TRAIN} {int(number) + 1}"
+            frame = frame.f_back  # type: ignore[assignment]
+        return "load"
 
     def watch(self) -> None:
-        """Take up the post in this process."""
-        from regraft.workflow import comparison, story
+        """Take up the post in this process: steps and epochs by Lightning, files by audit events."""
+        import torch
+        from lightning.pytorch.callbacks import ModelCheckpoint
 
-        from regraft import cache, report
-        from regraft.inference.writers import ResultWriter
-        from regraft.training.module import TransferModule
+        backward, begin = torch.Tensor.backward, ModelCheckpoint.on_train_epoch_start
 
-        self.stage(cache, "together", lambda *_: "extract")
-        self.stage(cache, "pixels", lambda *_: "decode")
-        self.stage(story._Work, "_phase", lambda work, number, phase: f"train phase {number + 1}")
-        self.stage(story._Work, "_keep", lambda work, number: f"train phase {number + 1}")
-        self.stage(story, "_write", lambda *_: "write the run")
-        self.stage(comparison, "open_test", lambda *_: "compare")
-        self.stage(report, "write", lambda *_: "compare")
-        for name in ("__init__", "add", "finish"):
-            self.stage(ResultWriter, name, lambda *_: "predict")
-        step, begin = TransferModule.training_step, TransferModule.on_train_epoch_start
-
-        def stepping(module: Any, *args: Any) -> Any:
+        def stepping(*args: Any, **options: Any) -> Any:
             self.here("step")
-            return step(module, *args)
+            return backward(*args, **options)
 
-        def beginning(module: Any) -> None:
-            self.note(
-                "epoch",
-                module.trainer.checkpoint_callbacks[0].dirpath,
-                module.seed,
-                module.current_epoch,
-            )
-            begin(module)
+        def beginning(callback: Any, trainer: Any, module: Any) -> None:
+            if callback is trainer.checkpoint_callbacks[0]:
+                self.note("epoch", callback.dirpath, module.seed, trainer.current_epoch)
+            begin(callback, trainer, module)
 
-        TransferModule.training_step, TransferModule.on_train_epoch_start = stepping, beginning  # type: ignore[method-assign]
+        torch.Tensor.backward = stepping  # type: ignore[method-assign,assignment]
+        ModelCheckpoint.on_train_epoch_start = beginning  # type: ignore[method-assign]
         sys.addaudithook(self.audit)
 
 
@@ -258,6 +258,8 @@ def run(
             os.chdir(place)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             code = command(words, log, kill_at, slack)
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -277,15 +279,12 @@ def faults(place: Path) -> list[str]:
     import safetensors.torch
     import torch
 
-    from regraft.features import store
     from regraft.features.store import list_entries
     from regraft.runs.folder import load_run, verify_run
-    from regraft.system.progress import SILENT
 
     found = []
     for entry in list_entries(place / "cache"):
-        if store._opened(place / "cache" / entry["name"], SILENT) is None:
-            found.append(f"entry {entry['name']}")
+        found += entry_faults(place / "cache" / entry["name"])
     readers: dict[str, Callable[[Path], Any]] = {
         ".json": lambda path: json.loads(path.read_text()),
         ".safetensors": safetensors.torch.load_file,
@@ -306,6 +305,18 @@ def faults(place: Path) -> list[str]:
             verify_run(load_run(path.parent))
         except Exception as error:
             found.append(str(error))
+    return found
+
+
+def entry_faults(path: Path) -> list[str]:
+    """Return what is wrong with a cache entry, read as its description says."""
+    meta = json.loads((path / "meta.json").read_text())
+    found = []
+    for number, described in enumerate(meta["arrays"]):
+        array = np.load(path / f"{number}.npy")
+        sums = zlib.crc32(array.tobytes())
+        if [*array.shape] != described["shape"] or sums != described["crc32"]:
+            found.append(f"entry {path.name}, array {number}")
     return found
 
 
@@ -492,14 +503,17 @@ def main() -> None:
     if options.child:
         words, log, kill_at, slack = json.loads(options.child)
         sys.exit(command(words, Path(log), kill_at, slack))
-    import regraft.train.tune
-    import regraft.workflow  # noqa: F401  what children shall not import again
+    # What children shall not import again.
+    import regraft.commands.compare
+    import regraft.commands.predict
+    import regraft.training.trainer  # noqa: F401
 
     began, chance = time.monotonic(), random.Random(options.seed)
     rows: dict[str, Counter[str]] = {}
     kills, fresh_kills, tried, told = 0, 0, 0, list[str]()
-    with bench() as (top, names):
-        jobs = [measured(name, top, names) for name in options.jobs.split(",")]
+    chosen = options.jobs.split(",")
+    with bench(any("RUN" in JOBS[name] for name in chosen)) as (top, names):
+        jobs = [measured(name, top, names) for name in chosen]
         pairs = [(job, stage) for job in jobs for stage in job.stages]
         while kills < options.kills and time.monotonic() - began < options.minutes * 60:
             if tried % len(pairs) == 0:

@@ -21,7 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import toy
-from regraft.features.extract import cached_pixels
+from regraft.features.extract import store_pixels
+from regraft.models.backbone import get_input_rules
+from regraft.models.transforms import Preprocess
+from regraft.options import CacheOptions, Runtime
 
 SETS, TAKEN = 5, 12  # datasets there are, and entries that a process takes in a round
 
@@ -30,13 +33,14 @@ def take(home: Path, seed: int, wait: Path, told: Path) -> None:
     """Take entries in a random order, each read to its end a moment after it was given, and count those that are not what they should be."""
     sets = [toy(30, seed=number) for number in range(SETS)]
     right = [np.stack(one.images.read(np.arange(30))) for one in sets]
+    preprocess = Preprocess(get_input_rules("test_resnet"), 32)
     chance, wrong, taken = random.Random(seed), 0, 0
     wait.with_name(f"{wait.name}-{seed}").touch()
     while not wait.exists():
         time.sleep(0.0005)
     for _ in range(TAKEN):
         number = chance.randrange(SETS)
-        entry = cached_pixels(sets[number], 32, "bicubic", home)
+        entry = store_pixels(sets[number], preprocess, CacheOptions(home), Runtime()).entry
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 0.003))
         wrong += not (entry.arrays[0] == right[number]).all()

@@ -130,6 +130,7 @@ def open_test(
     options: Options = Options(),
     backbone: Backbone | None = None,
     parts: OpenedParts | None = None,
+    wait: float = _WAIT,
 ) -> Run:
     """Score a run on the test part of its own split, and record that the part was opened.
 
@@ -139,11 +140,12 @@ def open_test(
         options: `data.skip_bad`, `cache` and `runtime` count; the split is the run's.
         backbone: A backbone of the run's name and resolution that may be given its weights.
         parts: The parts, where the test part was opened already.
+        wait: Seconds to wait for another process that opens the same run.
 
     Raises:
-        UserError: When these are other images.
+        UserError: When these are other images, or another process has the run for longer.
     """
-    with lock_run(run, _WAIT, ADVICE_REPEAT):
+    with lock_run(run, wait, ADVICE_REPEAT):
         run = load_run(run.path)
         network = restore_network(run, resolve_device(options.runtime.device), backbone)
         if parts is None:

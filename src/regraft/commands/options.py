@@ -102,6 +102,7 @@ class PredictionTarget:
         format: "csv", "json" (a line each) or "parquet"; by its name when None.
         resume: Resume an interrupted job: images that were written are not read again.
         overwrite: Replace it.
+        part_rows: Rows of Parquet that are held in memory until they are written.
     """
 
     out: str | Path | None = option(None, "File to write to, as results come.", type=Path)
@@ -110,6 +111,7 @@ class PredictionTarget:
     )
     resume: bool = option(False, "Resume the job that was writing to --out.")
     overwrite: bool = option(False, "Replace what is in --out.")
+    part_rows: int = 5_000
 
 
 @dataclass(frozen=True)

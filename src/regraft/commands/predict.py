@@ -110,7 +110,7 @@ def predict_to(
     unreadable = 0
     abstained = 0
     with lock_path(out.parent, out.name):
-        writer = ResultWriter(out, job, target.resume, target.overwrite)
+        writer = ResultWriter(out, job, target.resume, target.overwrite, part_rows=target.part_rows)
         predicting = _Predicting(classifier, images, options, writer.before)
         try:
             predictions = predicting.predictions(writer.__contains__)

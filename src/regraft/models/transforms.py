@@ -123,11 +123,12 @@ def decode_pixels(
     size: tuple[int, int],
     interpolation: str,
     reporter: ProgressReporter = SILENT,
+    area: int = _AREA,
 ) -> Iterable[Pixels]:
     """Yield the decoded images in the order of the dataset, in chunks `(n, h, w, 3)` uint8.
 
-    A chunk has at most 512 images. An image of another size has its shorter side resized
-    (antialiased) and its centre cropped.
+    A chunk has at most 512 images, and `area` pixels as they are in the files. An image of another
+    size has its shorter side resized (antialiased) and its centre cropped.
 
     Raises:
         Unreadable: When files cannot be decoded; names all of them, at the end.
@@ -135,7 +136,7 @@ def decode_pixels(
     total = len(dataset)
     bad_rows: list[int] = []
     reasons: list[str] = []
-    for rows in _chunks(dataset, _CHUNK):
+    for rows in _chunks(dataset, _CHUNK, area):
         try:
             images = dataset.images.read(rows)
         except Unreadable as error:
@@ -149,17 +150,17 @@ def decode_pixels(
         raise Unreadable(bad_rows, reasons)
 
 
-def _chunks(dataset: Dataset, most: int) -> Iterator[NDArray[np.int64]]:
+def _chunks(dataset: Dataset, most: int, area: int) -> Iterator[NDArray[np.int64]]:
     """Yield rows in order, `most` at a time, fewer where images are so large as to fill memory."""
     rows = np.arange(len(dataset))
     try:
         areas = dataset.images.sizes(rows).prod(axis=1)
     except Unreadable:  # they are named when they are decoded
-        areas = np.full(len(dataset), _AREA // 16)
+        areas = np.full(len(dataset), area // 16)
     start = 0
     held = 0
     for row in rows.tolist():
-        is_full = row - start == most or held + areas[row] > _AREA
+        is_full = row - start == most or held + areas[row] > area
         if row > start and is_full:
             yield rows[start:row]
             start = row
