@@ -19,12 +19,13 @@ from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
+from regraft.features.extract import extraction_batch_size
 from regraft.inference.network import InferenceNetwork, load_network
 from regraft.inference.prefetch import decode_batches
 from regraft.models.backbone import Backbone
 from regraft.models.transforms import resize_center_crop, storage_size, transform
 from regraft.runs.folder import Run, load_run
-from regraft.system.hardware import extraction_batch_size, is_out_of_memory, resolve_device
+from regraft.system.hardware import is_out_of_memory, resolve_device
 
 Pixels = NDArray[np.uint8]
 

@@ -17,7 +17,22 @@ from numpy.typing import NDArray
 from regraft.errors import UserError, join_truncated
 from regraft.plans.schema import Plan
 from regraft.plans.toml import read_plan
-from regraft.runs.layout import CLASSES, ENVIRONMENT, FORMAT, FREEZE, HISTORY, PLAN, SCORES, SEALED, SKIPPED, SPLIT, TEST, TEST_PREDICTIONS, WEIGHTS, prediction_file
+from regraft.runs.layout import (
+    CLASSES,
+    ENVIRONMENT,
+    FORMAT,
+    FREEZE,
+    HISTORY,
+    PLAN,
+    SCORES,
+    SEALED,
+    SKIPPED,
+    SPLIT,
+    TEST,
+    TEST_PREDICTIONS,
+    WEIGHTS,
+    prediction_file,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -276,6 +291,4 @@ def _read_object(path: Path) -> dict[str, Any]:
 def damaged_error(path: Path, error: Exception) -> UserError:
     """Return the error for a run folder that cannot be read."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return UserError(
-        f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite."
-    )
+    return UserError(f"The run in {path} is damaged ({lines[0]}). Fit it again with --overwrite.")

@@ -20,10 +20,29 @@ from regraft.errors import UserError
 from regraft.options import RunDir
 from regraft.plans.schema import Plan
 from regraft.plans.toml import plan_to_toml, read_plan
-from regraft.runs.layout import CHECKPOINTS, CLASSES, ENVIRONMENT, FORMAT, FREEZE, HISTORY, LOG, PLAN, PREDICTIONS, SCORES, SKIPPED, SPLIT, STATE, TEST, TEST_PREDICTIONS, TRACK, UNFINISHED, WEIGHTS
 from regraft.runs.directory import lock_dir, prepare_dir
 from regraft.runs.folder import Run, file_digest, load_run, require_format, sealed_digests
-from regraft.runs.layout import PhaseFiles
+from regraft.runs.layout import (
+    CHECKPOINTS,
+    CLASSES,
+    ENVIRONMENT,
+    FORMAT,
+    FREEZE,
+    HISTORY,
+    LOG,
+    PLAN,
+    PREDICTIONS,
+    SCORES,
+    SKIPPED,
+    SPLIT,
+    STATE,
+    TEST,
+    TEST_PREDICTIONS,
+    TRACK,
+    UNFINISHED,
+    WEIGHTS,
+    PhaseFiles,
+)
 from regraft.system.disk import unwritable_error
 from regraft.system.files import atomic_write, is_internal, remove_partials
 from regraft.system.locks import lock_path
@@ -211,9 +230,7 @@ class RunWriter:
         tensors = safetensors.torch.load_file(files.weights)
         return tensors, PhaseRecord.from_json(json.loads(files.record.read_text()))
 
-    def save_phase(
-        self, number: int, tensors: Mapping[str, Tensor], record: PhaseRecord
-    ) -> None:
+    def save_phase(self, number: int, tensors: Mapping[str, Tensor], record: PhaseRecord) -> None:
         """Keep a finished phase, so that a killed run is resumed after it."""
         files = self.phase_files(number)
         write_weights(files.weights, tensors)
