@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from regraft.commands.evaluate import open_test
@@ -86,7 +85,7 @@ class Ways:
     techniques: Sequence[str] = DEFAULT_TECHNIQUES
     backbones: Sequence[str] = (DEFAULT_BACKBONE,)
     seeds: int = 1
-    plans: Mapping[str, Path | Plan] = MappingProxyType({})
+    plans: Mapping[str, Path | Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
