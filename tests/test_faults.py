@@ -81,6 +81,7 @@ def same(one: Run, other: Run) -> bool:
 # ── killed
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_gone_on_with_a_run_is_the_one_that_was_never_stopped() -> (
     None
 ):
@@ -184,9 +185,9 @@ def test_what_a_killed_process_left_in_the_cache_is_removed_by_the_next_and_noth
     ("verb", "how"),
     [
         ("fit", signal.SIGTERM),
-        ("compare", signal.SIGINT),
-        ("probe", signal.SIGTERM),
-        ("predict", signal.SIGTERM),
+        pytest.param("compare", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("probe", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("predict", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
@@ -625,6 +626,7 @@ def test_an_entry_removed_before_it_is_read_is_there_all_the_same_for_who_wrote_
     assert list_entries(tmp_path / "home") == []
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_cache_that_is_too_small_get_right_entries() -> None:
     done = script("together.py", "--rounds", 10)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -710,6 +712,7 @@ def test_one_archive_unpacked_by_two_is_unpacked_once(photos: Path, tmp_path: Pa
 # ── the same answer twice
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_run_in_any_process_order_cache_and_number_of_threads(
     regraft, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]

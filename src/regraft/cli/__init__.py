@@ -1,7 +1,4 @@
-"""Front door: words in, one call, one thing printed.
-
-Refuses logic. `--json` prints one object on stdout and nothing else there; what people read is a rendering of the same object.
-"""
+"""The command line: flags in, one command, one thing printed."""
 
 from regraft.cli.main import app, main
 

@@ -1,1 +1,1 @@
-"""features."""
+"""The frozen part, computed once: extraction, cache, readers, and the policy what is cached."""

@@ -1,1 +1,1 @@
-"""inference."""
+"""Using a finished run: classifier, decoding ahead, prediction files, activation maps."""

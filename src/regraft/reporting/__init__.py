@@ -1,1 +1,1 @@
-"""reporting."""
+"""Many runs on one page: leaderboard, evidence, plots, galleries, HTML and Markdown."""

@@ -1,1 +1,1 @@
-"""serving."""
+"""A finished run behind a web page and HTTP."""

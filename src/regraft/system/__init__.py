@@ -1,1 +1,1 @@
-"""system."""
+"""This computer: files, locks, disk errors, hardware, progress, timing."""
