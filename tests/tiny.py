@@ -39,7 +39,9 @@ class Recorder(ProgressReporter):
 
     def passes(self, what: str = "extract") -> list[int]:
         """Return the number of images of each pass that ended."""
-        return [total for name, done, total in self.steps if name.startswith(what) and done == total]
+        return [
+            total for name, done, total in self.steps if name.startswith(what) and done == total
+        ]
 
 
 def cut_of(
