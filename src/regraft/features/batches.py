@@ -1,4 +1,4 @@
-"""Batches for training: rows in a seeded order, turned into tensors by a reader that the caller gives."""
+"""Batches for training: rows in a seeded order, turned into tensors by a reader."""
 
 from __future__ import annotations
 
@@ -14,30 +14,43 @@ Reader = Callable[[NDArray[np.int64], int], tuple[Tensor, ...]]
 
 
 class Batches:
-    """An iterable of `(tensors, targets)`; epoch after epoch another order, the same for the same seed.
+    """An iterable of `(tensors, targets)`; each epoch has an order of its own.
 
     Args:
         read: Turns rows into tensors.
         labels: Class of each row.
-        size: Images a batch; a last one with a single image is dropped when shuffling, since BatchNorm cannot take it.
+        size: Images a batch. A last batch of a single image is dropped when shuffling, since
+            BatchNorm cannot take it.
         seed: Of the order; None keeps the order of the rows.
     """
 
     def __init__(
         self, read: Reader, labels: NDArray[np.int64], size: int, seed: int | None
     ) -> None:
-        self.read, self.labels, self.size, self.seed = read, labels, size, seed
+        self.read = read
+        self.labels = labels
+        self.size = size
+        self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.size)
-        return whole + (rest > (1 if self.seed is not None and whole else 0))
+        drops_single = self.seed is not None and whole > 0
+        fewest = 2 if drops_single else 1
+        return whole + 1 if rest >= fewest else whole
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        rows = np.arange(len(self.labels))
-        if self.seed is not None:
-            rows = np.random.default_rng([self.seed, self.epoch]).permutation(rows)
+        order = self._order()
         for number in range(len(self)):
-            chosen = rows[number * self.size : (number + 1) * self.size]
-            tensors = self.read(chosen, self.epoch)
-            yield tensors, torch.from_numpy(self.labels[chosen]).to(tensors[0].device)
+            start = number * self.size
+            rows = order[start : start + self.size]
+            tensors = self.read(rows, self.epoch)
+            targets = torch.from_numpy(self.labels[rows])
+            yield tensors, targets.to(tensors[0].device)
+
+    def _order(self) -> NDArray[np.int64]:
+        rows = np.arange(len(self.labels))
+        if self.seed is None:
+            return rows
+        rng = np.random.default_rng([self.seed, self.epoch])
+        return rng.permutation(rows)

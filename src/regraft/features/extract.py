@@ -15,27 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data.dataset import Dataset
-from regraft.features.store import (
-    Chunk,
-    Entry,
-    EntrySpec,
-    Float16Overflow,
-    digest_parts,
-    get_or_create,
-)
+from regraft.features.entry import Chunk, Entry, EntrySpec, Float16Overflow
+from regraft.features.store import digest_parts, get_or_create
+from regraft.models.augment import NO_AUGMENTATION, AugmentedView
 from regraft.models.compile import COMPILE_PAYS_FROM, compile_prefix, count_multiply_adds
 from regraft.models.joint import merge_prefixes
 from regraft.models.network import Cut
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
 from regraft.models.parts import Prefix
-from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, Preprocess
+from regraft.models.transforms import Preprocess
 from regraft.options import CacheOptions, Runtime
 from regraft.system.hardware import fits_on_gpu, is_out_of_memory
+from regraft.system.progress import ProgressReporter
 
 Rows = NDArray[np.int64]
 
 _AUGMENTATION_VERSION = 2  # of how augmented views are drawn; part of the names of their entries
 _CPU_BATCH = 100  # images of 96 px; measured in docs/measured.md
+_CPU_SIDE = 96  # px
+_FEWEST = 16  # images at once
+_MOST = 1024
 _BYTES_PER_PIXEL = 400  # of the widest moment of a network, in 16 bit
 
 
@@ -89,6 +88,51 @@ class ModelInputs:
         return replace(self, view=view)
 
 
+Forward = Callable[[Tensor], Any]
+"""From network inputs to what a frozen part hands over: the part itself, or compiled."""
+
+
+def run_prefix(prefix: Forward, batch: Tensor, precision: str) -> tuple[Tensor, ...]:
+    """Return what a frozen part gives for a batch of network inputs, on their device."""
+    enabled = precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=enabled):
+        out: tuple[Tensor, ...] = prefix(batch)
+    return out
+
+
+def extraction_batch_size(device: str, resolution: int) -> int:
+    """Return how many images of this side go through a frozen part at once.
+
+    Few enough for the processor's cache, or for a quarter of the GPU's free memory.
+    """
+    if device != "cuda":
+        images = _CPU_BATCH * _CPU_SIDE**2 // resolution**2
+        return max(_FEWEST, min(_CPU_BATCH, images))
+    free = torch.cuda.mem_get_info()[0]
+    images = free // 4 // (resolution**2 * _BYTES_PER_PIXEL)
+    return int(max(_FEWEST, min(_MOST, images)))
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How batches go through a frozen part.
+
+    Args:
+        batch_size: Images at once, by kind of device and resolution.
+        run: Runs one batch, see `run_prefix`.
+        compile: Compiles a frozen part, see `compile_prefix`.
+        compile_pays_from: Multiply-adds of a whole extraction from which on that is tried.
+    """
+
+    batch_size: Callable[[str, int], int] = extraction_batch_size
+    run: Callable[[Forward, Tensor, str], tuple[Tensor, ...]] = run_prefix
+    compile: Callable[[Prefix, Tensor, ProgressReporter], Forward | None] = compile_prefix
+    compile_pays_from: float = COMPILE_PAYS_FROM
+
+
+EXTRACTOR = Extractor()
+
+
 def store_pixels(
     dataset: Dataset, preprocess: Preprocess, cache: CacheOptions, runtime: Runtime
 ) -> StoredPixels:
@@ -119,6 +163,7 @@ def extract_features(
     cache: CacheOptions,
     runtime: Runtime,
     label: str = "extract",
+    extractor: Extractor = EXTRACTOR,
 ) -> list[Entry]:
     """Return what several frozen parts of one network give for every image.
 
@@ -131,6 +176,7 @@ def extract_features(
         cache: Where entries are kept.
         runtime: `compile` and `reporter` count.
         label: What the progress is called.
+        extractor: How batches go through the network.
 
     Returns:
         An entry for each part: memory-mapped arrays `(n, …)`, one for each tensor that crosses
@@ -146,7 +192,8 @@ def extract_features(
     wide = {name for name in names if (folder / f"{name}-32").is_dir()}
 
     def chunks(missing: list[int]) -> Iterator[Sequence[Chunk]]:
-        return _compute([cuts[number] for number in missing], inputs, runtime, label)
+        chosen = [cuts[number] for number in missing]
+        return _Extraction(chosen, inputs, runtime, label, extractor).chunks()
 
     while True:
         specs = [
@@ -168,35 +215,73 @@ def _spec(name: str, cut: Cut, images: int, wide: bool) -> EntrySpec:
     return EntrySpec(f"{name}-32" if wide else name, arrays)
 
 
-def _compute(
-    cuts: Sequence[Cut], inputs: ModelInputs, runtime: Runtime, label: str
-) -> Iterator[Sequence[Chunk]]:
-    """Yield the outputs of each part, batch by batch; out of memory halves the batch."""
-    reporter = runtime.reporter
-    fast = fuse_conv_bn(merge_prefixes([cut.frozen for cut in cuts]))
-    precision = cuts[0].precision
-    if precision == "bfloat16":
-        fast = cast_bfloat16(fast)
-    size = extraction_batch_size(str(fast.device.type), inputs.preprocess.resolution)
-    whole_batch = _compiled(fast, inputs, size, precision, runtime)
-    total = len(inputs)
-    done = 0
-    while done < total:
-        rows = np.arange(done, min(done + size, total))
-        forward = whole_batch if len(rows) == size else fast
-        try:
-            tensors = run_prefix(forward, inputs.batch(rows, fast.device), precision)
-            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            size = size // 2
-            whole_batch = fast
-            reporter.log(f"Memory is short; going on with batches of {size}.")
-            continue
-        yield _by_cut(arrays, cuts)
-        done += len(rows)
-        reporter.progress(label, done, total)
+@dataclass(frozen=True)
+class _Extraction:
+    """One pass over all images for several frozen parts."""
+
+    cuts: Sequence[Cut]
+    inputs: ModelInputs
+    runtime: Runtime
+    label: str
+    extractor: Extractor
+
+    def chunks(self) -> Iterator[Sequence[Chunk]]:
+        """Yield the outputs of each part, batch by batch; out of memory halves the batch."""
+        fast = self._merged()
+        resolution = self.inputs.preprocess.resolution
+        size = self.extractor.batch_size(str(fast.device.type), resolution)
+        whole_batch = self._compiled(fast, size)
+        total = len(self.inputs)
+        done = 0
+        while done < total:
+            rows = np.arange(done, min(done + size, total))
+            forward = whole_batch if len(rows) == size else fast
+            try:
+                arrays = self._run(forward, rows, fast.device)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = size // 2
+                whole_batch = fast
+                self._log(f"Memory is short; going on with batches of {size}.")
+                continue
+            yield _by_cut(arrays, self.cuts)
+            done += len(rows)
+            self.runtime.reporter.progress(self.label, done, total)
+
+    @property
+    def _precision(self) -> str:
+        return self.cuts[0].precision
+
+    def _log(self, text: str) -> None:
+        self.runtime.reporter.log(text)
+
+    def _merged(self) -> Prefix:
+        """Return one frozen part for all, made fast."""
+        fast = fuse_conv_bn(merge_prefixes([cut.frozen for cut in self.cuts]))
+        return cast_bfloat16(fast) if self._precision == "bfloat16" else fast
+
+    def _run(self, forward: Forward, rows: Rows, device: torch.device) -> list[NDArray[Any]]:
+        batch = self.inputs.batch(rows, device)
+        tensors = self.extractor.run(forward, batch, self._precision)
+        return [tensor.float().cpu().numpy() for tensor in tensors]
+
+    def _compiled(self, fast: Prefix, size: int) -> Forward:
+        """Return the frozen part compiled, where that is asked for or pays; else as it is."""
+        if self.runtime.compile == "off" or len(self.inputs) < size:
+            return fast
+        batch = self.inputs.batch(np.arange(size), fast.device)
+        enabled = self._precision == "bfloat16"
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=enabled):
+            if self.runtime.compile == "auto" and not self._compiling_pays(fast, batch):
+                return fast
+            return self.extractor.compile(fast, batch, self.runtime.reporter) or fast
+
+    def _compiling_pays(self, fast: Prefix, batch: Tensor) -> bool:
+        if fast.device.type != "cpu":
+            return False
+        work = len(self.inputs) * count_multiply_adds(fast, batch[:1])
+        return work >= self.extractor.compile_pays_from
 
 
 def _by_cut(arrays: list[NDArray[Any]], cuts: Sequence[Cut]) -> list[Chunk]:
@@ -207,33 +292,6 @@ def _by_cut(arrays: list[NDArray[Any]], cuts: Sequence[Cut]) -> list[Chunk]:
         chunks.append(tuple(arrays[start:end]))
         start = end
     return chunks
-
-
-def _compiled(
-    fast: Prefix, inputs: ModelInputs, size: int, precision: str, runtime: Runtime
-) -> Callable[[Tensor], Any]:
-    """Return the frozen part compiled, where that is asked for or pays; else as it is."""
-    if runtime.compile == "off" or len(inputs) < size:
-        return fast
-    batch = inputs.batch(np.arange(size), fast.device)
-    device = batch.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        if runtime.compile == "auto":
-            if fast.device.type != "cpu":
-                return fast
-            if len(inputs) * count_multiply_adds(fast, batch[:1]) < COMPILE_PAYS_FROM:
-                return fast
-        return compile_prefix(fast, batch, runtime.reporter) or fast
-
-
-def run_prefix(
-    prefix: Callable[[Tensor], Any], batch: Tensor, precision: str
-) -> tuple[Tensor, ...]:
-    """Return what a frozen part gives for a batch of network inputs, on their device."""
-    enabled = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(batch.device.type, torch.bfloat16, enabled=enabled):
-        out: tuple[Tensor, ...] = prefix(batch)
-    return out
 
 
 def entry_name(cut: Cut, inputs: ModelInputs) -> str:
@@ -258,17 +316,6 @@ def entry_bytes(cut: Cut, images: int, views: int = 1) -> int:
     """Return the bytes that an entry takes for this many images and views."""
     features = sum(shape.numel() for shape in cut.frozen.shapes)
     return 2 * images * views * features
-
-
-def extraction_batch_size(device: str, resolution: int) -> int:
-    """Return how many images of this side go through a frozen part at once.
-
-    Few enough for the processor's cache, or for a quarter of the GPU's memory.
-    """
-    if device != "cuda":
-        return max(16, min(_CPU_BATCH, _CPU_BATCH * 96**2 // resolution**2))
-    free = torch.cuda.mem_get_info()[0]
-    return int(max(16, min(1024, free // 4 // (resolution**2 * _BYTES_PER_PIXEL))))
 
 
 def has_entry(name: str, cache: CacheOptions) -> bool:

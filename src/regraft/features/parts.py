@@ -13,10 +13,11 @@ from regraft.data.dataset import Dataset
 from regraft.data.images import Unreadable
 from regraft.data.split import Split
 from regraft.errors import UserError, join_truncated
+from regraft.features.entry import Entry
 from regraft.features.extract import ModelInputs, Rows, StoredPixels, extract_features, store_pixels
-from regraft.features.store import Entry
+from regraft.models.augment import NO_AUGMENTATION, AugmentedView, sample_ids
 from regraft.models.network import Cut
-from regraft.models.transforms import NO_AUGMENTATION, AugmentedView, Preprocess, sample_ids
+from regraft.models.transforms import Preprocess
 from regraft.options import CacheOptions, Options, Runtime
 
 

@@ -39,7 +39,7 @@ def prefetch_features(
     for group in _by_network(plans):
         if len(group) < 2:
             continue
-        backbone = pool.load(group[0])
+        backbone = pool.read(group[0])
         cuts = list(_first_cuts(backbone, group))
         for name in names:
             _prefetch_part(parts, name, cuts, policy, group[0].backbone)

@@ -20,8 +20,8 @@ from regraft.features.extract import (
     to_tensors,
 )
 from regraft.features.parts import PartImages
+from regraft.models.augment import NO_AUGMENTATION, AugmentedView
 from regraft.models.network import Cut
-from regraft.models.transforms import NO_AUGMENTATION, AugmentedView
 from regraft.plans.schema import Phase
 
 _BATCH = 250  # images read at a time where nothing else says how many

@@ -20,12 +20,13 @@ from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
 from regraft.inference.network import InferenceNetwork, make_inference_network
+from regraft.features.extract import extraction_batch_size
 from regraft.inference.prefetch import decode_batches
 from regraft.inference.restore import restore_network
 from regraft.models.network import TransferNetwork
 from regraft.models.transforms import Preprocess
 from regraft.runs.folder import Run, load_run
-from regraft.system.hardware import extraction_batch_size, is_out_of_memory, resolve_device
+from regraft.system.hardware import is_out_of_memory, resolve_device
 
 Pixels = NDArray[np.uint8]
 

@@ -87,7 +87,8 @@ class TransferNetwork:
         """Return the two parts of the backbone in a phase.
 
         Raises:
-            UserError: When the phase trains from a layer that does not exist, or after the features.
+            UserError: When the phase trains from a layer that does not exist, or lies after the
+                features.
         """
         return self._cut(phase.train, self.plan.resolution_of(phase))
 
@@ -177,7 +178,7 @@ class TransferNetwork:
             part.to(memory_format=torch.channels_last)
 
     def count_parameters(self) -> dict[str, int]:
-        """Return the number of parameters: in all, trained in some phase, frozen; and of buffers."""
+        """Return how many parameters there are, trained in some phase, and frozen; and buffers."""
         cut = self.final_cut()
         frozen = _count(cut.frozen.parameters())
         trained = _count(cut.trained.parameters()) + _count(self.head.parameters())

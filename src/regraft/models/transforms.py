@@ -1,8 +1,7 @@
-"""From stored pixels to a network's input: resize, crop, augment, normalise, in batches on the device."""
+"""From images to a network's input: decoded, resized, cropped and normalised, in batches."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from regraft.data.dataset import Dataset
 from regraft.data.images import Unreadable
+from regraft.models.augment import NO_AUGMENTATION, AugmentedView, augment_batch
 from regraft.plans.schema import InputRules
 from regraft.system.progress import SILENT, ProgressReporter
 
@@ -23,40 +23,6 @@ _STORE_UP_TO = 1.5  # square images keep their size up to this multiple of the r
 _CHUNK = 512  # images decoded at once
 _AREA = 2**26  # pixels of images held decoded at once
 _LONGEST_SHAPE = 16  # times the shorter side that is left of an image too long to be resized whole
-
-
-@dataclass(frozen=True)
-class AugmentedView:
-    """One augmented view of every image; a pure function of seed, number and image.
-
-    Args:
-        augment: A preset of the plan; with "none", seed and number do not matter.
-        seed: Seed of all views.
-        number: Which of them.
-    """
-
-    augment: str = "none"
-    seed: int = 0
-    number: int = 0
-
-
-NO_AUGMENTATION = AugmentedView()
-
-
-@dataclass(frozen=True)
-class _Preset:
-    flip: bool
-    shift: float  # share of the side by which the image may move
-    zoom: tuple[float, float]  # share of the side that is seen, smallest and largest
-    colour: float  # spread of brightness, contrast and saturation
-
-
-PRESETS = {
-    "flip": _Preset(True, 0.0, (1.0, 1.0), 0.0),
-    "shift": _Preset(False, 0.08, (0.9, 1.1), 0.0),
-    "light": _Preset(True, 0.08, (0.9, 1.1), 0.0),
-    "standard": _Preset(True, 0.0, (0.6, 1.0), 0.2),
-}
 
 
 @dataclass(frozen=True)
@@ -101,10 +67,11 @@ def dataset_storage_size(dataset: Dataset, resolution: int) -> tuple[int, int]:
         sizes = dataset.images.sizes(np.arange(len(dataset)))
     except Unreadable:
         return resolution, resolution  # decoding will name them all
+    height, width = sizes[0].tolist()
     all_equal = bool((sizes == sizes[0]).all())
     if not all_equal:
         return resolution, resolution
-    return storage_size((int(sizes[0][0]), int(sizes[0][1])), resolution)
+    return storage_size((height, width), resolution)
 
 
 def storage_size(size: tuple[int, ...], resolution: int) -> tuple[int, int]:
@@ -144,7 +111,8 @@ def decode_pixels(
             reasons += error.reasons
         if bad_rows:
             continue
-        yield np.stack([resize_center_crop(image, size, interpolation) for image in images])
+        resized = [resize_center_crop(image, size, interpolation) for image in images]
+        yield np.stack(resized)
         reporter.progress("decode", int(rows[-1]) + 1, total)
     if bad_rows:
         raise Unreadable(bad_rows, reasons)
@@ -175,37 +143,45 @@ def resize_center_crop(image: Pixels, size: tuple[int, int], interpolation: str)
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
-    factor = max(size[0] / height, size[1] / width)
+    factor = _cover_factor(image, size)
     if height * width * factor**2 > _AREA:  # a line one pixel wide would become millions
-        longest = (min(height, _LONGEST_SHAPE * width), min(width, _LONGEST_SHAPE * height))
-        image = _center_crop(image, longest)
+        image = _crop_longest(image)
         height, width = image.shape[:2]
-        factor = max(size[0] / height, size[1] / width)
+        factor = _cover_factor(image, size)
     new_height = max(size[0], round(height * factor))
     new_width = max(size[1], round(width * factor))
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0)
+    contiguous = torch.from_numpy(np.ascontiguousarray(image))
+    batch = contiguous.permute(2, 0, 1).unsqueeze(0)
     resized = _interpolate(batch, (new_height, new_width), interpolation)
     pixels = resized[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(_center_crop(pixels, size))
 
 
+def _cover_factor(image: Pixels, size: tuple[int, int]) -> float:
+    """Return by how much an image is scaled to cover a size."""
+    height, width = image.shape[:2]
+    vertical: float = size[0] / height
+    horizontal: float = size[1] / width
+    return max(vertical, horizontal)
+
+
+def _crop_longest(image: Pixels) -> Pixels:
+    """Return the centre of an image that is too long to be resized whole."""
+    height, width = image.shape[:2]
+    longest_height = min(height, _LONGEST_SHAPE * width)
+    longest_width = min(width, _LONGEST_SHAPE * height)
+    return _center_crop(image, (longest_height, longest_width))
+
+
 def _center_crop(image: Pixels, size: tuple[int, int]) -> Pixels:
-    top = (image.shape[0] - size[0]) // 2
-    left = (image.shape[1] - size[1]) // 2
-    return image[top : top + size[0], left : left + size[1]]
+    height, width = size
+    top = (image.shape[0] - height) // 2
+    left = (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def _interpolate(batch: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return functional.interpolate(batch, size=size, mode=mode, antialias=True)
-
-
-def sample_ids(dataset: Dataset) -> NDArray[np.int64]:
-    """Return a number for each image that depends on its key alone: the seed of its augmentation."""
-    digests = bytearray()
-    for key in dataset.keys:
-        content = str(key).encode("utf-8", "surrogateescape")
-        digests += hashlib.blake2b(content, digest_size=8).digest()
-    return np.frombuffer(digests, dtype=np.int64)
 
 
 def transform(
@@ -229,14 +205,17 @@ def transform(
     if view.augment == "none":
         batch = batch.float()
     else:
-        batch = _augment(batch, ids, view)
-    mean = _per_channel(rules.mean, batch)
-    std = _per_channel(rules.std, batch)
-    return batch.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+        batch = augment_batch(batch, ids, view)
+    mean = _per_channel(rules.mean, batch.device)
+    std = _per_channel(rules.std, batch.device)
+    normalised = batch.sub_(mean).div_(std)
+    return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def _per_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device).view(1, 3, 1, 1) * 255
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return a number for each channel in units of stored pixels, `(1, 3, 1, 1)`."""
+    channels = torch.tensor(values, device=device)
+    return channels.view(1, 3, 1, 1) * 255
 
 
 def resize_batch(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
@@ -249,68 +228,8 @@ def resize_batch(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
 
 
 def resize_in_two_passes(batch: Tensor, resolution: int, interpolation: str) -> Tensor:
-    """Resize as Pillow and the uint8 path do: rows first, rounded to whole numbers, then columns."""
+    """Return a batch resized as Pillow does it: rows first, rounded to integers, then columns."""
     wide = _interpolate(batch.float(), (batch.shape[2], resolution), interpolation)
     wide = wide.clamp_(0, 255).round_()
     square = _interpolate(wide, (resolution, resolution), interpolation)
     return square.clamp_(0, 255).round_()
-
-
-def _augment(batch: Tensor, ids: Tensor, view: AugmentedView) -> Tensor:
-    """Return randomly shifted, zoomed, flipped and tinted images, float32 in 0 … 255.
-
-    They are in the network's resolution already, resized as plain images are: a network must not
-    be trained on blurrier images than it is judged on.
-    """
-    preset = PRESETS[view.augment]
-    chance = hashed_uniform(ids, view, 8)
-    low, high = preset.zoom
-    area = chance[:, 0] * (high**2 - low**2) + low**2
-    scale = area.sqrt()
-    room = (1 - scale).clamp(min=0) + 2 * preset.shift
-    flipped = preset.flip & (chance[:, 1] < 0.5)
-    theta = torch.zeros(len(batch), 2, 3, device=batch.device)
-    theta[:, 0, 0] = torch.where(flipped, -scale, scale)
-    theta[:, 1, 1] = scale
-    offset = (chance[:, 2:4] * 2 - 1) * room.unsqueeze(1)
-    theta[:, :, 2] = offset
-    grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
-    moved = functional.grid_sample(
-        batch.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
-    if not preset.colour:
-        return moved
-    return _tint(moved, chance[:, 4:7], preset.colour)
-
-
-def _tint(batch: Tensor, chance: Tensor, spread: float) -> Tensor:
-    factors = (1 + spread * (chance * 2 - 1)).view(-1, 3, 1, 1, 1)
-    brightness, contrast, saturation = factors.unbind(1)
-    batch = batch * brightness
-    mean = batch.mean(dim=(1, 2, 3), keepdim=True)
-    batch = (batch - mean) * contrast + mean
-    grey = batch.mean(dim=1, keepdim=True)
-    return ((batch - grey) * saturation + grey).clamp_(0, 255)
-
-
-def hashed_uniform(ids: Tensor, view: AugmentedView, count: int) -> Tensor:
-    """Return `count` numbers in [0, 1) for each image, by hashing its id (splitmix64, Steele 2014).
-
-    No generator has a state, so a view is the same in any order and on any device.
-    """
-    salt_bytes = hashlib.blake2b(f"{view.seed}:{view.number}".encode(), digest_size=8).digest()
-    salt = int.from_bytes(salt_bytes, signed=True)
-    counter = torch.arange(1, count + 1, device=ids.device)
-    state = (ids ^ salt).unsqueeze(1) + counter * -7046029254386353131
-    state = _scramble(state, 30) * -4658895280553007687
-    state = _scramble(state, 27) * -7723592293110705685
-    state = _scramble(state, 31)
-    mantissa = (state >> 11) & 0x1FFFFFFFFFFFFF
-    return mantissa.double().div_(2**53).float().clamp_(max=1 - 2**-24)
-
-
-def _scramble(state: Tensor, shift: int) -> Tensor:
-    """Return int64 numbers, exclusive-or with themselves shifted as if they had no sign."""
-    mask = (1 << (64 - shift)) - 1
-    shifted = (state >> shift) & mask
-    return state ^ shifted

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.data.dataset import Dataset
-from regraft.data.split import PARTS, Split
 from regraft.data.load import load_dataset
+from regraft.data.split import PARTS, Split
 from regraft.errors import UserError, join_truncated
 from regraft.options import DataOptions
 from regraft.runs.folder import Run

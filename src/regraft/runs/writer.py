@@ -20,6 +20,8 @@ from regraft.errors import UserError
 from regraft.options import RunDir
 from regraft.plans.schema import Plan
 from regraft.plans.toml import plan_to_toml, read_plan
+from regraft.runs.directory import lock_dir, prepare_dir
+from regraft.runs.folder import Run, file_digest, load_run, require_format, sealed_digests
 from regraft.runs.layout import (
     CHECKPOINTS,
     CLASSES,
@@ -39,10 +41,8 @@ from regraft.runs.layout import (
     TRACK,
     UNFINISHED,
     WEIGHTS,
+    PhaseFiles,
 )
-from regraft.runs.directory import lock_dir, prepare_dir
-from regraft.runs.folder import Run, file_digest, load_run, require_format, sealed_digests
-from regraft.runs.layout import PhaseFiles
 from regraft.system.disk import unwritable_error
 from regraft.system.files import atomic_write, is_internal, remove_partials
 from regraft.system.locks import lock_path

@@ -166,29 +166,6 @@ def _cpu_info(field: str) -> str:
     return ""
 
 
-# How many images a frozen part takes at once; moves to feature extraction.
-_CPU_BATCH = 100  # images of 96 px; measured in docs/measured.md
-_CPU_SIDE = 96  # px
-_FEWEST = 16
-_MOST = 1024
-_BYTES_A_PIXEL = 400  # of the widest moment of a network in 16 bit
-
-
-def extraction_batch_size(device: str, resolution: int) -> int:
-    """Return how many images of this side go through a frozen part at once.
-
-    Few enough for the processor's cache, or for a quarter of the GPU's free memory.
-    """
-    if device != "cuda":
-        images = _CPU_BATCH * _CPU_SIDE**2 // resolution**2
-        return max(_FEWEST, min(_CPU_BATCH, images))
-    import torch
-
-    free = torch.cuda.mem_get_info()[0]
-    images = free // 4 // (resolution**2 * _BYTES_A_PIXEL)
-    return int(max(_FEWEST, min(_MOST, images)))
-
-
 def silence_loggers(*names: str) -> None:
     """Let these loggers of libraries report errors only."""
     for name in names:

@@ -130,12 +130,25 @@ def choose_execution(
     return ExecutionPlan(best, True, f"{why} on {targets.device.type}")
 
 
+@dataclass(frozen=True)
+class Notes:
+    """Where measurements are noted.
+
+    Args:
+        run: The file of this run, read first, so that a resumed run goes on as it began.
+        cache: The cache folder, where they are remembered for other runs.
+    """
+
+    run: Path
+    cache: CacheOptions
+
+
 def autotune(
     module: TransferModule,
     batches: Batches,
     plan: Plan,
-    notes: Path,
-    options: tuple[CacheOptions, Runtime],
+    notes: Notes,
+    runtime: Runtime,
     thresholds: Thresholds = Thresholds(),
 ) -> ExecutionPlan:
     """Return how a phase is trained: as the plan says, and as a few steps show where it is open.
@@ -144,25 +157,23 @@ def autotune(
         module: The trained part and its head.
         batches: What it will be trained on; the first batch is looked at.
         plan: The plan.
-        notes: Where this run notes what was measured; read first, so that a resumed run goes on
-            as it began.
-        options: Where measurements are remembered; `compile` and `reporter`.
+        notes: Where measurements are read, and noted.
+        runtime: `compile` and `reporter` count.
         thresholds: From how long a training on what is measured.
     """
-    cache, runtime = options
     precision = plan.train_precision
     if not has_bfloat16(str(module.device.type)):
         precision = "float32"
-    remembered = cache.dir / "paces" / f"{_situation(module, batches, plan)}.json"
-    known = _read_first(notes, remembered)
+    remembered = notes.cache.dir / "paces" / f"{_situation(module, batches, plan)}.json"
+    known = _read_first(notes.run, remembered)
     before = dict(known)
     first_batch = next(iter(Batches(batches.read, batches.labels, batches.size, batches.seed)))
     timer = StepTimer(module.train_mode(), first_batch, known)
     steps = module.phase.epochs * len(batches)
     execution = choose_execution(timer, steps, precision, runtime.compile, thresholds)
-    if known != before or not notes.is_file():
+    if known != before or not notes.run.is_file():
         # the shared file first: a run that is killed in between measures the same again
-        for path in (remembered, notes):
+        for path in (remembered, notes.run):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, known)
     if len(known) > 1:

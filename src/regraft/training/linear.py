@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,32 +108,6 @@ def fit_logistic(
     history[number] = problem.evaluate(solution, l2)
     layer = scale.fold(problem.leave_span(solution.weight), solution.bias)
     return LinearProbe(layer, l2, history)
-
-
-@dataclass(frozen=True)
-class SolvedOld:
-    """What `solve` returns: a `LinearProbe` whose history is plain data."""
-
-    layer: nn.Linear
-    l2: float
-    history: list[dict[str, Any]]
-
-
-def solve_old(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
-    classes: int,
-    path: tuple[float, ...],
-    monitor: str = "val_accuracy",
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
-    reporter: ProgressReporter = SILENT,
-) -> SolvedOld:
-    """Return `fit_logistic(...)`: the old name, until its callers use the new one."""
-    loss = CrossEntropy(classes, weights, smoothing)
-    parts = LabelledFeatures(*train), LabelledFeatures(*val)
-    probe = fit_logistic(*parts, loss, path, monitor, reporter)
-    return SolvedOld(probe.layer, probe.l2, [point.to_json() for point in probe.history])
 
 
 @dataclass(frozen=True)

@@ -41,39 +41,52 @@ def mix(features: Features, phase: Phase) -> Mixed:
         return _cutmix(features, phase.cutmix)
     if phase.mixup:
         return _mixup(features, phase.mixup)
-    itself = torch.arange(len(features[0]), device=features[0].device)
+    first = features[0]
+    itself = torch.arange(len(first), device=first.device)
     return Mixed(features, itself, 1.0)
 
 
 def _mixup(features: Features, alpha: float) -> Mixed:
-    partners = torch.randperm(len(features[0]), device=features[0].device)
+    partners = _draw_partners(features)
     share = _draw_share(alpha)
-    blended = tuple(share * tensor + (1 - share) * tensor[partners] for tensor in features)
-    return Mixed(blended, partners, share)
+    blended = []
+    for tensor in features:
+        blended.append(share * tensor + (1 - share) * tensor[partners])
+    return Mixed(tuple(blended), partners, share)
 
 
 def _cutmix(features: Features, alpha: float) -> Mixed:
-    partners = torch.randperm(len(features[0]), device=features[0].device)
+    partners = _draw_partners(features)
     side = math.sqrt(1 - _draw_share(alpha))
-    corner = torch.rand(2)
+    corner_row, corner_column = torch.rand(2)
     share = 1.0
     pasted = []
     for tensor in features:
         height, width = tensor.shape[-2:]
-        top, bottom = _span(corner[0], side, height)
-        left, right = _span(corner[1], side, width)
+        rows = _span(corner_row, side, height)
+        columns = _span(corner_column, side, width)
         mixed = tensor.clone()
-        mixed[..., top:bottom, left:right] = tensor[partners][..., top:bottom, left:right]
+        mixed[..., rows, columns] = tensor[partners][..., rows, columns]
         pasted.append(mixed)
-        share = 1 - (bottom - top) * (right - left) / (height * width)
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        share = 1 - area / (height * width)
     return Mixed(tuple(pasted), partners, share)
 
 
-def _span(start: Tensor, side: float, length: int) -> tuple[int, int]:
-    first = int(start * (length - 1))
-    last = min(length, first + max(1, round(side * length)))
-    return first, last
+def _draw_partners(features: Features) -> Tensor:
+    """Return for each image the row of the one that is mixed in."""
+    first = features[0]
+    return torch.randperm(len(first), device=first.device)
+
+
+def _span(corner: Tensor, side: float, length: int) -> slice:
+    """Return the part of a map's side that is pasted; `corner` and `side` are shares of it."""
+    start = int(corner * (length - 1))
+    pasted = max(1, round(side * length))
+    return slice(start, min(length, start + pasted))
 
 
 def _draw_share(alpha: float) -> float:
-    return float(torch.distributions.Beta(alpha, alpha).sample())
+    """Return the share of the image itself."""
+    beta = torch.distributions.Beta(alpha, alpha)
+    return float(beta.sample())

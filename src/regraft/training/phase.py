@@ -1,4 +1,4 @@
-"""One phase of a plan: read the frozen features, fit the rest, check that nothing frozen changed."""
+"""One phase of a plan: read frozen features, fit the rest, check that nothing frozen changed."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class _Fitting:
         self, cut: Cut, files: PhaseFiles, resume: bool
     ) -> tuple[list[dict[str, Any]], Optimized, dict[str, Any]]:
         """Fit trained part and head with Lightning."""
-        from regraft.training.autotune import autotune
+        from regraft.training.autotune import Notes, autotune
         from regraft.training.module import TransferModule, describe_groups
         from regraft.training.trainer import FitSettings, fit_phase
 
@@ -182,12 +182,12 @@ class _Fitting:
         )
         module.to(self.network.device, memory_format=torch.channels_last)
         val = Batches(self.readers.val, self.inputs.val.labels, max(250, phase.batch_size), None)
-        options = (self.inputs.train.cache, self.inputs.runtime)
+        notes = Notes(files.execution, self.inputs.train.cache)
         for share in self._shares(module):
             size = max(1, phase.batch_size // share)
             train = Batches(self.readers.train, self.inputs.train.labels, size, seed)
             try:
-                execution = autotune(module, train, plan, files.execution, options)
+                execution = autotune(module, train, plan, notes, self.inputs.runtime)
                 settings = FitSettings(
                     files, execution.precision, resume and share == 1, share, reporter
                 )

@@ -1,4 +1,4 @@
-"""Training by batches: Lightning fits what it is given, and only that; frozen parts never get here."""
+"""Training by batches with Lightning, which gets the trained part and the head alone."""
 
 from __future__ import annotations
 

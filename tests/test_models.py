@@ -19,12 +19,18 @@ from regraft.models.backbone import (
     load_backbone,
     replace_weights,
 )
+from regraft.models.compile import compile_prefix, count_multiply_adds, has_compiler
 from regraft.models.costs import describe_layers, layer_multiply_adds
 from regraft.models.cut import cut_backbone
 from regraft.models.layers import distance_to_head, earliest_layer
-from regraft.models.optimize import fuse_conv_bn
+from regraft.models.joint import merge_prefixes
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.pool import BackbonePool, source_key
+from regraft.models.parts import Prefix
 from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
-from regraft.plans.schema import InputRules
+from regraft.options import CacheOptions
+from regraft.plans.schema import InputRules, Phase, Plan
+from tiny import Recorder, fit_tiny
 
 TINY = [
     "test_byobnet",
@@ -569,3 +575,254 @@ def test_a_flattened_head_takes_the_last_map_with_the_tail_before_it() -> None:
     source = load_backbone("tf_efficientnet_lite0", "random", 96)
     assert cut_backbone(source, "head", flatten=True)[0].shapes[0].numel() == 1280 * 3 * 3
     assert cut_backbone(source, "head")[0].shapes[0].numel() == 1280
+
+
+# several frozen parts in one, folded, cast and compiled
+
+
+def parts_of(source: Backbone) -> list[Prefix]:
+    """Every stage as a border, its pooled features, and all of them side by side."""
+    stages = tuple(source.stages)
+    parts = [cut_backbone(source, stage)[0] for stage in stages[1:]]
+    parts += [cut_backbone(source, "head", (stage,))[0] for stage in stages]
+    return [*parts, cut_backbone(source, "head", stages)[0], cut_backbone(source, "head")[0]]
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_vit", "densenet121", "tf_efficientnet_lite0"]
+)
+def test_many_frozen_parts_in_one_pass_say_what_each_says_alone(name: str) -> None:
+    torch.manual_seed(0)
+    source = load_backbone(name, "random", None if name == "test_vit" else 32)
+    images = torch.randn(3, 3, source.resolution, source.resolution)
+    prefixes = parts_of(source)
+    together = merge_prefixes(prefixes)
+    apart = [out for prefix in prefixes for out in prefix(images)]
+    assert len(prefixes) >= 5
+    assert len(together.shapes) == len(apart)
+    for left, right, shape in zip(together(images), apart, together.shapes, strict=True):
+        assert torch.equal(left, right)
+        assert left.shape[1:] == shape
+    works = [count_multiply_adds(prefix, images) for prefix in prefixes]
+    assert count_multiply_adds(together, images) <= max(works) * 1.001 < sum(works)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "tf_efficientnet_lite0"])
+def test_weights_cast_once_say_what_weights_cast_every_time_say(name: str) -> None:
+    source = load_backbone(name, "random", None if name == "test_vit" else 32)
+    images = torch.randn(2, 3, source.resolution, source.resolution)
+    prefix, _ = cut_backbone(source, "head")
+    with torch.autocast("cpu", torch.bfloat16):
+        once = cast_bfloat16(fuse_conv_bn(prefix))(images)[0]
+        assert torch.equal(fuse_conv_bn(prefix)(images)[0], once)
+    assert all(parameter.dtype == torch.float32 for parameter in prefix.parameters())
+
+
+def test_a_compiled_frozen_part_says_the_same() -> None:
+    if not has_compiler():
+        pytest.skip("there is no C++ compiler here")
+    source, recorder = load_backbone("test_resnet", "random", 32), Recorder()
+    quick = fuse_conv_bn(cut_backbone(source, "head")[0])
+    images = torch.randn(4, 3, 32, 32)
+    compiled = compile_prefix(quick, images, recorder)
+    if compiled is None:
+        assert "it runs uncompiled" in recorder.texts[0]
+        assert "of the time" in recorder.texts[0]  # only for being slower, never for failing
+    else:
+        assert torch.allclose(compiled(images)[0], quick(images)[0], atol=1e-4)
+        assert "Compiled the frozen part in" in recorder.texts[0]
+
+
+def test_without_a_compiler_or_where_it_fails_the_frozen_part_runs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick, _ = cut_backbone(load_backbone("test_resnet", "random", 32), "head")
+    images = torch.randn(2, 3, 32, 32)
+
+    def fails(*_: object, **__: object) -> object:
+        def run(_: torch.Tensor) -> None:
+            raise RuntimeError("InvalidCxxCompiler: broken")
+
+        return run
+
+    def doubles(body: nn.Module, **_: object) -> object:
+        return lambda batch: tuple(out * 2 for out in body(batch))
+
+    recorder = Recorder()
+    monkeypatch.setenv("CXX", "python3")  # there is one
+    monkeypatch.setattr(torch, "compile", fails)
+    assert compile_prefix(quick, images, recorder) is None
+    assert recorder.texts[-1] == (
+        "Compiling the frozen part failed (InvalidCxxCompiler: broken); it runs uncompiled."
+    )
+    monkeypatch.setattr(torch, "compile", doubles)
+    assert compile_prefix(quick, images, recorder) is None
+    assert "differ by 1.0e+00; it runs uncompiled" in recorder.texts[-1]
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", "")
+    assert compile_prefix(quick, images, recorder) is None
+    assert recorder.texts[-1] == (
+        "There is no C++ compiler, so the frozen part runs uncompiled. "
+        "Install g++ to have large extractions compiled."
+    )
+
+
+# the pool: one network for each name
+
+HEAD_ONLY = (Phase(),)
+TRAINED = (Phase(train="all"),)
+
+
+def plan_of(name: str, phases: tuple[Phase, ...] = TRAINED, **fields: object) -> Plan:
+    values = {"weights": "random", "resolution": side(name) or 160, **fields}
+    return Plan(backbone=name, phases=phases, **values)  # type: ignore[arg-type]
+
+
+def spoil(backbone: Backbone) -> None:
+    """Do to a network what training does."""
+    model = backbone.model
+    model.to(memory_format=torch.channels_last)
+    model.eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
+def assert_pristine(backbone: Backbone, plan: Plan) -> None:
+    expected = load_backbone(plan.backbone, plan.weights, plan.resolution, plan.seed)
+    case = (plan.backbone, plan.weights, plan.seed)
+    for field in ("name", "rules", "weights", "resolution", "native", "fixed", "facts"):
+        assert getattr(backbone, field) == getattr(expected, field), case
+    assert backbone.model.training == expected.model.training
+    state, wanted = backbone.model.state_dict(), expected.model.state_dict()
+    assert list(state) == list(wanted)
+    for name, tensor in wanted.items():
+        assert torch.equal(state[name], tensor), (*case, name)
+        assert state[name].stride() == tensor.stride(), (*case, name)
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    assert head_digest(backbone) == head_digest(expected), case
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_mambaout"])
+def test_a_pool_gives_what_loading_gives_whatever_was_done_to_its_network(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    other = load_backbone(name, "random", side(name), seed=7)
+    safetensors.torch.save_file(other.model.state_dict(), file)
+    pool = BackbonePool("cpu")
+    info = pool.info(name)
+    assert info == other.facts
+    plans = [
+        plan_of(name),
+        plan_of(name),
+        plan_of(name, seed=5),
+        plan_of(name, HEAD_ONLY),
+        plan_of(name, HEAD_ONLY, seed=5),
+        plan_of(name, weights=str(file)),
+        plan_of(name, HEAD_ONLY, weights=str(file)),
+        plan_of(name),
+    ]
+    networks = set()
+    for plan in plans:
+        for give in (pool.load, pool.share):
+            backbone = give(plan)
+            assert_pristine(backbone, plan)
+            networks.add(id(backbone.traced))
+            if plan.phases == TRAINED or give == pool.load:
+                spoil(backbone)
+    assert pool.info(name) is info
+    assert len(networks) == 1
+
+
+def test_a_pool_builds_a_network_of_fixed_resolution_anew_for_another_one() -> None:
+    name = "deit_tiny_patch16_224"
+    pool = BackbonePool("cpu")
+    own = pool.load(plan_of(name, resolution=224))
+    assert own.fixed
+    spoil(own)
+    assert_pristine(
+        pool.load(plan_of(name, resolution=64, seed=2)), plan_of(name, resolution=64, seed=2)
+    )
+    again = pool.share(plan_of(name, HEAD_ONLY, resolution=64))
+    assert_pristine(again, plan_of(name, HEAD_ONLY, resolution=64))
+    blank = pool.blank(plan_of(name, resolution=224))
+    assert (blank.resolution, blank.traced is again.traced) == (224, False)
+
+
+def test_a_blank_network_has_the_layout_of_a_fresh_one_and_is_not_taken_for_pristine() -> None:
+    pool = BackbonePool("cpu")
+    plan = plan_of("test_resnet", HEAD_ONLY)
+    spoil(pool.load(plan))
+    blank = pool.blank(plan)
+    fresh = load_backbone("test_resnet", "random", 64)
+    strides = [tensor.stride() for tensor in blank.model.state_dict().values()]
+    assert strides == [tensor.stride() for tensor in fresh.model.state_dict().values()]
+    assert_pristine(pool.share(plan), plan)
+
+
+def test_plans_that_train_the_head_only_share_a_network_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    state = load_backbone("test_resnet", "random", 64, seed=7).model.state_dict()
+    safetensors.torch.save_file(state, file)
+    plan = plan_of("test_resnet", HEAD_ONLY, weights=str(file))
+    pool = BackbonePool("cpu")
+    first = pool.share(plan)
+    file.unlink()  # it is not read again
+    assert pool.share(plan.model_copy(update={"seed": 4})) is first
+    assert pool.read(plan) is first
+    assert source_key(plan) == source_key(plan.model_copy(update={"seed": 4}))
+    trained = plan_of("test_resnet", weights=str(file))
+    assert pool.share(trained) is first
+    with pytest.raises(UserError, match="is neither 'pretrained', 'random' nor a file"):
+        pool.share(trained)  # the run before may have changed them
+
+
+def test_a_pool_survives_weights_that_cannot_be_had() -> None:
+    pool = BackbonePool("cpu")
+    plan = plan_of("test_resnet", HEAD_ONLY)
+    pool.share(plan)
+    with pytest.raises(UserError, match="is neither"):
+        pool.load(plan_of("test_resnet", weights="none.pth"))
+    assert_pristine(pool.share(plan), plan)
+    with pytest.raises(UserError, match="No backbone is called 'resnet5'"):
+        pool.info("resnet5")
+
+
+def test_a_pool_holds_so_many_networks_and_drops_the_one_used_longest_ago() -> None:
+    pool = BackbonePool("cpu", most=2)
+    names = ["test_resnet", "test_efficientnet", "test_vit"]
+    first, second, _ = (pool.read(plan_of(name)) for name in names)
+    assert pool.read(plan_of(names[1])) is second
+    assert pool.read(plan_of(names[0])).traced is not first.traced
+    assert_pristine(pool.read(plan_of(names[0])), plan_of(names[0]))
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[str]:
+    """Return a list that grows with every call of somebody else's function."""
+    original, calls = getattr(owner, name), []
+
+    def spy(*args: object, **options: object) -> object:
+        calls.append(name)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, spy)
+    return calls
+
+
+@pytest.mark.parametrize("technique", ["linear-probe", "fine-tune-top", "probe-then-fine-tune"])
+def test_a_run_builds_and_traces_its_network_once(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, technique: str
+) -> None:
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    built = count_calls(monkeypatch, timm, "create_model")
+    traced = count_calls(monkeypatch, NodePathTracer, "trace")
+    last = [f"phases.{1 if '-then-' in technique else 0}.epochs=1"]
+    overrides = last if technique != "linear-probe" else []
+    run = fit_tiny(photos, technique, "out", overrides, CacheOptions())
+    assert run.scores["contract"] == "kept"
+    assert len(built) == 1
+    assert len(traced) == 2  # in train and in eval mode

@@ -1,3 +1,5 @@
+"""From images to a network's input: resize, crop, augment, normalise."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,14 +12,18 @@ from PIL import Image
 from conftest import toy
 from regraft.data.dataset import make_dataset
 from regraft.data.images import ArrayImages
-from regraft.models import transforms
-from regraft.models.transforms import (
+from regraft.models.augment import (
     NO_AUGMENTATION,
     PRESETS,
     AugmentedView,
+    hashed_uniform,
+    sample_ids,
+)
+from regraft.models.transforms import (
+    Preprocess,
     dataset_storage_size,
     resize_center_crop,
-    sample_ids,
+    resize_in_two_passes,
     transform,
 )
 from regraft.plans.schema import AUGMENTATIONS, InputRules
@@ -47,7 +53,7 @@ def test_the_plain_view_is_resized_and_normalised_as_the_weights_want() -> None:
             ) / torch.tensor(RULES.std).view(1, 3, 1, 1)
             assert (seen - wanted).abs().max() < 2.1 / 255 / 0.224
             assert seen.is_contiguous(memory_format=torch.channels_last)
-            on_gpu = transforms._two_passes(
+            on_gpu = resize_in_two_passes(
                 IMAGES.permute(0, 3, 1, 2), side, interpolation
             )  # what a device without the uint8 path does
             assert (on_gpu - exact.permute(0, 3, 1, 2)).abs().max() <= 2
@@ -101,7 +107,7 @@ def test_flip_mirrors_about_half_of_the_images_and_changes_nothing_else(
 
 
 def test_chance_is_uniform_and_independent_between_images_and_draws() -> None:
-    drawn = transforms._uniform(torch.arange(20_000), 0, 0, 4).numpy()
+    drawn = hashed_uniform(torch.arange(20_000), AugmentedView(), 4).numpy()
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert np.abs(drawn.mean(axis=0) - 0.5).max() < 0.01
@@ -121,3 +127,19 @@ def test_small_square_images_keep_their_size_and_others_are_cropped_to_the_resol
     fitted = resize_center_crop(image, (20, 20), "bilinear")
     assert fitted.shape == (20, 20, 3)
     assert fitted[:, 6:14].min() > 240  # the centre, not the whole squeezed
+
+
+def test_preprocess_stores_and_transforms_as_the_functions_do() -> None:
+    preprocess = Preprocess(RULES, 24)
+    view = AugmentedView("standard", 1, 2)
+    assert torch.equal(preprocess(IMAGES), transform(IMAGES, IDS, RULES, 24))
+    assert torch.equal(preprocess(IMAGES, IDS, view), transform(IMAGES, IDS, RULES, 24, view))
+    assert preprocess.storage_size(DATA) == dataset_storage_size(DATA, 24) == (16, 16)
+    large = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    assert (preprocess.store(large) == resize_center_crop(large, (24, 24), "bicubic")).all()
+    assert (preprocess.store(DATA.images.array[0]) == DATA.images.array[0]).all()
+
+
+def test_a_line_one_pixel_wide_is_cropped_before_it_is_resized() -> None:
+    line = np.arange(2**17, dtype=np.uint8).reshape(-1, 1, 1).repeat(3, axis=2)
+    assert resize_center_crop(line, (224, 224), "bilinear").shape == (224, 224, 3)
