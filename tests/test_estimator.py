@@ -1,4 +1,4 @@
-"""The scikit-learn estimator and the features: what cross-validation, searches, pipelines, clones and pickles expect, on a tiny network."""
+"""The scikit-learn estimator and embeddings: searches, pipelines, clones and pickles."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import io
 import json
 import pickle
 import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
-from regraft.workflow import named
-from regraft.workflow.named import fit_named
-from regraft.workflow.planning import Wish
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import (
@@ -32,13 +31,10 @@ from sklearn.utils.estimator_checks import (
 
 import regraft as api
 from conftest import toy
-from regraft import cache
 from regraft.data.dataset import make_dataset
 from regraft.data.images import ArrayImages
 from regraft.data.split import PARTS
 from regraft.errors import UserError
-from regraft.features import extract
-from regraft.features.extract import run_prefix
 from regraft.features.store import clear_cache
 from regraft.options import default_cache_dir
 
@@ -52,18 +48,20 @@ X, Y = (
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images went through a network, batch by batch."""
+def looked() -> Iterator[list[int]]:
+    """How many images went through a network, batch by batch, without trials on a blank or a single one."""
     seen: list[int] = []
-    original = run_prefix
 
-    def spy(prefix, device, look, rows):  # type: ignore[no-untyped-def]
-        seen.append(len(rows))
-        return original(prefix, device, look, rows)
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            images = inputs[0]
+            is_blank = bool((images.flatten(2).std(-1) == 0).all())
+            if len(images) > 1 and not is_blank:
+                seen.append(len(images))
 
-    monkeypatch.setattr(extract, "run", spy)
-    monkeypatch.setattr(cache, "run", spy)
-    return seen
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    yield seen
+    hook.remove()
 
 
 @pytest.mark.parametrize(
@@ -133,14 +131,14 @@ def test_cross_validation_searches_pipelines_and_clones_work() -> None:
     assert cross_val_score(pipe, X, Y, cv=folds).min() > 0.9
     search = GridSearchCV(
         pipe,
-        {"transferclassifier__changes": [("phases.0.l2=[0.001]",), ("phases.0.l2=[1.0]",)]},
+        {"transferclassifier__overrides": [("phases.0.l2=[0.001]",), ("phases.0.l2=[1.0]",)]},
         cv=2,
     )
     search.fit(X, Y)
     assert len(search.cv_results_["params"]) == 2
     assert search.best_score_ > 0.9
     assert search.predict(X[:3]).tolist() == Y[:3].tolist()
-    other = clone(one).set_params(technique="fine-tune-top", changes=["phases.0.epochs=1"])
+    other = clone(one).set_params(technique="fine-tune-top", overrides=["phases.0.epochs=1"])
     assert (
         one.get_params()["technique"],
         other.get_params()["technique"],
@@ -157,7 +155,7 @@ def test_a_search_over_heads_computes_the_features_of_a_fold_once(looked: list[i
         clear_cache(default_cache_dir())
         looked.clear()
         kind = api.TransferClassifier(
-            **TINY, technique="feature-extraction", changes=("phases.0.epochs=1",)
+            **TINY, technique="feature-extraction", overrides=("phases.0.epochs=1",)
         )
         GridSearchCV(kind, {"head": candidates}, cv=2, refit=False, return_train_score=True).fit(
             X, Y
@@ -209,7 +207,7 @@ def test_what_is_saved_is_a_run_that_everything_else_takes(tmp_path: Path) -> No
 
 def test_the_plan_and_the_seed_are_obeyed(tmp_path: Path) -> None:
     made = api.TransferClassifier(
-        **TINY, technique="fine-tune-top", seed=3, changes=("phases.0.epochs=1",)
+        **TINY, technique="fine-tune-top", seed=3, overrides=("phases.0.epochs=1",)
     ).fit(X, Y)
     assert (made.plan_.seed, made.plan_.phases[0].epochs, made.plan_.phases[0].train) == (
         3,
@@ -292,12 +290,12 @@ def test_what_of_scikit_learns_own_checks_makes_sense_for_images_holds() -> None
         "plan",
         "seed",
         "head",
-        "changes",
+        "overrides",
         "weights",
         "split_seed",
         "device",
         "keep",
-        "cache",
+        "cache_dir",
     }
 
 
@@ -317,15 +315,15 @@ def test_features_are_those_of_a_fit_in_the_order_of_the_keys_and_come_from_the_
     for order in (np.arange(120), np.random.default_rng(0).permutation(120)):
         pixels = np.stack(images.images.read(order))
         mixed = make_dataset("mixed", images.labels[order], images.classes, ArrayImages(pixels))
-        found = api.embed(mixed, "test_resnet", 32, weights="random")
-        seen.append(found)
-        assert (found.shape, found.dtype) == ((120, 96), np.float32)
+        features = api.embed(mixed, "test_resnet", 32, weights="random").features
+        seen.append(features)
+        assert (features.shape, features.dtype) == ((120, 96), np.float32)
     assert np.array_equal(*seen)
     assert sum(looked) == 120
-    fit_named(images, Wish(backbone="test_resnet", weights="random", resolution=32))
+    api.fit(images, backbone="test_resnet", weights="random", resolution=32)
     assert sum(looked) == 120  # a fit on the same images finds them there
     assert np.allclose(
-        api.embed(images, "test_resnet", 32, weights="random", keep="never"),
+        api.embed(images, "test_resnet", 32, weights="random", keep="never").features,
         seen[0],
         atol=2e-2,
         rtol=1e-2,
@@ -360,8 +358,7 @@ def test_the_table_says_key_label_part_features_and_how(regraft, photos: Path) -
     assert sum(counts.values()) == 120
     assert min(counts.values()) > 5
     features = np.stack(read["features"].to_numpy())
-    images = named.sources.load(str(photos), default_cache_dir())
-    whole = api.embed(images, "test_resnet", 32, weights="random")
+    whole = api.embed(photos, "test_resnet", 32, weights="random").features
     assert features.shape[1] == told["features"] > whole.shape[1]
     assert np.allclose(features[:, -whole.shape[1] :], whole, atol=2e-2, rtol=1e-2)
     assert json.loads(read.schema.metadata[b"regraft"]) | {"precision": ""} == {
@@ -371,7 +368,7 @@ def test_the_table_says_key_label_part_features_and_how(regraft, photos: Path) -
         "resolution": 32,
         "precision": "",
     }
-    table = api.embed(str(photos), "test_resnet", 32, weights="random", table=True)
+    table = api.embed(str(photos), "test_resnet", 32, weights="random").to_table()
     assert table["key"].to_pylist() == keys
     assert "120 images from test_resnet at 32 px written to features.parquet" in regraft(*words).out
 
@@ -412,6 +409,8 @@ def test_mistakes_of_embed_are_said_in_a_sentence(regraft, photos: Path, tmp_pat
 
 
 def test_embedding_leaves_no_image_out(photos: Path) -> None:
-    features = api.embed(photos, "test_resnet", 32, weights="random", train_images=10, val_images=3)
-    assert len(features) == 120
-    assert (np.abs(np.asarray(features)).sum(axis=1) > 0).all()
+    embedding = api.embed(photos, "test_resnet", 32, weights="random")
+    assert len(embedding.features) == 120
+    assert (np.abs(embedding.features).sum(axis=1) > 0).all()
+    with pytest.raises(UserError, match="No keyword of regraft.embed is called 'train_images'"):
+        api.embed(photos, "test_resnet", 32, train_images=10)  # type: ignore[call-arg]
