@@ -129,7 +129,7 @@ def probe(
         UserError: When names are unknown, the folder is taken, nothing can be probed, or the
             budget is too short for one candidate.
     """
-    from regraft.commands.probe import ProbeOptions
+    from regraft.commands.options import ProbeOptions
     from regraft.commands.probe import probe as probe_layers
 
     folders = None if runs is None else [Path(run) for run in runs]

@@ -144,7 +144,7 @@ def compare(
     with reporting(options, output.quiet) as reported:
         done = compare_recipes(names, data, overrides, reported, epochs)
     measured = [row.to_json() for row in done.runs]
-    board = done.comparison.board
+    board = done.comparison.to_json()
     if output.json:
         print_json({**board, "recipes": measured})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from regraft.features.parts import OpenedParts, open_parts
 from regraft.models.backbone import check_backbone_name
 from regraft.models.pool import BackbonePool
 from regraft.models.transforms import Preprocess
-from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.options import Options, PlanOverrides, RunDir
 from regraft.plans.schema import Plan
 from regraft.plans.toml import write_plan

@@ -19,8 +19,8 @@ from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.scores import log_softmax
-from regraft.inference.network import InferenceNetwork, make_inference_network
 from regraft.features.extract import extraction_batch_size
+from regraft.inference.network import InferenceNetwork, make_inference_network
 from regraft.inference.prefetch import decode_batches
 from regraft.inference.restore import restore_network
 from regraft.models.network import TransferNetwork

@@ -114,10 +114,6 @@ class Run:
             warnings.append(f"The test part was opened {count} times for {self.name}.")
         return warnings
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints: the scores, the folder and the warnings."""
-        return {**self.scores, "path": str(self.path), "warnings": self.warnings}
-
     def history(self) -> list[dict[str, float]]:
         """Return a row for each epoch, or for each L2 value of a linear probe."""
         rows = []
