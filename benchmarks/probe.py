@@ -33,7 +33,7 @@ from regraft.models.cut import cut_backbone
 from regraft.models.parts import Prefix
 from regraft.models.weights import DEFAULT_BACKBONE
 from regraft.system.hardware import tune_allocator
-from regraft.training.linear import solve_old
+from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
 RESOLUTIONS = (32, 64, 96, 128)
 L2 = tuple(float(value) for value in np.geomspace(1e-4, 1.0, 10))
@@ -160,11 +160,11 @@ def solver(cifar: str, home: Path, count: int) -> dict[str, Any]:
             )
         )
     (x, y), (x_val, y_val) = parts
-    tensors = [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
+    tensors = [LabelledFeatures(torch.from_numpy(a), torch.from_numpy(b)) for a, b in parts]
     started = time.perf_counter()
-    ours = solve_old(*tensors, len(data.classes), L2)
+    ours = fit_logistic(*tensors, CrossEntropy(len(data.classes)), L2)
     took = time.perf_counter() - started
-    rows = {row["l2"]: row["val_accuracy"] for row in ours.history}
+    rows = {point.l2: point.val_accuracy for point in ours.history}
     print(
         f"\nours: {took:.1f} s for {len(rows)} of {len(L2)} values of L2 on {len(x):,} × {x.shape[1]:,} (it ends early where two in a row do worse)\n"
     )

@@ -22,11 +22,11 @@ from regraft.models.backbone import (
 from regraft.models.compile import compile_prefix, count_multiply_adds, has_compiler
 from regraft.models.costs import describe_layers, layer_multiply_adds
 from regraft.models.cut import cut_backbone
-from regraft.models.layers import distance_to_head, earliest_layer
 from regraft.models.joint import merge_prefixes
+from regraft.models.layers import distance_to_head, earliest_layer
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
-from regraft.models.pool import BackbonePool, source_key
 from regraft.models.parts import Prefix
+from regraft.models.pool import BackbonePool, source_key
 from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
 from regraft.options import CacheOptions
 from regraft.plans.schema import InputRules, Phase, Plan
