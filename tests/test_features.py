@@ -17,10 +17,13 @@ import torch
 
 from conftest import TINY, toy
 from regraft.commands.compare import Ways, compare
+from regraft.commands.plan import plan as make_plan
+from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.features.batches import Batches
 from regraft.features.entry import Entry
 from regraft.features.extract import (
+    EXTRACTOR,
     Extractor,
     ModelInputs,
     StoredPixels,
@@ -67,7 +70,7 @@ def extract(
     folder: Path,
     reporter: ProgressReporter | None = None,
     compiling: str = "auto",
-    extractor: Extractor = Extractor(),
+    extractor: Extractor = EXTRACTOR,
 ) -> Entry:
     """Return the entry of one cut."""
     runtime = Runtime(compile=compiling, reporter=reporter or ProgressReporter())
@@ -636,3 +639,46 @@ def test_batches_see_every_image_once_an_epoch_in_an_order_that_the_seed_decides
         batches = Batches(read, np.arange(images), 16, seed)
         assert [len(targets) for _, targets in batches] == sizes
         assert len(batches) == len(sizes)
+
+
+def test_sizes_and_hashes_of_files_are_read_once(photos: Path) -> None:
+    data = load_dataset(photos, Path("cache"))
+    read: list[int] = []
+
+    def load(number: int) -> bytes:
+        read.append(number)
+        return data.images.load(number)  # type: ignore[attr-defined]
+
+    images = replace(data.images, load=load, known={}, hashed={})  # type: ignore[type-var]
+    counted = replace(data, images=images, known_hashes=None)
+    first = counted.images.sizes(np.arange(10))
+    part = counted.take(np.arange(5, 15))
+    assert (part.images.sizes(np.arange(10))[:5] == first[5:]).all()
+    assert len(read) == 15
+    read.clear()
+    hashes = counted.hashes
+    assert (counted.take(np.arange(20)).hashes == hashes[:20]).all()
+    assert (counted.take(np.arange(5, 15)).hashes == hashes[5:15]).all()
+    assert len(read) == len(counted)
+
+
+def test_precision_keep_and_compile_are_options_and_their_mistakes_one_sentence(
+    photos: Path,
+) -> None:
+    def asked(precision: str | None = None) -> PlanOverrides:
+        return PlanOverrides(backbone=TINY, weights="random", resolution=32, precision=precision)
+
+    never = Options(cache=CacheOptions(keep="never"))
+    forecast = make_plan(photos, "linear-probe", asked("float32"), never)
+    assert forecast.plan.precision == "float32"
+    assert not forecast.phases[0].kept
+    shown = make_plan(photos, "linear-probe", asked())
+    assert shown.phases[0].decision == ("The frozen part's output is cached: 0 MB to write.")
+    for kind, flag in ((CacheOptions, "keep"), (Runtime, "compile")):
+        with pytest.raises(UserError, match=f"--{flag} perhaps was given. Expected"):
+            kind(**{flag: "perhaps"})
+    with pytest.raises(
+        UserError,
+        match="precision: expected 'float32' or 'bfloat16', did you mean 'float32'.*'float8'",
+    ):
+        make_plan(photos, "linear-probe", asked("float8"))

@@ -65,12 +65,14 @@ def fit_tiny(
     technique: str,
     out: str | Path,
     overrides: Sequence[str] = (),
-    cache: CacheOptions = CacheOptions(),
+    cache: CacheOptions | None = None,
     **runtime: Any,
 ) -> Run:
     """Return a run of a small random network at 32 px."""
     asked = PlanOverrides(
         backbone=TINY, weights="random", resolution=32, overrides=tuple(overrides)
     )
-    options = Options(cache=cache, runtime=Runtime(**runtime), run_dir=RunDir(out=out))
+    options = Options(
+        cache=cache or CacheOptions(), runtime=Runtime(**runtime), run_dir=RunDir(out=out)
+    )
     return fit(data, technique, asked, options)
