@@ -1,4 +1,4 @@
-"""`regraft embed`: the features of images, through the same cache as every run; nothing is trained."""
+"""`regraft embed`: the features of images, through the cache of every run; nothing is trained."""
 
 from __future__ import annotations
 

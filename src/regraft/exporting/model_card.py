@@ -131,8 +131,8 @@ def _introduction(finished: Run) -> str:
 def _input(preprocess: Preprocess) -> str:
     rules = preprocess.rules
     return (
-        f"Input: RGB, the shorter side resized to {preprocess.resolution} px ({rules.interpolation}, "
-        "antialiased), the centre cut out, scaled to 0 … 1, "
+        f"Input: RGB, the shorter side resized to {preprocess.resolution} px "
+        f"({rules.interpolation}, antialiased), the centre cut out, scaled to 0 … 1, "
         f"mean {list(rules.mean)}, standard deviation {list(rules.std)}."
     )
 

@@ -78,8 +78,8 @@ def compare_answers(theirs: NDArray[np.float64], ours: NDArray[np.float64]) -> P
 
     Args:
         theirs: The export's, `(n, classes)`.
-        ours: The run's. Classes that it gives the same probability within `PARITY_TOLERANCE` count as
-            the same class.
+        ours: The run's. Classes that it gives the same probability within `PARITY_TOLERANCE` count
+            as the same class.
     """
     rows = np.arange(len(ours))
     chosen = theirs.argmax(axis=1)
