@@ -22,9 +22,11 @@ import torch
 from measure import spread, timed, write
 from regraft.data.dataset import make_dataset
 from regraft.data.images import ArrayImages
-from regraft.features.extract import ModelInputs, cached_pixels, extract_one
-from regraft.models.backbone import load_backbone
-from regraft.models.cut import cut_backbone
+from regraft.features.extract import ModelInputs, extract_features, store_pixels
+from regraft.models.network import TransferNetwork
+from regraft.models.pool import BackbonePool
+from regraft.options import CacheOptions, Runtime
+from regraft.plans.techniques import make_technique_plan
 from regraft.system.hardware import has_bfloat16, tune_allocator
 
 _NETWORKS = ("tf_efficientnet_lite0", "resnet50")
@@ -34,9 +36,6 @@ def extraction(
     name: str, images: int, resolution: int, trials: int, device: str
 ) -> dict[str, float]:
     """Return the spread of seconds that all images take through one frozen network, pixels to entry, after a pass that warms up."""
-    source = load_backbone(name, "random", resolution)
-    source.model.to(device)
-    prefix, _ = cut_backbone(source, "head")
     rng = np.random.default_rng(0)
     data = make_dataset(
         "random",
@@ -44,20 +43,25 @@ def extraction(
         [str(n) for n in range(10)],
         ArrayImages(rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)),
     )
+    pool = BackbonePool(device)
+    values = {
+        "weights": "random",
+        "resolution": resolution,
+        "precision": "bfloat16" if has_bfloat16(device) else "float32",
+    }
+    plan = make_technique_plan("linear-probe", pool.info(name), data.facts)
+    plan = plan.model_copy(update=values)
+    network = TransferNetwork(pool.load(plan), plan, data.classes)
+    cut = network.features_cut()
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        pixels = cached_pixels(data, resolution, source.rules.interpolation, Path(folder))
-        look = ModelInputs(
-            pixels,
-            np.arange(images),
-            data.hashes,
-            source.rules,
-            resolution,
-            precision="bfloat16" if has_bfloat16(device) else "float32",
-        )
+        home = CacheOptions(Path(folder))
+        pixels = store_pixels(data, network.preprocess, home, Runtime())
+        inputs = ModelInputs(pixels, np.arange(images), data.hashes, network.preprocess)
         for trial in range(trials + 1):
+            empty = CacheOptions(Path(folder) / f"trial-{trial}")
             started = time.perf_counter()
-            extract_one(prefix, f"{trial}", look, Path(folder))
+            extract_features([cut], inputs, empty, Runtime())
             times.append(time.perf_counter() - started)
     return spread(times[1:])
 

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import toy
+from conftest import toy, write_folder
 from regraft.data.dataset import Columns, Dataset, make_dataset
 from regraft.data.images import ArrayImages
+from regraft.data.load import load_dataset
 from regraft.data.split import PARTS, TEST_SHARE, VAL_SHARE
 from regraft.errors import UserError
 
@@ -295,22 +297,34 @@ def test_labels_that_are_fractions_are_refused() -> None:
     ).labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_rows_that_leave_their_part_are_noted_and_the_digest_stays() -> None:
-    split = named([60, 60]).split()
-    first = split.without("train", [int(split.train[3]), int(split.train[0])])
-    assert first.digest == split.digest
-    assert first.dropped == (int(split.train[0]), int(split.train[3]))
-    assert first.train.tolist() == np.delete(split.train, [0, 3]).tolist()
-    assert first.train.dtype == split.train.dtype
-    assert first.val is split.val
-    second = first.without("test", split.test)
-    assert (len(second.test), len(second.train)) == (0, len(split.train) - 2)
-    assert second.dropped == tuple(sorted({*first.dropped, *split.test.tolist()}))
-    assert split.without("val", []).val.tolist() == split.val.tolist()
-    assert split.dropped == ()
-    for part, rows in (("train", split.test), ("val", [10_000]), ("train", first.dropped)):
-        with pytest.raises(ValueError, match=f"are not in the {part} part"):
-            first.without(part, rows)
+def test_images_that_cannot_be_decoded_leave_their_part_and_the_digest_stays(
+    tmp_path: Path,
+) -> None:
+    from regraft.features.parts import open_parts
+    from regraft.models.backbone import get_input_rules
+    from regraft.models.transforms import Preprocess
+    from regraft.options import CacheOptions, DataOptions, Options
+
+    home = tmp_path / "home"
+    table = load_dataset(write_folder(tmp_path / "photos", toy(90)), home)
+    split = table.split()
+    broken = [int(split.train[3]), int(split.train[0]), int(split.val[1])]
+    for row in broken:
+        Path(table.images.names[table.images.rows[row]]).write_bytes(b"no image")
+    table = load_dataset(tmp_path / "photos", home)
+    again = table.split()
+    assert again.train.tolist() == split.train.tolist()  # keys alone decide
+    options = Options(data=DataOptions(skip_bad=True), cache=CacheOptions(home))
+    preprocess = Preprocess(get_input_rules("test_resnet"), 32)
+    opened = open_parts(table, again, preprocess, options)
+    assert opened.split.digest == again.digest
+    assert opened.rows["train"].tolist() == np.delete(split.train, [0, 3]).tolist()
+    assert opened.rows["train"].dtype == split.train.dtype
+    assert opened.rows["val"].tolist() == np.delete(split.val, 1).tolist()
+    assert opened.rows["test"].tolist() == split.test.tolist()
+    assert set(opened.skipped) == {str(table.keys[row]) for row in broken}
+    assert set(opened.skipped_in("val")) == {str(table.keys[broken[2]])}
+    assert opened["train"].labels.tolist() == table.labels[opened.rows["train"]].tolist()
 
 
 def test_hashes_that_are_known_are_not_computed_again() -> None:

@@ -178,11 +178,12 @@ def test_a_part_that_cannot_be_decoded_is_odd_and_the_others_are_checked(
 
 
 def test_what_is_printed_does_nothing_to_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    from regraft.cli.show import out, pairs, progress
+    from regraft.cli.console import out, print_pairs
+    from regraft.cli.progress import progress
 
     evil = "\x1b]0;pwned\x07 \u202ecat \x9b31m [red]x[/red]"
     out.print(evil, markup=False)
-    pairs({evil: evil})
+    print_pairs({evil: evil})
     with progress(False) as reporter:
         reporter.log(evil)
     said = "".join(capfd.readouterr())

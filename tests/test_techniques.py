@@ -67,11 +67,11 @@ def test_more_images_mean_fewer_epochs() -> None:
 
 
 OWN_MODULE = """
-from regraft.techniques import make
+from regraft.plans.techniques import make_technique_plan
 
 def careful(model, data):
     import mylab_names  # another file of the same folder, only when it is called
-    plan = make("linear-probe", model, data)
+    plan = make_technique_plan("linear-probe", model, data)
     return plan.model_copy(update={"technique": mylab_names.CAREFUL})
 
 def wrong(model, data):
