@@ -20,7 +20,7 @@ import pytest
 import regraft
 from conftest import toy, write_folder
 from docpages import DOCS
-from regraft import keywords
+from regraft.commands import keywords
 from regraft.errors import UserError
 from regraft.options import PlanOverrides
 from regraft.runs.folder import load_run

@@ -11,7 +11,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from regraft.api import (
+from regraft.commands.api import (
     check,
     compare,
     embed,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from regraft.keywords import (
+from regraft.commands.keywords import (
     CheckKeywords,
     CompareKeywords,
     EmbedKeywords,
