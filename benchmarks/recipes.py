@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import timed, write
-from regraft.models.weights import DEFAULT_BACKBONE
+from regraft.options import DEFAULT_BACKBONE
 from regraft.plans.recipes import all_recipes, find_recipe
 
 LITE = ["--backbone", DEFAULT_BACKBONE]

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from measure import interleaved, write
-from regraft.commands.export import ExportRequest, export
+from regraft.commands.export import export
 from regraft.commands.fit import fit
-from regraft.commands.predict import PredictionTarget, predict_to
+from regraft.commands.options import ExportRequest, PredictionTarget
+from regraft.commands.predict import predict_to
 from regraft.data.dataset import make_dataset
 from regraft.data.decode import decode_image
 from regraft.data.images import ArrayImages

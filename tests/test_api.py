@@ -112,7 +112,7 @@ def get_annotation(value: Any) -> str:
 
 
 def test_keywords_have_the_names_and_the_types_of_the_options() -> None:
-    from regraft.commands.predict import PredictionTarget, PredictOptions
+    from regraft.commands.options import PredictionTarget, PredictOptions
 
     fields: dict[str, set[str]] = {}
     for group in (*keywords.GROUPS, PredictOptions, PredictionTarget):

@@ -69,7 +69,7 @@ def test_the_eight_frozen_plans_are_eight_different_ones_and_freeze_everything(
 ) -> None:
     from regraft.data.dataset import DatasetInfo
     from regraft.models.backbone import model_info
-    from regraft.models.weights import DEFAULT_BACKBONE
+    from regraft.options import DEFAULT_BACKBONE
     from regraft.plans.techniques import make_technique_plan
 
     monkeypatch.syspath_prepend(str(HERE))

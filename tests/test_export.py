@@ -18,7 +18,8 @@ from PIL import Image
 from conftest import toy, write_folder
 from fitting import Messages, Tiny, fit_tiny, options
 from regraft.commands.evaluate import evaluate
-from regraft.commands.export import ExportRequest, export
+from regraft.commands.export import export
+from regraft.commands.options import ExportRequest
 from regraft.data.decode import decode_image
 from regraft.errors import UserError
 from regraft.exporting.export import EXPORT_FORMATS, ExportTarget, ParitySamples, write_export

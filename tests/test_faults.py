@@ -33,8 +33,9 @@ from regraft.data.archives import load_archive, unpack_archive
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
 from regraft.errors import DiskFull, UserError
+from regraft.features.entry import Entry
 from regraft.features.extract import store_pixels
-from regraft.features.store import Entry, list_entries
+from regraft.features.store import list_entries
 from regraft.models.backbone import get_input_rules
 from regraft.models.transforms import Preprocess
 from regraft.options import CacheOptions, Options, PlanOverrides, RunDir, Runtime

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from conftest import TINY, toy
-from regraft.commands.compare import Ways, compare
+from regraft.commands.compare import compare
+from regraft.commands.options import Ways
 from regraft.commands.plan import plan as make_plan
 from regraft.data.load import load_dataset
 from regraft.errors import UserError

@@ -27,8 +27,8 @@ from regraft.models.layers import distance_to_head, earliest_layer
 from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
 from regraft.models.parts import Prefix
 from regraft.models.pool import BackbonePool, source_key
-from regraft.models.weights import DEFAULT_BACKBONE, source_classifier
-from regraft.options import CacheOptions
+from regraft.models.weights import source_classifier
+from regraft.options import DEFAULT_BACKBONE, CacheOptions
 from regraft.plans.schema import InputRules, Phase, Plan
 from tiny import Recorder, fit_tiny
 

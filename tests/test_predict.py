@@ -25,7 +25,8 @@ from PIL import Image
 
 from conftest import toy, unsealed, write_folder
 from fitting import Messages, Tiny, fit_tiny, options
-from regraft.commands.predict import PredictionTarget, PredictOptions, predict, predict_to
+from regraft.commands.options import PredictionTarget, PredictOptions
+from regraft.commands.predict import predict, predict_to
 from regraft.data.stream import StreamItem
 from regraft.errors import UserError
 from regraft.evaluation.calibration import fit_temperature

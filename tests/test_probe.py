@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from conftest import toy, write_folder
-from regraft.commands.compare import Ways, compare
+from regraft.commands.compare import compare
 from regraft.commands.fit import fit
-from regraft.commands.probe import Probe, ProbeOptions, probe
+from regraft.commands.options import ProbeOptions, Ways
+from regraft.commands.probe import Probe, probe
 from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.images import ArrayImages, Rows
 from regraft.errors import UserError

@@ -13,8 +13,14 @@ from regraft.commands.recipes import compare_recipes, recipe_plan, run_recipe, s
 from regraft.errors import UserError
 from regraft.models.backbone import load_backbone, model_info
 from regraft.models.layers import matching_stage
-from regraft.models.weights import DEFAULT_BACKBONE
-from regraft.options import CacheOptions, DataOptions, Options, PlanOverrides, RunDir
+from regraft.options import (
+    DEFAULT_BACKBONE,
+    CacheOptions,
+    DataOptions,
+    Options,
+    PlanOverrides,
+    RunDir,
+)
 from regraft.plans import recipes
 from regraft.plans.recipes import all_recipes, find_recipe
 from regraft.plans.schema import Plan

@@ -16,9 +16,10 @@ from PIL import Image
 
 from conftest import TINY, toy, write_folder
 from fitting import Tiny, fit_tiny, options
-from regraft.commands.compare import Ways, compare
+from regraft.commands.compare import compare
 from regraft.commands.evaluate import evaluate
 from regraft.commands.fit import FitData, fit_plan
+from regraft.commands.options import Ways
 from regraft.commands.predict import predict
 from regraft.commands.report import find_runs, report
 from regraft.commands.resolve import resolve_plan, split_dataset

@@ -34,7 +34,8 @@ from regraft.inference.classifier import load_classifier
 from regraft.runs.folder import load_run
 from regraft.runs.layout import SCORES, WEIGHTS
 from regraft.serving.batching import Batcher, QueueFull
-from regraft.serving.server import ServeOptions, serve
+from regraft.serving.options import ServeOptions
+from regraft.serving.server import serve
 from regraft.serving.similar import find_images, with_stop_event
 
 EVIL = """<img src=x onerror="document.title='run'">"""  # what somebody may call a class

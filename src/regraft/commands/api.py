@@ -91,8 +91,8 @@ def compare(
     Raises:
         UserError: When names are unknown, images cannot be decoded, or the folder is taken.
     """
-    from regraft.commands.compare import Ways
     from regraft.commands.compare import compare as compare_all
+    from regraft.commands.options import Ways
 
     usual = Ways(seeds=seeds)
     if techniques is None:
@@ -310,8 +310,8 @@ def export(
         UserError: When the run cannot be exported so, or the export answers differently from the
             run; it is removed then.
     """
-    from regraft.commands.export import ExportRequest
     from regraft.commands.export import export as export_run
+    from regraft.commands.options import ExportRequest
 
     _, chosen = to_options(options)
     return export_run(run, ExportRequest(to, out, int8, data), chosen)

@@ -1,4 +1,4 @@
-"""`regraft compare`: many ways side by side on one split; the test part is opened once, at the end."""
+"""`regraft compare`: many ways on one split; the test part is opened once, at the end."""
 
 from __future__ import annotations
 
@@ -234,8 +234,8 @@ def _require_known(ways: Ways, overrides: PlanOverrides, options: Options) -> No
     keys = [override.partition("=")[0].strip() for override in overrides.overrides]
     if ways.seeds > 1 and "seed" in keys:
         raise UserError(
-            f"--seeds {ways.seeds} and --set seed=… were given, which would make {ways.seeds} equal "
-            "rows. Expected one of the two. Leave one out."
+            f"--seeds {ways.seeds} and --set seed=… were given, which would make {ways.seeds} "
+            "equal rows. Expected one of the two. Leave one out."
         )
     require_tracker(options.run_dir.track)
     for technique in _techniques(ways):

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regraft.commands.compare import Comparison, Ways, compare_ways
+from regraft.commands.compare import Comparison, compare_ways
 from regraft.commands.fit import FitData, fit_plan
+from regraft.commands.options import Ways
 from regraft.commands.resolve import default_precision, resolve_plan, split_dataset
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset

@@ -8,8 +8,7 @@ from typing import Any
 from regraft.data.dataset import Dataset
 from regraft.data.split import Split
 from regraft.models.pool import BackbonePool
-from regraft.models.weights import DEFAULT_BACKBONE
-from regraft.options import DataOptions, PlanOverrides
+from regraft.options import DEFAULT_BACKBONE, DataOptions, PlanOverrides
 from regraft.plans.schema import Plan
 from regraft.plans.techniques import make_technique_plan
 from regraft.plans.toml import override_plan, read_plan_values

@@ -1,4 +1,4 @@
-"""Labelled images: the dataset, its split into train, val and test, and the readers of every source."""
+"""Labelled images: the dataset, its split, and a reader for each source."""
 
 from regraft.data.dataset import Columns, Dataset, DatasetInfo, make_dataset
 from regraft.data.images import ArrayImages, Images, Unreadable

@@ -50,8 +50,8 @@ def load_npz(path: Path) -> Dataset:
     named_parts = _find_parts(arrays)
     if not named_parts:
         raise UserError(
-            f"{path} holds the arrays {join_truncated(arrays)}. Expected images and labels, or x_train, "
-            "y_train, x_test, y_test. Rename them."
+            f"{path} holds the arrays {join_truncated(arrays)}. Expected images and labels, or "
+            "x_train, y_train, x_test, y_test. Rename them."
         )
     pixels = []
     labels = []

@@ -110,8 +110,8 @@ def _check_inside(path: Path, names: Sequence[str]) -> None:
     outside = [name for name in names if not _is_within(base, name)]
     if outside:
         raise UserError(
-            f"{path} lists {len(outside):,} files outside of {path.parent}: {join_truncated(outside)}. "
-            "Expected images below the folder of the CSV. "
+            f"{path} lists {len(outside):,} files outside of {path.parent}: "
+            f"{join_truncated(outside)}. Expected images below the folder of the CSV. "
             "Put the CSV into a folder that holds them all."
         )
 

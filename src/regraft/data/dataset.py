@@ -10,11 +10,9 @@ from typing import TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from regraft.data.images import ArrayImages, Images, Names, Rows, Unreadable
+from regraft.data.images import Images, Names, Rows, Unreadable
 from regraft.data.split import (
     PARTS,
-    TEST_SHARE,
-    VAL_SHARE,
     Split,
     Subset,
     assign_groups,
@@ -29,23 +27,6 @@ from regraft.data.split import (
     select_subset,
 )
 from regraft.errors import UserError, join_truncated
-
-__all__ = [
-    "LONGEST",
-    "PARTS",
-    "TEST_SHARE",
-    "VAL_SHARE",
-    "ArrayImages",
-    "Columns",
-    "DataFacts",
-    "Dataset",
-    "Images",
-    "Rows",
-    "Split",
-    "Unreadable",
-    "content_hash",
-    "table",
-]
 
 MAX_NAME_LENGTH = 1_000  # characters of a name; an array of names is as wide as its longest one
 _SIZES = 256  # images whose sizes are read for the median
@@ -316,8 +297,8 @@ def _check_labels(
     outside = sorted({int(label) for label in labels if not 0 <= label < len(classes)})
     if outside:
         raise UserError(
-            f"{dataset} has the label {join_truncated(outside)}, which is outside its {len(classes)} "
-            f"classes (0 … {len(classes) - 1}). Correct the labels or add the class names."
+            f"{dataset} has the label {join_truncated(outside)}, which is outside its "
+            f"{len(classes)} classes (0 … {len(classes) - 1}). Correct the labels or add the class names."
         )
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from regraft.data.dataset import Dataset
 from regraft.data.listing import LabelledFile, dataset_from_files
-from regraft.data.names import PART_NAMES, is_image_name, printable_name
+from regraft.data.names import PART_NAMES, is_image_name, is_own_output, printable_name
 from regraft.errors import UserError, join_truncated
-from regraft.system.files import holds_results
 
 
 def load_folder(root: Path, name: str | None = None) -> Dataset:
@@ -67,8 +66,8 @@ def _find_part_folders(root: Path) -> dict[Path, str]:
     if len(parts) < len(folders):
         others = join_truncated(path.name for path in folders if path not in parts)
         raise UserError(
-            f"{root} mixes part folders ({join_truncated(path.name for path in parts)}) with others "
-            f"({others}). Expected train, val and test folders only, or class folders only. "
+            f"{root} mixes part folders ({join_truncated(path.name for path in parts)}) with "
+            f"others ({others}). Expected train, val and test folders only, or class folders only. "
             "Move the others away."
         )
     return parts
@@ -107,7 +106,7 @@ def _find_folders(top: Path) -> list[Path]:
 
 def _is_result(path: Path) -> bool:
     """Return whether a folder is a run or comparison, or holds some."""
-    return holds_results(path) or any(holds_results(inner) for inner in path.glob("*/"))
+    return is_own_output(path) or any(is_own_output(inner) for inner in path.glob("*/"))
 
 
 def _is_image(path: Path) -> bool:

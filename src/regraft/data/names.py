@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -36,6 +36,9 @@ PART_NAMES = {
     "testing": "test",
     "eval": "test",
 }
+OUTPUT_MARKERS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")
+"""Files that tell our own results from images; a plan alone may be anybody's."""
+
 _MOST_DIGITS = 100  # of a class name that is taken for a number
 
 
@@ -56,3 +59,8 @@ def natural_order(labels: Iterable[str]) -> list[str]:
     if all(name.isdecimal() and len(name) < _MOST_DIGITS for name in names):
         return sorted(names, key=int)
     return sorted(names)
+
+
+def is_own_output(folder: Path) -> bool:
+    """Return whether a folder is a run, a comparison or a probe of ours, finished or not."""
+    return any((folder / name).exists() for name in OUTPUT_MARKERS)

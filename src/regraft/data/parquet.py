@@ -174,8 +174,8 @@ def _find_columns(schema: Any, path: Path) -> tuple[str, str]:
         if len(labels) > 1:
             several = f" {join_truncated(labels)} could each be the label."
         raise UserError(
-            f"{path} has the columns {join_truncated(schema.names)}.{several} Expected one image column "
-            "(a struct with bytes) and a label column. Rename the label column to 'label'."
+            f"{path} has the columns {join_truncated(schema.names)}.{several} Expected one image "
+            "column (a struct with bytes) and a label column. Rename the label column to 'label'."
         )
     return images[0], labels[0]
 

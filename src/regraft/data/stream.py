@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from regraft.data.decode import LARGEST_FILE, explain_failure, read_bytes
-from regraft.data.names import ARCHIVE_SUFFIXES, is_image_name, printable_name
+from regraft.data.names import ARCHIVE_SUFFIXES, is_image_name, is_own_output, printable_name
 from regraft.data.packed import MOST_GROWTH, UNPACK_ERRORS, check_growth
 from regraft.data.parquet import ROWS_AT_ONCE, find_image_column, load_parquet_folder
 from regraft.errors import UserError, join_truncated
-from regraft.system.files import expand_user, holds_results
+from regraft.system.files import expand_user
 
 STDIN_LIST = "-"  # stands for a list of paths, one a line
 _ALWAYS_ALLOWED = 2**26  # bytes that a member of a zip may unpack to
@@ -47,9 +47,9 @@ def check_inputs(given: Sequence[str | Path]) -> None:
     missing = [str(path) for path in given if not _exists(path)]
     if missing:
         raise UserError(
-            f"There is nothing at {join_truncated(missing)}. Expected image files, folders, patterns, zip "
-            f"or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on standard input. "
-            "Check the path."
+            f"There is nothing at {join_truncated(missing)}. Expected image files, folders, patterns, "
+            f"zip or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on standard "
+            "input. Check the path."
         )
 
 
@@ -171,7 +171,7 @@ def _look_at(entry: os.DirEntry[str], top: Path) -> Path | StreamItem | None:
     if entry.is_symlink():
         return _look_at_link(path, top)
     if entry.is_dir():
-        return None if holds_results(path) else path
+        return None if is_own_output(path) else path
     if entry.is_file() and is_image_name(entry.name):
         return _file(path)
     return None

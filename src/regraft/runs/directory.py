@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from regraft.data.names import is_own_output
 from regraft.errors import UserError
 from regraft.options import RunDir
-from regraft.runs.layout import SUBFOLDERS, UNFINISHED, is_result_folder
+from regraft.runs.layout import SUBFOLDERS, UNFINISHED
 from regraft.system.files import clear_dir, expand_user, is_internal
 from regraft.system.locks import LOCK_NAME, lock_path
 
@@ -102,7 +103,7 @@ def is_begun(path: Path) -> bool:
     if not path.is_dir():
         return False
     names = {entry.name for entry in _content(path)}
-    return is_result_folder(path) or not names - UNFINISHED
+    return is_own_output(path) or not names - UNFINISHED
 
 
 def _content(path: Path) -> list[Path]:

@@ -35,7 +35,6 @@ UNFINISHED = frozenset({STATE, CHECKPOINTS})
 """What only an unfinished run needs; all there is before the plan is written."""
 
 SUBFOLDERS = frozenset({CHECKPOINTS, TRACK})
-RESULTS = (LEADERBOARD, STATE, COMPARISON, PROBE)  # a plan alone may be anybody's
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ class PhaseFiles:
     def record(self) -> Path:
         """History and checks after the phase; written after the weights."""
         return self.folder / f"phase-{self.number}.json"
-
-
-def is_result_folder(path: Path) -> bool:
-    """Return whether a folder is a run, a comparison or a probe, finished or not."""
-    return any((path / name).exists() for name in RESULTS)
 
 
 def prediction_file(part: str) -> str:

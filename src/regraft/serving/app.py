@@ -21,7 +21,8 @@ from regraft.evaluation.scores import log_softmax
 from regraft.inference.cam import activation_maps
 from regraft.inference.classifier import Classifier
 from regraft.serving.batching import Batcher, QueueFull
-from regraft.serving.limits import Limits, LimitsMiddleware, RequestRefused, decode_image
+from regraft.serving.limits import LimitsMiddleware, RequestRefused, decode_image
+from regraft.serving.options import Limits
 from regraft.serving.similar import SimilarImages
 
 _DECODER_THREADS = 2  # and so images decoded at once

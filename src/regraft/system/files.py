@@ -15,27 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from regraft.system.disk import check_writable
 from regraft.system.locks import HOLDER_NAME, LOCK_NAME, lock_path
-
-__all__ = [
-    "AGAIN",
-    "GO_ON",
-    "LOCK",
-    "abandoned",
-    "check_writable",
-    "empty",
-    "expanded",
-    "held",
-    "holds_results",
-    "is_full",
-    "is_ours",
-    "scratch_folder",
-    "sweep",
-    "unwritable",
-    "whole",
-    "writing",
-]
 
 _STALE = 86_400  # seconds without a change, after which another machine's scratch is left over
 
@@ -155,12 +135,3 @@ def _is_running(process: int) -> bool:
         return bool(psutil.pid_exists(process))
     except OverflowError:  # no system has such numbers
         return False
-
-
-# What a finished or unfinished run, comparison or probe holds; a plan alone may be anybody's.
-_RESULTS = ("leaderboard.json", "state.json", "comparison.json", "probe.json")
-
-
-def holds_results(folder: Path) -> bool:
-    """Return whether a folder is a run, a comparison or a probe, finished or not."""
-    return any((folder / name).exists() for name in _RESULTS)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class JsonObject(Mapping[str, Any]):
-    """Base of a typed result: `scores.val.accuracy` and `scores["val"]["accuracy"]` are the same."""
+    """Base of a typed result: `scores.val.loss` and `scores["val"]["loss"]` are the same."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""

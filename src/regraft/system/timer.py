@@ -12,7 +12,7 @@ _EXACT = 10  # below so many seconds, a tenth counts; below so many minutes, a s
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as people write it: "0.4 s", "12 s", "3 min 20 s", "58 min", "1 h 3 min"."""
+    """Return a duration for people: "0.4 s", "12 s", "3 min 20 s", "58 min", "1 h 3 min"."""
     if round(seconds, 1) < _EXACT:
         return f"{seconds:.1f} s"
     whole = round(seconds)
