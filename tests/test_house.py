@@ -264,7 +264,9 @@ def test_the_file_names_of_a_run_are_spelled_in_runs_alone() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 seen += node not in prose
                 is_elsewhere = path.parent.name != "runs" and node not in prose
-                if is_elsewhere and pattern.search(node.value):
+                if is_elsewhere and pattern.search(
+                    node.value.replace("--save plan.toml", "")  # the user's own file
+                ):
                     spelled.append(f"{short(path)}:{node.lineno} {node.value!r}")
     assert not spelled, "\n".join(spelled)
     assert len(names) >= 10
