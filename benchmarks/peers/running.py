@@ -102,7 +102,7 @@ def process(command: list[str], place: Place, home: Path, variables: dict[str, s
     )
 
 
-def peer(
+def peer(  # noqa: PLR0913  one argument a column
     script: str,
     flags: tuple[str, ...],
     variables: dict[str, str],

@@ -478,7 +478,7 @@ def killed(job: Job, place: Path, chance: random.Random, fresh: bool, stage: str
     return found
 
 
-def main() -> None:
+def main() -> None:  # noqa: PLR0915  flags, one after the other
     """Kill, go on, compare, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -298,7 +298,8 @@ def _check_labels(
     if outside:
         raise UserError(
             f"{dataset} has the label {join_truncated(outside)}, which is outside its "
-            f"{len(classes)} classes (0 … {len(classes) - 1}). Correct the labels or add the class names."
+            f"{len(classes)} classes (0 … {len(classes) - 1}). Correct the labels, or add "
+            "the class names."
         )
 
 

@@ -54,8 +54,8 @@ class Unreadable(UserError):
         self.reasons = reasons
         count = f"{len(rows):,} image{'s' if len(rows) > 1 else ''}"
         super().__init__(
-            f"{count} cannot be decoded: {join_truncated(reasons)}. Expected whole JPEG, PNG, WebP, "
-            "BMP, TIFF or GIF files. Repair or remove them; --skip-bad goes on without them."
+            f"{count} cannot be decoded: {join_truncated(reasons)}. Expected whole JPEG, PNG, "
+            "WebP, BMP, TIFF or GIF files. Repair or remove them; --skip-bad goes on without them."
         )
 
 

@@ -47,8 +47,8 @@ def check_inputs(given: Sequence[str | Path]) -> None:
     missing = [str(path) for path in given if not _exists(path)]
     if missing:
         raise UserError(
-            f"There is nothing at {join_truncated(missing)}. Expected image files, folders, patterns, "
-            f"zip or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on standard "
+            f"There is nothing at {join_truncated(missing)}. Expected image files, folders, "
+            f"patterns, zip or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on standard "
             "input. Check the path."
         )
 
