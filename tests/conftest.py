@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +20,10 @@ from regraft.data.dataset import Dataset, make_dataset
 from regraft.data.images import ArrayImages, Images
 from regraft.options import Options, PlanOverrides, RunDir
 from regraft.runs.folder import Run
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core, so a thread a worker
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = "test_resnet"

@@ -25,6 +25,7 @@ from regraft.commands.api import (
     report,
 )
 from regraft.errors import UserError
+from regraft.system.progress import ProgressReporter
 
 if TYPE_CHECKING:
     from regraft.commands.compare import Comparison
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 # read when timm loads the hub's client; nothing reports home
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Classifier",
     "Comparison",
@@ -46,6 +47,7 @@ __all__ = [
     "Phase",
     "Plan",
     "Probe",
+    "ProgressReporter",
     "Run",
     "TransferClassifier",
     "UserError",

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from regraft.cli.console import Values, make_table, out, print_lines, remark, say
 
+_COUNTED = {
+    "exact": "exact duplicates, groups",
+    "near": "near duplicates, pairs",
+    "suspects": "doubtful labels",
+    "odd": "odd or unreadable files",
+}
 _MAX_GROUPS = 5  # of each kind of duplicates
 _MAX_IMAGES = 10  # of doubtful labels, and of odd files
 
@@ -29,20 +35,27 @@ def _print_counts(findings: Values) -> None:
     counts = findings["counts"]
     across = findings["across"]
     table = make_table("finding", "count", "across parts")
-    table.add_row("exact duplicates, groups", f"{counts['exact']:,}", f"{across['exact']:,}")
-    table.add_row("near duplicates, pairs", f"{counts['near']:,}", f"{across['near']:,}")
-    table.add_row("doubtful labels", f"{counts['suspects']:,}", "")
-    table.add_row("odd or unreadable files", f"{counts['odd']:,}", "")
-    table.add_row("largest class / smallest, train", f"{findings['balance']['ratio']:.1f}", "")
+    for kind, name in _COUNTED.items():
+        crossing = f"{across[kind]:,}" if kind in across else ""
+        table.add_row(name, f"{counts[kind]:,}", crossing)
+    ratio = findings["balance"]["ratio"]
+    table.add_row("largest class / smallest, train", f"{ratio:.1f}", "")
     out.print(table)
 
 
 def _describe_duplicates(findings: Values) -> Iterator[str]:
     for kind in ("exact", "near"):
         for group in findings[kind][:_MAX_GROUPS]:
-            images = zip(group["keys"], group["parts"], group["labels"], strict=True)
-            named = " = ".join(f"{key} ({part}, {label})" for key, part, label in images)
-            yield f"{kind}: {named}"
+            yield f"{kind}: {_name_images(group)}"
+
+
+def _name_images(group: Values) -> str:
+    names = []
+    for number, key in enumerate(group["keys"]):
+        part = group["parts"][number]
+        label = group["labels"][number]
+        names.append(f"{key} ({part}, {label})")
+    return " = ".join(names)
 
 
 def _describe_labels(findings: Values) -> Iterator[str]:

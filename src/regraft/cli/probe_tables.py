@@ -108,8 +108,8 @@ def _print_next_steps(values: Values) -> None:
     path = values["path"]
     say(values["verdict"])
     say(
-        f"written to {path}: probe.json, places.csv, three plots, and plan-fastest.toml, "
-        "plan-balanced.toml, plan-best.toml for"
+        f"written to {path}: tables, three plots, and plan-fastest.toml, plan-balanced.toml, "
+        "plan-best.toml for"
     )
     flags = ""
     for name, value in values["asked"].items():

@@ -125,10 +125,7 @@ def print_leaderboard(board: Values, path: Path) -> None:
         say(f"failed: {row['name']}: {row['error']}", "red")
     say()
     say(board["verdict"])
-    say(
-        f"written to {path}: leaderboard.csv, leaderboard.json, curves.png, "
-        "accuracy-against-seconds.png, and a folder for each row"
-    )
+    say(f"written to {path}: the leaderboard (CSV and JSON), two plots, and a folder for each row")
     remark(f"regraft report {shlex.quote(str(path))}   puts the evidence on one page")
 
 

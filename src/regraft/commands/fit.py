@@ -218,6 +218,9 @@ class _Fit:
         record = self.record
         entries = [*parts["train"].entries.values(), *parts["val"].entries.values()]
         hits = [entry for entry in entries if entry.hit]
+        shared_seconds = sum(entry.seconds for entry in hits)
+        cached_bytes = sum(entry.bytes for entry in entries)
+        all_hit = bool(entries) and len(hits) == len(entries)
         scores = {}
         for name in ("train", "val"):
             scores[name] = compute_scores(logits[name], parts[name].labels).to_json()
@@ -228,13 +231,10 @@ class _Fit:
             "leaks": count_leaks(parts.dataset, parts.split),
             "skipped": len(parts.skipped),
             "paces": record.executions,
-            "shared_seconds": round(sum(entry.seconds for entry in hits), 3),
+            "shared_seconds": round(shared_seconds, 3),
             "parameters": self.network.count_parameters(),
             "peak_memory_mb": peak_memory_mb(),
-            "cache": {
-                "hit": bool(entries) and len(hits) == len(entries),
-                "bytes": sum(entry.bytes for entry in entries),
-            },
+            "cache": {"hit": all_hit, "bytes": cached_bytes},
         }
 
 

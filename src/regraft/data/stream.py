@@ -48,8 +48,8 @@ def check_inputs(given: Sequence[str | Path]) -> None:
     if missing:
         raise UserError(
             f"There is nothing at {join_truncated(missing)}. Expected image files, folders, "
-            f"patterns, zip or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on standard "
-            "input. Check the path."
+            f"patterns, zip or tar archives, Parquet files, or {STDIN_LIST} for a list of paths on "
+            "standard input. Check the path."
         )
 
 

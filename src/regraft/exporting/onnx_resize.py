@@ -1,8 +1,7 @@
-"""The first nodes of an ONNX graph: images preprocessed as `Preprocess` does it, to
-the last bit.
+"""The first nodes of an ONNX graph: preprocessing as `Preprocess` does it, to the last bit.
 
-Refuses ONNX's own Resize: as ONNX Runtime runs it, one number in a thousand comes out a grey level
-or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph computes the
+ONNX's own Resize is not used: as ONNX Runtime runs it, one number in a thousand comes out a grey
+level or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph computes the
 weights as PyTorch does (aten/src/ATen/native/cpu/UpSampleKernel.cpp) and applies them as a product.
 """
 

@@ -254,10 +254,12 @@ def _make_row(
     val_labels = candidate.labels[1]
     scores = compute_scores(logits, val_labels)
     deepest = layers[-1]
+    names = [layer.layer for layer in layers]
+    stored_bytes = sum(layer.bytes for layer in layers)
     return ProbeRow(
         backbone=candidate.backbone,
         resolution=candidate.resolution,
-        layers=tuple(features.layer for features in layers),
+        layers=tuple(names),
         kind=kind,
         features=val.features.shape[1],
         images=len(candidate.labels[0]),
@@ -271,7 +273,7 @@ def _make_row(
         leep=free.leep,
         multiply_adds=deepest.multiply_adds,
         seconds=deepest.seconds,
-        bytes=sum(layer.bytes for layer in layers),
+        bytes=stored_bytes,
         correct=logits.argmax(axis=1) == val_labels,
     )
 

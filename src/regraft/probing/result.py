@@ -72,21 +72,28 @@ class ProbeResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as it is written to `probe.json`."""
         best = self.best
+        asked = {name: getattr(self.data_options, name) for name in SPLIT_OPTIONS}
+        rows = [row.to_json() for row in self.rows]
+        front = [row.name for row in self.front]
+        recommendations = [choice.to_json() for choice in self.recommendations]
+        correlations = [correlation.to_json() for correlation in self.correlations]
+        skipped = [skipped.to_json() for skipped in self.skipped]
+        dropped = [_dropped_json(dropped) for dropped in self.dropped]
         return {
             "data": self.data,
             "classes": self.classes,
             "images": {"train": best.images, "val": len(best.correct)},
-            "asked": {name: getattr(self.data_options, name) for name in SPLIT_OPTIONS},
+            "asked": asked,
             "split_digest": self.split_digest,
-            "places": [row.to_json() for row in self.rows],
-            "front": [row.name for row in self.front],
-            "recommendations": [choice.to_json() for choice in self.recommendations],
+            "places": rows,
+            "front": front,
+            "recommendations": recommendations,
             "learning_curve": {"of": best.name, **self.learning_curve.to_json()},
-            "hit_rate": [correlation.to_json() for correlation in self.correlations],
+            "hit_rate": correlations,
             "runs": self.runs,
             "neighbours": self.neighbours,
-            "skipped": [skipped.to_json() for skipped in self.skipped],
-            "dropped": [_dropped_json(dropped) for dropped in self.dropped],
+            "skipped": skipped,
+            "dropped": dropped,
             "verdict": self.verdict,
             "seconds": self.seconds,
         }

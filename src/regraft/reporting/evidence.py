@@ -27,6 +27,7 @@ from regraft.reporting.leaderboard import (
 )
 from regraft.reporting.plots import get_total_seconds
 from regraft.runs.folder import Run, verify_run
+from regraft.runs.layout import PLAN
 from regraft.runs.scores import RunScores
 from regraft.system.json_object import JsonObject
 
@@ -199,7 +200,7 @@ def format_fit_command(finished: Run) -> str:
     """Return the shell command that fits a run again."""
     origin = asdict(finished.scores.origin)
     data = str(origin["data"] or "DATA")
-    words = ["regraft", "fit", data, "--plan", str(finished.path / "plan.toml")]
+    words = ["regraft", "fit", data, "--plan", str(finished.path / PLAN)]
     for name, value in origin.items():
         if name == "data" or not value:
             continue
