@@ -285,6 +285,7 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
         assert str(home).encode() not in file.read_bytes(), file
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_says_what_it_costs(finished: Path, home: Path, regraft) -> None:  # type: ignore[no-untyped-def]
     messages = Messages()
     chosen = options(home / "cache", reporter=messages)

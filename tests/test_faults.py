@@ -184,6 +184,7 @@ def killed_and_resumed(kills: int, jobs: str, fresh: int) -> None:
     assert ", 0 faults" in rest.replace(";", ",")
 
 
+@pytest.mark.slow
 def test_killed_at_some_moment_and_resumed_a_run_is_the_one_that_was_never_stopped() -> None:
     killed_and_resumed(1, "probe-then-fine-tune", 100)
 
@@ -308,7 +309,9 @@ PROBE = ("--backbones", *QUICK[1:4], "--resolutions", "32,48", "-q", "--out", "o
 PREDICT = ("--batch-size", "4", "-q", "--out", "out.csv")
 SLOW = pytest.mark.slow
 STOPPED = [  # verb, signal, what is under way then, further words
-    ("fit", signal.SIGTERM, "training", ("--technique", "fine-tune", *QUICK, *LONG)),
+    pytest.param(
+        "fit", signal.SIGTERM, "training", ("--technique", "fine-tune", *QUICK, *LONG), marks=SLOW
+    ),
     pytest.param("compare", signal.SIGINT, "training", (*COMPARE_400, *LONG), marks=SLOW),
     pytest.param("probe", signal.SIGTERM, "/cache/", PROBE, marks=SLOW),
     pytest.param("predict", signal.SIGTERM, ".job.json", PREDICT, marks=SLOW),
@@ -335,7 +338,7 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - began < 5
     assert process.returncode == 2, err
-    assert "Stopped. What was finished is kept" in err
+    assert "Stopped. Finished work is kept" in err
     assert "with the same command and --resume." in err
     assert "Traceback" not in err
     assert out == ""

@@ -322,10 +322,10 @@ def changed_names(tree: ast.Module) -> set[str]:
 def test_two_shelves_are_all_that_a_process_remembers() -> None:
     seen = 0
     shelves = set()
+    globals_ = {name for _, node in nodes_of(ast.Global) for name in node.names}
     for path, tree in TREES.items():
         names = containers(tree)
         seen += len(names)
-        globals_ = {name for _, node in nodes_of(ast.Global) for name in node.names}
         shelves |= {f"{short(path)}:{name}" for name in names & (changed_names(tree) | globals_)}
     assert shelves <= {"data/load.py:SOURCES", "plans/techniques.py:TECHNIQUES"}
     assert not list(nodes_of(ast.Global))

@@ -167,6 +167,7 @@ def count_norms(module: nn.Module) -> int:
     return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
+@pytest.mark.slow
 def test_a_frozen_part_never_changes_whatever_is_done_to_it() -> None:
     for name in TINY:
         source = load_backbone(name, "random", side(name))
@@ -313,6 +314,7 @@ def test_random_weights_follow_the_seed() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_the_ladder_adds_up() -> None:
     for name in ("tf_efficientnet_lite0", "densenet121", "test_vit", "test_vit3"):
         source = load_backbone(name, "random", side(name))

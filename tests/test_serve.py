@@ -415,6 +415,7 @@ def test_requests_that_make_no_sense_are_said_to_be_so(server: Running) -> None:
     assert httpx.get(server.address + "/gradio_api/file=/etc/passwd").status_code in (403, 404)
 
 
+@pytest.mark.slow
 def test_beyond_the_queue_it_says_come_again_and_goes_on_afterwards(
     fitted: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
@@ -542,6 +543,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(server: Running, regraft)
     assert "cannot be listened on" in done.err
 
 
+@pytest.mark.slow
 def test_it_ends_cleanly_whoever_is_connected(
     fitted: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

@@ -467,7 +467,7 @@ def test_half_batches_whose_gradients_add_up_train_the_same(tmp_path: Path) -> N
     for share in (1, 2, 4):
         phase = Phase(epochs=3, lr=0.1, optimizer="sgd")
         head = make_head("dense 6 relu", 8, 3, 0)
-        made = kind(nn.Identity(), head, phase, 0, lambda _: 1)
+        made = TransferModule(nn.Identity(), head, phase, 0, lambda _: 1)
         settings = FitSettings(PhaseFiles(tmp_path / str(share), 0), accumulate=share)
         result = fit_phase(made, *batches_of(values, labels, 16 // share), settings)
         trained.append((made.head[0].weight.detach(), result.history[-1]["val_loss"]))

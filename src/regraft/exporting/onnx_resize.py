@@ -1,8 +1,9 @@
 """The first nodes of an ONNX graph: preprocessing as `Preprocess` does it, to the last bit.
 
 ONNX's own Resize is not used: as ONNX Runtime runs it, one number in a thousand comes out a grey
-level or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph computes the
-weights as PyTorch does (aten/src/ATen/native/cpu/UpSampleKernel.cpp) and applies them as a product.
+level or two apart, which moved probabilities of CIFAR-10 images by up to 8e-3. So the graph
+computes the weights as PyTorch does (aten/src/ATen/native/cpu/UpSampleKernel.cpp) and applies them
+as a product.
 """
 
 from __future__ import annotations

@@ -360,5 +360,5 @@ class LogFile(ProgressReporter):
     def progress(self, what: str, done: int, total: int) -> None:
         self.inner.progress(what, done, total)
 
-    def metrics(self, values: dict[str, Any]) -> None:
+    def metrics(self, values: Mapping[str, float]) -> None:
         self.inner.metrics(values)

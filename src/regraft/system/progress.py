@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 
 class ProgressReporter:
@@ -20,7 +20,7 @@ class ProgressReporter:
             total: All its steps, or 0 where that is not known.
         """
 
-    def metrics(self, values: dict[str, Any]) -> None:
+    def metrics(self, values: Mapping[str, float]) -> None:
         """Receive a row of the history, once an epoch or an L2 value of a linear probe is done."""
 
 

@@ -27,7 +27,7 @@ class TrackingReporter(ProgressReporter):
     def progress(self, what: str, done: int, total: int) -> None:
         self.inner.progress(what, done, total)
 
-    def metrics(self, values: dict[str, Any]) -> None:
+    def metrics(self, values: Mapping[str, float]) -> None:
         self.inner.metrics(values)
         metrics = {key: float(value) for key, value in values.items() if key != "epoch"}
         self.logger.log_metrics(metrics, step=self.rows)
