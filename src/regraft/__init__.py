@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # read when timm loads the hub's client; nothing reports home
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Classifier",
     "Comparison",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from regraft.models.network import TransferNetwork
     from regraft.plans.schema import Plan
 
+__all__ = ["TransferClassifier"]
+
 _WORTH_CACHING = 64  # images from which on features go into the shared cache when predicting
 
 Images = NDArray[Any] | Sequence[str | Path]
