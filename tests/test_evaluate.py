@@ -205,10 +205,10 @@ def test_a_difference_is_said_in_one_plain_sentence() -> None:
     assert compare_paired(a, b).sentence("A", "B").startswith("A is better than B by ")
     assert compare_paired(b, a).sentence("B", "A") == compare_paired(a, b).sentence("A", "B")
     few = compare_paired(np.array([True] * 10), np.array([True] * 9 + [False])).sentence("A", "B")
-    assert few.startswith("No difference between A and B can be told with 10 images; about ")
+    assert few.startswith("No significant difference between A and B on 10 images; about ")
     assert (
         compare_paired(a, a).sentence("A", "B")
-        == "No difference between A and B can be told with 2,000 images."
+        == "No significant difference between A and B on 2,000 images."
     )
 
 

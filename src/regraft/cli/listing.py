@@ -39,7 +39,7 @@ def techniques(json: Json = False) -> None:
         print_json({"techniques": rows, "default": DEFAULT_TECHNIQUES})
         return
     print_pairs(rows)
-    say("\nYour own: a function (ModelFacts, DataFacts) -> Plan, given as module:function.")
+    say("\nYour own: a function (ModelInfo, DatasetInfo) -> Plan, given as module:function.")
 
 
 @add_verb(app)

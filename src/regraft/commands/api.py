@@ -322,7 +322,7 @@ def embed(
     data: str | Path | Dataset,
     backbone: str | None = None,
     resolution: int | None = None,
-    until: str | Sequence[str] = "end",
+    layers: str | Sequence[str] = "end",
     out: str | Path | None = None,
     **options: Unpack[EmbedKeywords],
 ) -> Embedding:
@@ -335,7 +335,7 @@ def embed(
         data: The images, as for `fit`.
         backbone: Any timm name; EfficientNet-Lite0 when None.
         resolution: Side in pixels; what suits the images when None.
-        until: Where features are taken: a stage or module, "end", or several of them, pooled and
+        layers: Where features are taken: a stage or module, "end", or several of them, pooled and
             concatenated.
         out: A Parquet file to write as well.
         **options: See `EmbedKeywords`.
@@ -347,7 +347,7 @@ def embed(
 
     asked = {**options, "backbone": backbone, "resolution": resolution, "out": out}
     overrides, chosen = to_options(asked)
-    return embed_images(data, until, overrides, chosen)
+    return embed_images(data, layers, overrides, chosen)
 
 
 def load(run: str | Path | Run, device: str = "auto") -> Classifier:

@@ -23,7 +23,7 @@ Group = TypeVar("Group")
 GROUPS = (PlanOverrides, DataOptions, CacheOptions, Runtime, RunDir)
 """The dataclasses whose fields are keywords; no two of them share a name."""
 
-_RENAMED = {"changes": "overrides", "home": "cache_dir"}  # names of 0.1
+_RENAMED = {"changes": "overrides", "home": "cache_dir", "until": "layers"}  # names of 0.1
 
 
 class DataKeywords(TypedDict, total=False):
@@ -183,7 +183,7 @@ def takes(keywords: type) -> Callable[[F], F]:
 
 def _unknown_keyword(verb: str, name: str, known: Sequence[str]) -> Exception:
     more = f"Known: {', '.join(known)}."
-    if name in _RENAMED:
+    if _RENAMED.get(name) in known:
         more = f"It is called {_RENAMED[name]!r}."
     return unknown_name_error(f"keyword of regraft.{verb}", name, known, more)
 

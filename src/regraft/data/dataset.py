@@ -45,7 +45,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images in the order of their keys; make one with `data.table`.
+    """Labelled images in the order of their keys; make one with `make_dataset`.
 
     Args:
         name: What people call it; appears in reports only.

@@ -53,7 +53,7 @@ class PairedDifference:
     def sentence(self, a: str, b: str) -> str:
         """Return the conclusion about the runs named `a` and `b` in one sentence."""
         if not self.significant:
-            conclusion = f"No difference between {a} and {b} can be told with {self.n:,} images"
+            conclusion = f"No significant difference between {a} and {b} on {self.n:,} images"
             if self.required_n is None or self.required_n <= self.n:
                 return f"{conclusion}."
             return f"{conclusion}; about {self.required_n:,} would be needed."
