@@ -128,7 +128,7 @@ def test_fit_reaches_what_the_recommended_plans_promise(
         promised += 1
     assert promised == 3
     options = Options(cache=cache, run_dir=RunDir("c"))
-    board = compare(shared_photos, Ways(()), options=options, from_probe=finished.path).board
+    board = compare(shared_photos, Ways(()), options=options, from_probe=finished.path).to_json()
     names = [row["name"].removeprefix("probe-").split("-") for row in board["rows"]]
     assert {budget for budgets in names for budget in budgets} == {"fastest", "balanced", "best"}
     reached = max(row["val"]["accuracy"] for row in board["rows"])
@@ -326,12 +326,12 @@ def test_what_cannot_be_probed_is_an_error_and_nothing_is_written(
     [
         (("--budget", "0.01s"), "The smallest useful run is test_resnet at 16 px with"),
         (("--budget", "soon"), "--budget 'soon' is no time"),
-        (("--resolutions", "big"), "--resolutions big was given. Expected sides in pixels"),
+        (("--resolutions", "big"), "--resolutions big was given. Expected whole numbers"),
         (
             ("--resolutions", "4"),
             "--resolutions 4 was given. Expected sides in pixels from 8 to 4096",
         ),
-        (("--backbones", ""), "--backbones '' names nothing. Expected names separated by commas"),
+        (("--backbones", ""), "--backbones '' names nothing. Expected values separated by commas"),
         (("--resolutions", " , "), "names nothing"),
         (("--backbones", "resnet5"), "No backbone is called 'resnet5'"),
         (("--runs", "nowhere"), "--runs nowhere is no folder"),

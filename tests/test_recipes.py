@@ -259,8 +259,8 @@ def test_layers_that_a_user_names_stay_and_a_comparison_moves_those_of_the_recip
         recipe_plan(find_recipe("vgg16-three-blocks"), LITE)
     names = ("vgg16-three-blocks", "vgg16-frozen")
     done = compare_recipes(names, photos, RANDOM, Options(run_dir=RunDir("c")), epochs=1)
-    assert len(done.comparison.board["rows"]) == 2
-    assert not [row for row in done.comparison.board["rows"] if "error" in row]
+    assert len(done.comparison.to_json()["rows"]) == 2
+    assert not [row for row in done.comparison.to_json()["rows"] if "error" in row]
     until = {run.run.name: run.run.plan.until for run in done.runs}
     assert until["vgg16-frozen"] == "end" != until["vgg16-three-blocks"]
 

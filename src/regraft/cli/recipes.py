@@ -110,7 +110,7 @@ def run(
         done = run_recipe(name, data, overrides, reported, epochs)
     values = done.to_json()
     if output.json:
-        print_json({**values, "scores": done.run.scores})
+        print_json({**values, "scores": done.run.scores.to_json()})
     else:
         print_measured([values])
 
