@@ -324,7 +324,7 @@ def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Pat
         assert len(result.to_json()["opened"]) == count
         assert f"The test part was opened {count} times for linear-probe." in result.run.warnings
     scores = result.to_json()["test"]
-    assert scores == first.test["test"].to_json()  # type: ignore[index]
+    assert scores == first.test["test"]  # type: ignore[index]
     shown = regraft("evaluate", one, "--split", "test", "--cache", compared / "cache", "-q")
     assert "opened 4 times" in shown.out
     assert len(load_run(one).test["opened"]) == 4  # type: ignore[index]
