@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Items = dict[str, str]
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 # Fields of JSON and CSV that tell times, memory, versions, cache hits or paths, or are sentences.
 NOT_COMPARED = frozenset(
@@ -208,16 +210,18 @@ def find_differences(old: Items, new: Items) -> dict[str, str]:
 
 
 def is_same_interval(name: str, value: str, other: str) -> bool:
-    """Return whether two ends of a Wilson interval agree but for the last binary digits.
+    """Return whether the ends of Wilson intervals agree but for the last binary digits.
 
     Scipy computes them now, in another order than 0.1 did.
     """
-    if "ci95" not in name and "low" not in name and "high" not in name:
+    if not name.endswith(("_low", "_high")) and "ci95" not in name:
         return False
-    try:
-        return abs(float(value) - float(other)) < 1e-12
-    except ValueError:
+    before = NUMBER.findall(value)
+    after = NUMBER.findall(other)
+    if NUMBER.sub("", value) != NUMBER.sub("", other) or len(before) != len(after):
         return False
+    pairs = zip(before, after, strict=True)
+    return all(abs(float(old) - float(new)) < 1e-12 for old, new in pairs)
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -282,15 +282,17 @@ print(make_scratch_dir(Path(sys.argv[1])))
 SLOWED = """
 import os, sys, time
 
+stage = sys.argv[2]
+
 def reached():
     open("reached", "w").close()
     time.sleep(0.2)
 
 def hear(event, values):
-    if event == "os.rename" and sys.argv[2] in os.fsdecode(values[1]):
+    if event == "os.rename" and stage in os.fsdecode(values[1]):
         reached()
 
-if sys.argv[2] == "training":
+if stage == "training":
     import torch
     backward = torch.Tensor.backward
     def slow(*given, **more):
@@ -339,7 +341,7 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(
     assert time.monotonic() - began < 5
     assert process.returncode == 2, err
     assert "Stopped. Finished work is kept" in err
-    assert "with the same command and --resume." in err
+    assert "repeat the command with --resume to continue" in err
     assert "Traceback" not in err
     assert out == ""
 
