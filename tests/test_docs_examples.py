@@ -97,6 +97,7 @@ def test_the_quick_start_names_every_file_of_a_run_and_of_a_comparison(
     assert len(names) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(NO_NOTEBOOK), reason=NO_NOTEBOOK)
 def test_the_notebook_is_kept_without_outputs_and_runs() -> None:
     import nbformat

@@ -323,7 +323,7 @@ def test_every_opening_of_the_test_part_is_counted(compared: Path, tmp_path: Pat
         result = evaluate(one, split="test", options=options(compared / "cache"))
         assert len(result.to_json()["opened"]) == count
         assert f"The test part was opened {count} times for linear-probe." in result.run.warnings
-    scores = result.to_json()["test"]
+    scores = json.loads(json.dumps(result.to_json()["test"]))
     assert scores == first.test["test"]  # type: ignore[index]
     shown = regraft("evaluate", one, "--split", "test", "--cache", compared / "cache", "-q")
     assert "opened 4 times" in shown.out
