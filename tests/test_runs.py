@@ -224,6 +224,7 @@ def test_a_run_of_0_1_is_evaluated_predicted_with_and_reported(
 
 
 def test_the_plan_of_a_run_of_0_1_gives_the_same_run_again(old_run: Run) -> None:
+    torch.set_num_threads(1)  # as the folder was written: sums over threads differ
     again = fit("digits", overrides=PlanOverrides(plan=old_run.path / "plan.toml"))
     assert again.scores["plan_digest"] == old_run.scores["plan_digest"]
     assert again.scores["split_digest"] == old_run.scores["split_digest"]
@@ -251,7 +252,7 @@ def test_folders_of_0_1_hold_no_path_of_a_machine() -> None:
         if path.is_file():
             content = path.read_bytes()
             assert b"/tmp/" not in content, path
-            assert str(Path(__file__).parents[2]).encode() not in content, path
+            assert str(Path(__file__).parents[1]).encode() not in content, path
             assert len(content) < 300_000
             seen += 1
     assert seen >= 17
