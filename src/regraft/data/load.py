@@ -6,9 +6,7 @@ Only a name that stands for an online set opens a connection.
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from regraft.data.names import ARCHIVE_SUFFIXES
 from regraft.data.parquet import load_parquet, load_parquet_folder
 from regraft.errors import UserError, close_matches
 from regraft.system.files import expand_user
+from regraft.system.imports import current_folder_importable
 
 SOURCES: dict[str, tuple[Callable[[Path], Dataset], str]] = {
     "digits": (load_digits, "scikit-learn's 1,797 handwritten digits, 8 px, offline"),
@@ -124,7 +123,7 @@ def _of_function(text: str) -> Dataset:
     Images are `(n, h, w, 3)`; a third item may be the class names.
     """
     module, _, function = text.partition(":")
-    with _importing_from_here():
+    with current_folder_importable():
         try:
             result: Any = getattr(importlib.import_module(module), function)()
         except (ImportError, AttributeError) as error:
@@ -142,17 +141,3 @@ def _of_function(text: str) -> Dataset:
         f"{text} returned {type(result).__name__}. Expected a regraft Dataset, or a tuple of "
         "images, labels and optionally class names. Return one of these."
     )
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Let Python find modules in the current folder while the block runs."""
-    if "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        if "" in sys.path:
-            sys.path.remove("")

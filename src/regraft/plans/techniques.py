@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from regraft.data.dataset import DatasetInfo
 from regraft.errors import UserError, unknown_name_error
 from regraft.plans.schema import ModelInfo, Phase, Plan
+from regraft.system.imports import current_folder_importable
 
 Technique = Callable[[ModelInfo, DatasetInfo], Plan]
 TECHNIQUES: dict[str, Technique] = {}
@@ -120,7 +119,7 @@ def find_technique(name: str) -> Technique:
     if not colon:
         raise unknown_name_error("technique", name, TECHNIQUES)
     try:
-        with _current_folder_importable():
+        with current_folder_importable():
             own: Technique = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
@@ -137,7 +136,7 @@ def make_technique_plan(name: str, model: ModelInfo, data: DatasetInfo) -> Plan:
         UserError: For an unknown name, code that cannot be imported, or one that gives no plan.
     """
     write_plan = find_technique(name)
-    with _current_folder_importable():
+    with current_folder_importable():
         plan: object = write_plan(model, data)
     if not isinstance(plan, Plan):
         raise UserError(
@@ -163,19 +162,6 @@ def suitable_resolution(model: ModelInfo, data: DatasetInfo) -> int:
         if side <= limit:
             return target
     return model.resolution
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Let modules in the current folder be imported, as `python -m` does, while this is open."""
-    if "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")
 
 
 def _to_plan(
