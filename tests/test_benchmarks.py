@@ -53,6 +53,7 @@ def test_every_script_says_what_it_prints() -> None:
         "report.py",
         "serving.py",
         "speed.py",
+        "standardise.py",
         "targets.py",
         "using.py",
     }

@@ -23,7 +23,8 @@ from conftest import (
     write_folder,
 )
 from regraft.commands.evaluate import open_test, score_dataset
-from regraft.data.dataset import Dataset
+from regraft.data.dataset import Dataset, make_dataset
+from regraft.data.images import ArrayImages
 from regraft.data.load import load_dataset
 from regraft.errors import UserError
 from regraft.features.parts import open_parts
@@ -120,9 +121,28 @@ def named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 def test_learning_happens_and_the_kept_weights_are_the_best_ones(photos: Path) -> None:
     changes = ("phases.0.epochs=12", "phases.0.batch_size=16")
     run = tiny_fit(photos, "fine-tune", to_folder("out"), *changes)
-    best = max(row["val_accuracy"] for row in run.history())
-    assert run.scores["val"]["accuracy"] == pytest.approx(best)
+    best = max(run.history(), key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert run.scores["val"]["accuracy"] == pytest.approx(best["val_accuracy"])
+    assert run.scores["val"]["loss"] == pytest.approx(best["val_loss"], rel=1e-3)
     assert run.scores["val"]["accuracy"] > 0.8
+
+
+def test_of_equally_accurate_epochs_the_one_with_the_smaller_loss_is_kept(tmp_path: Path) -> None:
+    ties = 0
+    for seed in range(3):
+        pixels = np.zeros((40, 32, 32, 3), np.uint8)
+        pixels[20:] = 255
+        labels = [0] * 20 + [1] * 20
+        easy = make_dataset("easy", labels, ["dark", "bright"], ArrayImages(pixels + seed))
+        changes = ("phases.0.epochs=8", "phases.0.patience=3", f"seed={seed}")
+        run = tiny_fit(easy, "feature-extraction", to_folder(tmp_path / str(seed)), *changes)
+        history = run.history()
+        best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        assert run.scores["val"]["loss"] == pytest.approx(best["val_loss"], rel=1e-3)
+        assert run.scores["val"]["accuracy"] == pytest.approx(best["val_accuracy"])
+        first = next(row for row in history if row["val_accuracy"] == best["val_accuracy"])
+        ties += first is not best
+    assert ties >= 2  # the case is met
 
 
 def test_fit_never_reads_a_test_image(photos: Path) -> None:

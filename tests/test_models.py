@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils import parametrizations, spectral_norm
 
 from regraft.errors import UserError
 from regraft.models.backbone import (
@@ -24,7 +25,7 @@ from regraft.models.costs import describe_layers, layer_multiply_adds
 from regraft.models.cut import cut_backbone
 from regraft.models.joint import merge_prefixes
 from regraft.models.layers import distance_to_head, earliest_layer
-from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn, use_channels_last
 from regraft.models.parts import Prefix
 from regraft.models.pool import BackbonePool, source_key
 from regraft.models.weights import source_classifier
@@ -828,3 +829,41 @@ def test_a_run_builds_and_traces_its_network_once(
     assert run.scores["contract"] == "kept"
     assert len(built) == 1
     assert len(traced) == 2  # in train and in eval mode
+
+
+def test_weights_of_every_rank_are_laid_out() -> None:
+    layers = (nn.Linear(4, 4), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3))
+    for layer in layers:
+        before = layer.weight.detach().clone()
+        use_channels_last(layer)
+        assert torch.equal(layer.weight, before), layer
+    weight = layers[2].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+def test_a_network_with_a_three_dimensional_convolution_can_be_frozen() -> None:
+    assert check_folding(load_backbone("lambda_resnet26t", "random", 256))
+
+
+class _Outer(nn.Module):
+    def __init__(self, chain: nn.Module) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.chain(images),)
+
+
+def test_a_convolution_whose_weight_is_made_is_not_folded() -> None:
+    seen = 0
+    for wrap in (parametrizations.weight_norm, parametrizations.spectral_norm, spectral_norm):
+        chain = nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)).eval()
+        chain[1].running_mean.normal_(0, 0.3)
+        prefix = Prefix(fx.symbolic_trace(_Outer(chain)), (torch.Size((8, 14, 14)),))
+        images = torch.randn(2, 3, 16, 16)
+        with torch.no_grad():
+            (plain,), (fast,) = prefix(images), fuse_conv_bn(prefix)(images)
+        assert torch.allclose(plain, fast, atol=1e-5), wrap
+        seen += 1
+    assert seen == 3

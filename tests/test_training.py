@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +51,7 @@ from regraft.training.module import (
     learning_rate_factor,
     parameter_groups,
 )
+from regraft.training.selection import count_improvements
 from regraft.training.trainer import FitResult, FitSettings, fit_phase
 from tiny import Recorder, cut_of, fit_tiny
 
@@ -64,13 +66,35 @@ def blobs(n: int, d: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.
     return torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
 
 
+def shrunk_deviation(features: torch.Tensor) -> torch.Tensor:
+    variance = features.var(dim=0, correction=0)
+    return ((len(features) * variance + 10 * variance.mean()) / (len(features) + 10)).sqrt()
+
+
+def test_a_feature_that_was_nearly_dead_in_training_decides_nothing() -> None:
+    seen = 0
+    for images, small in ((40, 1e-3), (40, 1e-6), (160, 1e-3), (1000, 1e-4)):
+        features, labels = blobs(images + 50, 30, 3, images)
+        features /= features.std(dim=0)
+        features[:, 7] = 0
+        features[images // 2, 7] = small
+        features[images:, 7] = 0.3
+        train = LabelledFeatures(features[:images], labels[:images])
+        val = LabelledFeatures(features[images:], labels[images:])
+        layer = fit_logistic(train, val, CrossEntropy(3), (0.001, 0.1, 1.0)).layer
+        assert float(layer.weight.detach()[:, 7].abs().max()) * 0.3 < 2, (images, small)
+        assert float(layer(val.features).detach().abs().max()) < 20, (images, small)
+        seen += 1
+    assert seen == 4
+
+
 def test_the_solved_head_agrees_with_scikit_learn() -> None:
     worst = 0.0
     for seed, l2 in ((0, 1e-3), (1, 1e-2), (2, 1e-1)):
         train = LabelledFeatures(*blobs(600, 40, 5, seed))
         val = LabelledFeatures(*blobs(400, 40, 5, seed + 50))
         probe = fit_logistic(train, val, CrossEntropy(5), (l2,))
-        mean, std = train.features.mean(0), train.features.std(0)
+        mean, std = train.features.mean(0), shrunk_deviation(train.features)
         reference = LogisticRegression(C=1 / (600 * l2), max_iter=2000, tol=1e-8).fit(
             ((train.features - mean) / std).numpy(), train.labels.numpy()
         )
@@ -192,6 +216,45 @@ def test_mixing_keeps_shapes_and_the_share_says_how_much_is_whose() -> None:
     assert seen == 30
     plain = mix(images, Phase())
     assert (plain.share, plain.features) == (1.0, images)
+
+
+def test_pasted_boxes_are_those_of_cutmix() -> None:
+    torch.manual_seed(0)
+    images = (torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64),)
+    phase = Phase(train="all", cutmix=1.0)
+    pasted = torch.zeros(64, 64)
+    shares = []
+    draws = 4000
+    for _ in range(draws):
+        mixed = mix(images, phase)
+        if bool(mixed.partners[0] == 0):
+            continue
+        pasted += (mixed.features[0][0, 0] != images[0][0, 0]).float()
+        shares.append(mixed.share)
+    assert len(shares) > draws / 3
+    mask = pasted / len(shares)
+    quadrants = [mask[:32, :32], mask[:32, 32:], mask[32:, :32], mask[32:, 32:]]
+    means = [float(quadrant.mean()) for quadrant in quadrants]
+    assert max(means) - min(means) < 0.03, means
+    assert np.mean(shares) == pytest.approx(0.685, abs=0.02)  # as timm's rand_bbox
+
+
+def test_ties_on_validation_go_to_the_smaller_loss() -> None:
+    cases = (  # accuracies and losses of epochs, monitor, smallest step, improvements after each
+        ((0.5, 0.5, 0.5), (1.0, 0.8, 0.9), "val_accuracy", 0.0, (1, 2, 2)),
+        ((0.5, 0.6, 0.5), (1.0, 2.0, 0.1), "val_accuracy", 0.0, (1, 2, 2)),
+        ((0.5, 0.6, 0.7), (1.0, 1.0, 1.0), "val_loss", 0.0, (1, 2, 3)),
+        ((0.5, 0.6, 0.4), (1.0, 1.1, 0.9), "val_loss", 0.0, (1, 1, 2)),
+        ((0.5, 0.55, 0.7), (1.0, 0.2, 1.0), "val_accuracy", 0.1, (1, 1, 2)),
+        ((0.1, 0.1, 0.1), (math.nan, 3.0, math.nan), "val_accuracy", 0.0, (1, 2, 2)),
+    )
+    for accuracies, losses, monitor, smallest, wanted in cases:
+        history = []
+        found = []
+        for accuracy, loss in zip(accuracies, losses, strict=True):
+            history.append({"val_accuracy": accuracy, "val_loss": loss})
+            found.append(count_improvements(history, monitor, smallest))
+        assert tuple(found) == wanted, (accuracies, losses, monitor)
 
 
 def test_kept_statistics_stay_and_adapted_ones_move() -> None:

@@ -13,7 +13,7 @@ from regraft.models.backbone import Backbone, restore_weights
 from regraft.models.cut import cut_backbone, feature_width
 from regraft.models.head import make_head
 from regraft.models.layers import earliest_layer
-from regraft.models.optimize import cast_bfloat16, fuse_conv_bn
+from regraft.models.optimize import cast_bfloat16, fuse_conv_bn, use_channels_last
 from regraft.models.parts import Prefix, Suffix
 from regraft.models.transforms import Preprocess
 from regraft.plans.schema import Phase, Plan
@@ -175,7 +175,7 @@ class TransferNetwork:
         Sums over another layout differ in the last digit.
         """
         for part in (self.final_cut().trained, self.head):
-            part.to(memory_format=torch.channels_last)
+            use_channels_last(part)
 
     def count_parameters(self) -> dict[str, int]:
         """Return how many parameters there are, trained in some phase, and frozen; and buffers."""

@@ -14,6 +14,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 
 from regraft.models.parts import Prefix
 
@@ -55,7 +56,15 @@ def fuse_conv_bn(prefix: Prefix) -> Prefix:
     body.graph.eliminate_dead_code()
     body.delete_all_unused_submodules()
     body.recompile()
-    return fused.to(memory_format=torch.channels_last)
+    use_channels_last(fused)
+    return fused
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Lay tensors of rank 4 out in channels-last memory; other ranks have no such layout."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def cast_bfloat16(prefix: Prefix) -> Prefix:
@@ -77,6 +86,8 @@ def _fuse(body: fx.GraphModule, node: fx.Node, norm: _BatchNorm) -> None:
     conv = body.get_submodule(str(source.target))
     if not isinstance(conv, nn.Conv2d) or _count_calls(body.graph, source.target) != 1:
         return
+    if not _uses_stored_weight(conv):
+        return
     with torch.no_grad():
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.mean, norm.variance, norm.epsilon, norm.weight, norm.bias
@@ -89,6 +100,11 @@ def _fuse(body: fx.GraphModule, node: fx.Node, norm: _BatchNorm) -> None:
         body.graph.erase_node(node)
     else:
         body.set_submodule(str(node.target), rest)
+
+
+def _uses_stored_weight(conv: nn.Conv2d) -> bool:
+    """Whether no hook and no parametrization (weight_norm, spectral_norm) makes the weight."""
+    return not is_parametrized(conv) and not conv._forward_pre_hooks
 
 
 def _read_batch_norm(body: fx.GraphModule, node: fx.Node) -> _BatchNorm | None:

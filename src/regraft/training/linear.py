@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regraft.system.progress import SILENT, ProgressReporter
+from regraft.training.selection import rank_validation
 
 _PATIENCE = 2
 _COARSE = 1e-5  # change of the loss at which L-BFGS ends along the path
 _FINE = 1e-9  # the same for the chosen value
 _MAX_ITERATIONS = 150  # for each L2 value, from the solution of the one before
+PRIOR_IMAGES = 10  # images' worth of the mean variance in each feature's variance
+_MIN_STD = 1e-6
 _RANK_TOLERANCE = 1e-6  # eigenvalues below this share of the largest count as zero
 
 
@@ -112,14 +115,23 @@ def fit_logistic(
 
 @dataclass(frozen=True)
 class _Standardisation:
-    """Mean and standard deviation of each feature, `(d,)`."""
+    """Mean and standard deviation of each feature, `(d,)`.
+
+    Each variance is shrunk towards the mean variance of all features. A feature that is zero in
+    all but one image would have a tiny spread of its own, and be huge in the next image where it
+    is not zero. `benchmarks/standardise.py` compares this with other remedies.
+    """
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def of(cls, features: Tensor) -> _Standardisation:
-        return cls(features.mean(dim=0), features.std(dim=0).clamp(min=1e-6))
+        variance = features.var(dim=0, correction=0)
+        images = len(features)
+        prior = PRIOR_IMAGES * variance.mean()
+        shrunk = (images * variance + prior) / (images + PRIOR_IMAGES)
+        return cls(features.mean(dim=0), shrunk.sqrt().clamp(min=_MIN_STD))
 
     def apply(self, part: LabelledFeatures) -> LabelledFeatures:
         return LabelledFeatures((part.features - self.mean) / self.std, part.labels)
@@ -285,9 +297,7 @@ def _follow_path(
 
 
 def _rank(point: PathPoint, monitor: str) -> tuple[float, float]:
-    if monitor == "val_accuracy":
-        return point.val_accuracy, -point.val_loss
-    return -point.val_loss, point.val_accuracy
+    return rank_validation(point.val_accuracy, point.val_loss, monitor)
 
 
 def _worsens(history: list[PathPoint]) -> bool:

@@ -58,13 +58,13 @@ def _mixup(features: Features, alpha: float) -> Mixed:
 def _cutmix(features: Features, alpha: float) -> Mixed:
     partners = _draw_partners(features)
     side = math.sqrt(1 - _draw_share(alpha))
-    corner_row, corner_column = torch.rand(2)
+    centre_row, centre_column = torch.rand(2)
     share = 1.0
     pasted = []
     for tensor in features:
         height, width = tensor.shape[-2:]
-        rows = _span(corner_row, side, height)
-        columns = _span(corner_column, side, width)
+        rows = _span(centre_row, side, height)
+        columns = _span(centre_column, side, width)
         mixed = tensor.clone()
         mixed[..., rows, columns] = tensor[partners][..., rows, columns]
         pasted.append(mixed)
@@ -79,11 +79,14 @@ def _draw_partners(features: Features) -> Tensor:
     return torch.randperm(len(first), device=first.device)
 
 
-def _span(corner: Tensor, side: float, length: int) -> slice:
-    """Return the part of a map's side that is pasted; `corner` and `side` are shares of it."""
-    start = int(corner * (length - 1))
-    pasted = max(1, round(side * length))
-    return slice(start, min(length, start + pasted))
+def _span(centre: Tensor, side: float, length: int) -> slice:
+    """Return the part of a map's side that is pasted, cut off at both ends.
+
+    `centre` and `side` are shares of the map's side.
+    """
+    pasted = side * length
+    start = float(centre) * length - pasted / 2
+    return slice(max(0, round(start)), min(length, round(start + pasted)))
 
 
 def _draw_share(alpha: float) -> float:

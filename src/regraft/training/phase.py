@@ -17,6 +17,7 @@ from regraft.features.reader import Augmentation, FrozenFeatures
 from regraft.models.head import compute_class_weights
 from regraft.models.layers import distance_to_head
 from regraft.models.network import Cut, TransferNetwork
+from regraft.models.optimize import use_channels_last
 from regraft.options import Runtime
 from regraft.plans.schema import Phase
 from regraft.runs.layout import PhaseFiles
@@ -180,7 +181,8 @@ class _Fitting:
         module = TransferModule(
             cut.trained, self.network.head, phase, seed, depth, self._class_weights()
         )
-        module.to(self.network.device, memory_format=torch.channels_last)
+        module.to(self.network.device)
+        use_channels_last(module)
         val = Batches(self.readers.val, self.inputs.val.labels, max(250, phase.batch_size), None)
         notes = Notes(files.execution, self.inputs.train.cache)
         for share in self._shares(module):

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
 
 from regraft.features.batches import Batches
 from regraft.runs.layout import PhaseFiles
@@ -26,6 +27,9 @@ from regraft.system.files import atomic_write
 from regraft.system.hardware import silence_loggers
 from regraft.system.progress import SILENT, ProgressReporter
 from regraft.training.module import TransferModule
+from regraft.training.selection import count_improvements
+
+_IMPROVEMENTS = "val_improvements"  # epochs so far that were better than all before them
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,12 @@ def fit_phase(
 
 def _callbacks(module: TransferModule, files: PhaseFiles) -> list[Callback]:
     phase = module.phase
-    mode = "max" if phase.monitor == "val_accuracy" else "min"
     # whole checkpoints: the average of EMA is put in only then
-    best = ModelCheckpoint(
+    best = _BestEpoch(
         files.folder,
         files.best.stem,
         monitor=phase.monitor,
-        mode=mode,
+        mode="max" if phase.monitor == "val_accuracy" else "min",
         save_top_k=1,
         enable_version_counter=False,
     )
@@ -109,7 +112,7 @@ def _callbacks(module: TransferModule, files: PhaseFiles) -> list[Callback]:
     callbacks: list[Callback] = [best, last]
     if phase.patience:
         stopping = _ResumableEarlyStopping(
-            phase.monitor, phase.min_delta, phase.patience, mode=mode, check_finite=False
+            _IMPROVEMENTS, patience=phase.patience, mode="max", check_finite=False
         )
         callbacks.append(stopping)
     if phase.ema:
@@ -207,12 +210,24 @@ class _HistoryCallback(Callback):
         row = {"phase": self.phase, "epoch": trainer.current_epoch, **metrics}
         row["seconds"] = time.perf_counter() - self.started
         self.history.append(row)
+        phase = pl_module.phase
+        improvements = count_improvements(self.history, phase.monitor, phase.min_delta)
+        pl_module.log(_IMPROVEMENTS, float(improvements))  # for early stopping
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TransferModule)
         self.history[-1].update(pl_module.train_means.to_metrics("train"))
         self.without_gradient = pl_module.without_gradient
         self.reporter.metrics(self.history[-1])
+
+
+class _BestEpoch(ModelCheckpoint):
+    """Keeps the best epoch by the monitored score; ties go by the other one."""
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        course = next(each for each in trainer.callbacks if isinstance(each, _HistoryCallback))  # type: ignore[attr-defined]
+        before = count_improvements(course.history[:-1], str(self.monitor))
+        return count_improvements(course.history, str(self.monitor)) > before
 
 
 class _KeepDeviceStrategy(SingleDeviceStrategy):
