@@ -334,3 +334,18 @@ def test_hashes_that_are_known_are_not_computed_again() -> None:
     assert (copy.hashes == known).all()
     assert (copy.take(np.arange(3, 6)).hashes == known[3:6]).all()
     assert copy.fingerprint != made.fingerprint
+
+
+def test_reshaped_images_are_other_images() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 60, 80, 3), dtype=np.uint8)
+    labels = np.arange(12) % 2
+    shapes = ((60, 80), (80, 60), (40, 120), (120, 40), (30, 160))
+    fingerprints = set()
+    hashes = set()
+    for height, width in shapes:
+        images = ArrayImages(pixels.reshape(12, height, width, 3))
+        made = make_dataset("torn", labels, ["a", "b"], images)
+        fingerprints.add(made.fingerprint)
+        hashes.update(made.hashes)
+    assert len(fingerprints) == len(shapes) == 5
+    assert len(hashes) == 12 * len(shapes)

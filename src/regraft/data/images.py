@@ -69,7 +69,10 @@ class ArrayImages:
         return len(self.array)
 
     def hashes(self) -> Names:
-        hashes = [hash_content(np.ascontiguousarray(image).tobytes()) for image in self.array]
+        # square images keep the hashes of 0.1; others of the same bytes have another shape
+        height, width = self.array.shape[1:3]
+        form = b"" if height == width else f"{height} x {width} ".encode()
+        hashes = [hash_content(form + image.tobytes()) for image in self.array]
         return np.array(hashes, dtype=np.str_)
 
     def sizes(self, rows: Rows) -> NDArray[np.int64]:
