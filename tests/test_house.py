@@ -566,3 +566,21 @@ def test_the_allocator_is_told_to_keep_memory_unless_switched_off(
     assert tune_allocator() is (platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr("platform.libc_ver", lambda: ("musl", "1"))
     assert tune_allocator() is False
+
+
+def test_every_import_of_the_package_is_declared() -> None:
+    lines = list(PROJECT["project"]["dependencies"])
+    for extra in PROJECT["project"]["optional-dependencies"].values():
+        lines += extra
+    declared = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in lines}
+    modules = {"sklearn": "scikit_learn", "PIL": "pillow"}
+    imported = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"regraft"}
+    assert len(foreign) > 15
+    assert {modules.get(name, name).lower() for name in foreign} <= declared
