@@ -22,8 +22,10 @@ from regraft.commands.export import export
 from regraft.commands.options import ExportRequest
 from regraft.data.decode import decode_image
 from regraft.errors import UserError
+from regraft.evaluation.scores import compute_scores
 from regraft.exporting.export import EXPORT_FORMATS, ExportTarget, ParitySamples, write_export
 from regraft.exporting.onnx import OPSET, onnx_answers, write_onnx
+from regraft.exporting.onnx_int8 import AccuracyDrop, check_drop
 from regraft.exporting.onnx_resize import RESIZE_PREFIX, resize_graph
 from regraft.exporting.parity import check_parity, compare_answers, run_answers, synthetic_images
 from regraft.exporting.safetensors_file import safetensors_answers
@@ -283,6 +285,35 @@ def test_the_hub_folder_carries_its_evidence_and_no_path_of_this_machine(
     for file in Path("made").iterdir():
         assert b"secret" not in file.read_bytes(), file
         assert str(home).encode() not in file.read_bytes(), file
+
+
+def test_int8_that_costs_too_much_is_refused() -> None:
+    targets = np.arange(200) % 2
+    exact = np.eye(2)[targets] * 5
+    refused = 0
+    for wrong, most in ((0, 0.0), (5, 3.0), (7, 3.0), (100, 3.0), (100, 50.0)):
+        rounded = exact.copy()
+        rounded[:wrong] = rounded[:wrong, ::-1]
+        scores = compute_scores(exact, targets), compute_scores(rounded, targets)
+        drop = AccuracyDrop(*scores, wrong)
+        if wrong / 2 <= most:
+            check_drop(drop, most)
+            continue
+        with pytest.raises(UserError, match=r"on 200 validation images, a drop of .* --max-drop"):
+            check_drop(drop, most)
+        refused += 1
+    assert refused == 2
+
+
+@pytest.mark.slow
+def test_of_a_refused_int8_nothing_is_left(finished: Path) -> None:
+    run = load_run(finished)
+    images = synthetic_images(run.plan.resolution)
+    targets = np.arange(len(images)) % len(run.classes)
+    samples = ParitySamples(images, train=images, val=images, targets=targets)
+    with pytest.raises(UserError, match=r"Expected at most -101; nothing was written"):
+        write_export(run, ExportTarget("onnx", Path("a.onnx"), int8=True, max_drop=-101), samples)
+    assert not list(Path().glob("*a.onnx*"))
 
 
 @pytest.mark.slow

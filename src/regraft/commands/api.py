@@ -294,6 +294,7 @@ def export(
     out: str | Path | None = None,
     int8: bool = False,
     data: str | Path | None = None,
+    max_drop: float = 3.0,
     **options: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Write a run for other programs, compare its answers with the run's, and return the result.
@@ -304,6 +305,8 @@ def export(
         out: A file or folder; `exports/` under the run's name when None.
         int8: ONNX in 8-bit integers; what that costs is measured on validation images.
         data: The run's images, where the run does not know where they are.
+        max_drop: Percentage points of accuracy that int8 may cost; if it costs more, nothing is
+            written.
         **options: See `ExportKeywords`.
 
     Raises:
@@ -314,7 +317,7 @@ def export(
     from regraft.commands.options import ExportRequest
 
     _, chosen = to_options(options)
-    return export_run(run, ExportRequest(to, out, int8, data), chosen)
+    return export_run(run, ExportRequest(to, out, int8, data, max_drop), chosen)
 
 
 @takes(EmbedKeywords)

@@ -56,7 +56,7 @@ def export(
     check_export_target(finished, request.to, path, overwrite)
     tune_allocator()
     samples = _samples(finished, request, options)
-    target = ExportTarget(request.to, path, request.int8, overwrite)
+    target = ExportTarget(request.to, path, request.int8, overwrite, request.max_drop)
     return write_export(finished, target, samples, options.runtime.reporter)
 
 

@@ -125,6 +125,7 @@ class ExportRequest:
             on validation images.
         data: The run's images, where the run does not know where they are; without any,
             synthetic ones are compared.
+        max_drop: Percentage points of accuracy that int8 may cost.
     """
 
     to: str = option(
@@ -140,4 +141,10 @@ class ExportRequest:
     )
     data: str | Path | None = option(
         None, "The run's images, where it does not find them itself.", type=str
+    )
+    max_drop: float = option(
+        3.0,
+        "Percentage points of accuracy that --int8 may cost; nothing is written if it costs more.",
+        least=0,
+        most=100,
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from regraft.errors import UserError, unknown_name_error
 from regraft.evaluation.scores import log_softmax
 from regraft.exporting.onnx import onnx_answers, require_onnx, write_onnx
-from regraft.exporting.onnx_int8 import AccuracyDrop, measure_drop, write_int8
+from regraft.exporting.onnx_int8 import MAX_DROP, AccuracyDrop, check_drop, measure_drop, write_int8
 from regraft.exporting.parity import (
     Answers,
     Parity,
@@ -98,6 +98,7 @@ class ExportTarget:
         kind: One of `EXPORT_FORMATS`.
         path: A file, or a folder for "timm" and "hub-folder".
         int8: Write the ONNX graph in int8.
+        max_drop: Percentage points of validation accuracy that int8 may cost.
         overwrite: Replace what is there.
     """
 
@@ -105,6 +106,7 @@ class ExportTarget:
     path: Path
     int8: bool = False
     overwrite: bool = False
+    max_drop: float = MAX_DROP
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ def write_export(
         if target.int8:
             reporter.log(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
             artefact, drop = _quantise(artefact, samples)
+            check_drop(drop, target.max_drop)
         _put_in_place(artefact, target.path)
     return ExportReport(
         kind=target.kind,

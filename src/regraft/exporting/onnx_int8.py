@@ -1,11 +1,13 @@
 """An ONNX graph in int8: weights and activations of the network, ranges from training images.
 
-Refuses to promise accuracy: the drop on validation images is measured and reported, each time.
+The drop of accuracy on validation images is measured and reported each time; a larger one than
+allowed is refused.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.errors import UserError
 from regraft.evaluation.scores import Scores, compute_scores
 from regraft.exporting.onnx import onnx_answers
 from regraft.exporting.onnx_resize import RESIZE_PREFIX
 from regraft.exporting.parity import Pixels, run_answers
 
+MAX_DROP = 3.0  # percentage points of accuracy that int8 may cost unless it is asked otherwise
 _SMALLEST = 1e-12  # probability whose logarithm is taken
 
 
@@ -85,6 +89,27 @@ def measure_drop(
     is_other = exact.argmax(axis=1) != rounded.argmax(axis=1)
     return AccuracyDrop(
         compute_scores(exact, targets), compute_scores(rounded, targets), int(is_other.sum())
+    )
+
+
+def check_drop(drop: AccuracyDrop, most: float) -> None:
+    """Refuse an int8 graph that lost too much.
+
+    Args:
+        drop: What int8 costs.
+        most: Percentage points of accuracy that it may cost.
+
+    Raises:
+        UserError: When it costs more.
+    """
+    before, after = drop.before.accuracy, drop.after.accuracy
+    points = (before - after) * 100
+    if points <= most:
+        return
+    raise UserError(
+        f"int8 has accuracy {after:.4f} instead of {before:.4f} on {drop.before.n:,} validation "
+        f"images, a drop of {points:.2f} points. Expected at most {most:g}; nothing was written. "
+        f"Export without --int8, or allow it with --max-drop {math.ceil(points)}."
     )
 
 
