@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,37 @@ def test_a_run_scored_on_other_images_gives_the_logits_of_its_own(photos: Path) 
     rows = [row_of[key] for key in own["keys"].tolist()]
     assert len(rows) >= 9
     assert np.allclose(logits[rows], own["logits"], atol=1e-5)
+
+
+def test_other_images_are_matched_by_the_names_of_their_classes(photos: Path) -> None:
+    run = tiny_fit(photos, "linear-probe", to_folder("out"))
+    dataset = load_dataset(photos, Path("home"))
+    logits, targets = score_dataset(run, dataset)
+    turned = make_dataset(
+        "turned",
+        len(dataset.classes) - 1 - dataset.labels,
+        dataset.classes[::-1],
+        dataset.images,
+        dataset.keys,
+    )
+    same_logits, same_targets = score_dataset(run, turned)
+    assert np.array_equal(logits, same_logits)
+    assert np.array_equal(targets, same_targets)
+    two = replace(dataset, classes=("elsewhere", *dataset.classes[1:]))
+    with pytest.raises(UserError, match="'elsewhere', which the run does not know"):
+        score_dataset(run, two)
+    first, *_, last = range(len(dataset.classes))
+    rows = np.flatnonzero(np.isin(dataset.labels, (first, last)))
+    part = dataset.take(rows)
+    fewer = make_dataset(
+        "fewer",
+        (part.labels == last).astype(int),
+        (dataset.classes[first], dataset.classes[last]),
+        part.images,
+        part.keys,
+    )
+    _, some_targets = score_dataset(run, fewer)
+    assert np.array_equal(some_targets, targets[rows])
 
 
 def test_evaluate_shows_val_and_opens_test_on_purpose_recording_each_time(

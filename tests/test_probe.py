@@ -192,6 +192,7 @@ def test_fewer_neighbours_than_usual_are_reported(photos: Path) -> None:
     assert text in heard.texts
 
 
+@pytest.mark.slow
 def test_finished_runs_tell_how_well_the_scores_rank_them(photos: Path) -> None:
     other = write_folder(Path("other"), toy(90, seed=5))
     fine_tuned = PlanOverrides(

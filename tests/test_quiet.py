@@ -40,6 +40,7 @@ print("\\n" + json.dumps(result), file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_every_verb_works_without_a_socket_and_nothing_reports_home(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "new.png")

@@ -606,3 +606,54 @@ def test_string_labels_are_matched_to_given_class_names(
     assert sorted(load("lab:trays", tmp_path).labels.tolist()) == [0, 0, 0, 1, 1, 1]
     with pytest.raises(UserError, match="has the label -1, which is outside its 2 classes"):
         load("lab:odd", tmp_path)
+
+
+def fill(folder: Path, names: range = range(3)) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / f"{name}.png").write_bytes(png(np.full((4, 4, 3), name, np.uint8)))
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
+    cases = (
+        ("bicycle", "bus", "car", "train"),
+        ("valid", "invalid"),
+        ("dev", "prod", "staging"),
+        ("Train", "Tram", "Bus"),
+        ("eval", "quiz"),
+    )
+    for number, names in enumerate(cases):
+        for name in names:
+            fill(tmp_path / str(number) / name)
+        made = load_dataset(tmp_path / str(number), tmp_path / "home")
+        assert made.classes == tuple(sorted(names))
+        assert made.parts is None
+        assert len(made) == 3 * len(names)
+    for name in ("train", "test"):  # nothing tells these two from parts without labels
+        fill(tmp_path / "flat" / name)
+    with pytest.raises(UserError, match="holds no images"):
+        load_dataset(tmp_path / "flat", tmp_path / "home")
+
+
+def test_folders_of_programs_hold_no_images_wherever_they_are(tmp_path: Path) -> None:
+    helpers = (".ipynb_checkpoints", ".thumbnails", ".Trash", "__MACOSX", "@eaDir")
+    for label in ("cat", "dog"):
+        fill(tmp_path / "pets" / label)
+        fill(tmp_path / "pets" / label / "indoors", range(3, 5))
+        for helper in helpers:
+            fill(tmp_path / "pets" / label / helper)
+            fill(tmp_path / "pets" / label / "outdoors" / helper)
+    for helper in helpers:
+        fill(tmp_path / "pets" / helper)
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as packed:
+        for path in sorted((tmp_path / "pets").rglob("*.png")):
+            packed.write(path, path.relative_to(tmp_path))
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.add(tmp_path / "pets", "pets")
+    seen = 0
+    for name in ("pets", "pets.zip", "pets.tar"):
+        assert len(load_dataset(tmp_path / name, tmp_path / "home")) == 10
+        assert count_images([tmp_path / name]) == (0 if name.endswith(".tar") else 10)  # 0: unknown
+        assert len(list(iterate_images([tmp_path / name]))) == 10
+        seen += 1
+    assert seen == 3

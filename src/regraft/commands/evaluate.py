@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from regraft.data.dataset import Dataset
 from regraft.data.load import load_dataset
-from regraft.errors import UserError
+from regraft.errors import UserError, join_truncated
 from regraft.evaluation.calibration import fit_temperature
 from regraft.evaluation.metrics import Metrics, compute_metrics
 from regraft.evaluation.scores import Scores, compute_scores
@@ -165,18 +165,29 @@ def score_dataset(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return logits `(n, classes)` and labels of all images of another dataset.
 
+    Classes are matched by their names; labels are the run's class numbers.
+
     Raises:
-        UserError: When the classes differ from those of the run.
+        UserError: When a class is none of the run's.
     """
-    if dataset.classes != run.classes:
-        raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.classes[:5])} …, the run "
-            f"{', '.join(run.classes[:5])} …. Expected the same classes in the same order."
-        )
+    numbers = _match_classes(run, dataset)
     network = restore_network(run, resolve_device(options.runtime.device))
     images = open_part(dataset, "all", network.preprocess, options)
     uncached = replace(options.cache, keep="never")
-    return _logits(network, images, uncached), images.labels
+    return _logits(network, images, uncached), numbers[images.labels]
+
+
+def _match_classes(run: Run, dataset: Dataset) -> NDArray[np.int64]:
+    """Return the run's number of each class of a dataset."""
+    unknown = [name for name in dataset.classes if name not in run.classes]
+    if unknown:
+        raise UserError(
+            f"{dataset.name} has the classes {join_truncated(map(repr, unknown))}, which the run "
+            f"does not know. Expected some of {join_truncated(map(repr, run.classes))}. Rename "
+            "them, or leave their images out."
+        )
+    number_of = {name: number for number, name in enumerate(run.classes)}
+    return np.array([number_of[name] for name in dataset.classes], dtype=np.int64)
 
 
 def _logits(

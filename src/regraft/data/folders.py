@@ -7,7 +7,14 @@ from pathlib import Path
 
 from regraft.data.dataset import Dataset
 from regraft.data.listing import LabelledFile, dataset_from_files
-from regraft.data.names import PART_NAMES, is_image_name, is_own_output, printable_name
+from regraft.data.names import (
+    PART_NAMES,
+    is_helper_folder,
+    is_image_member,
+    is_image_name,
+    is_own_output,
+    printable_name,
+)
 from regraft.errors import UserError, join_truncated
 
 
@@ -61,9 +68,10 @@ def _find_part_folders(root: Path) -> dict[Path, str]:
     for path in folders:
         if path.name.lower() in PART_NAMES:
             parts[path] = PART_NAMES[path.name.lower()]
-    if not parts:
-        return {root: ""}
-    if len(parts) < len(folders):
+    has_others = len(parts) < len(folders)
+    if not parts or (has_others and not any(map(_find_folders, parts))):
+        return {root: ""}  # a class called "test" holds images; a part holds class folders
+    if has_others:
         others = join_truncated(path.name for path in folders if path not in parts)
         raise UserError(
             f"{root} mixes part folders ({join_truncated(path.name for path in parts)}) with "
@@ -77,7 +85,7 @@ def _list_class(class_folder: Path, root: Path, part: str) -> Iterator[LabelledF
     """Yield the images of a class, in the order of their paths."""
     label = printable_name(class_folder.name)
     for path in sorted(class_folder.rglob("*")):
-        if _is_image(path):
+        if _is_image(path) and is_image_member(path.relative_to(class_folder)):
             key = printable_name(path.relative_to(root).as_posix())
             yield LabelledFile(str(path), label, key, part)
 
@@ -98,8 +106,7 @@ def _find_folders(top: Path) -> list[Path]:
     """Return the folders in one that may hold images, sorted; none hidden, none of our results."""
     folders = []
     for path in top.iterdir():
-        is_hidden = path.name.startswith((".", "__"))
-        if path.is_dir() and not is_hidden and not _is_result(path):
+        if path.is_dir() and not is_helper_folder(path.name) and not _is_result(path):
             folders.append(path)
     return sorted(folders)
 

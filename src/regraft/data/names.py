@@ -48,6 +48,18 @@ def is_image_name(name: str | PurePath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
+def is_helper_folder(name: str) -> bool:
+    """Return whether a folder is a program's own: hidden, `__MACOSX`, `@eaDir` and the like."""
+    is_hidden = name.startswith((".", "__")) and name != ".."
+    return is_hidden or name == "@eaDir"
+
+
+def is_image_member(name: str | PurePath) -> bool:
+    """Return whether a path within a folder or an archive is an image, in no helper folder."""
+    path = PurePath(name)
+    return is_image_name(path) and not any(map(is_helper_folder, path.parts[:-1]))
+
+
 def printable_name(name: str) -> str:
     """Return a name that can be written as UTF-8, whatever bytes the file system has for it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

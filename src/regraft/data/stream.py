@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from regraft.data.decode import LARGEST_FILE, explain_failure, read_bytes
-from regraft.data.names import ARCHIVE_SUFFIXES, is_image_name, is_own_output, printable_name
+from regraft.data.names import (
+    ARCHIVE_SUFFIXES,
+    is_helper_folder,
+    is_image_member,
+    is_image_name,
+    is_own_output,
+    printable_name,
+)
 from regraft.data.packed import MOST_GROWTH, UNPACK_ERRORS, check_growth
 from regraft.data.parquet import ROWS_AT_ONCE, find_image_column, load_parquet_folder
 from regraft.errors import UserError, join_truncated
@@ -158,7 +165,7 @@ def _in_folder(top: Path) -> Iterator[StreamItem]:
             yield _refused(item, f"the folder cannot be read ({error.strerror})")
             continue
         for entry in inside:
-            if entry.name.startswith((".", "__")):
+            if is_helper_folder(entry.name):
                 continue
             next_item = _look_at(entry, top)
             if next_item is not None:
@@ -194,7 +201,7 @@ def _in_zip(path: Path) -> Iterator[StreamItem]:
         yield _refused(path, f"the archive cannot be unpacked ({error})")
         return
     for member in packed.infolist():
-        if not is_image_name(member.filename):
+        if not is_image_member(member.filename):
             continue
         name = f"{_shown(path)}/{printable_name(member.filename)}"
         allowed = max(_ALWAYS_ALLOWED, MOST_GROWTH * member.compress_size)
@@ -219,7 +226,7 @@ def _in_tar(path: Path) -> Iterator[StreamItem]:
                 packed.members = []  # type: ignore[attr-defined]  # or it remembers every one
                 n_bytes += _TAR_HEADER + member.size
                 check_growth(path, n_bytes)
-                if is_image_name(member.name):
+                if is_image_member(member.name):
                     name = f"{_shown(path)}/{printable_name(member.name)}"
                     yield StreamItem(name, _read_from_tar(packed, member))
     except _UNREADABLE as error:

@@ -86,7 +86,7 @@ def fit_phase(
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        trainer = _make_trainer(module, settings, [course, *_callbacks(module, files)])
+        trainer = _make_trainer(module, settings, [course, *_callbacks(module, files, course)])
         checkpoint = str(files.last) if files.last.exists() else None
         _run(trainer, module, (train, val), checkpoint)
     best = torch.load(files.best, map_location="cpu", weights_only=True)
@@ -95,10 +95,13 @@ def fit_phase(
     return FitResult(course.history, int(best["epoch"]), course.without_gradient or [])
 
 
-def _callbacks(module: TransferModule, files: PhaseFiles) -> list[Callback]:
+def _callbacks(
+    module: TransferModule, files: PhaseFiles, course: _HistoryCallback
+) -> list[Callback]:
     phase = module.phase
     # whole checkpoints: the average of EMA is put in only then
     best = _BestEpoch(
+        course,
         files.folder,
         files.best.stem,
         monitor=phase.monitor,
@@ -224,10 +227,14 @@ class _HistoryCallback(Callback):
 class _BestEpoch(ModelCheckpoint):
     """Keeps the best epoch by the monitored score; ties go by the other one."""
 
+    def __init__(self, course: _HistoryCallback, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.course = course
+
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        course = next(each for each in trainer.callbacks if isinstance(each, _HistoryCallback))  # type: ignore[attr-defined]
-        before = count_improvements(course.history[:-1], str(self.monitor))
-        return count_improvements(course.history, str(self.monitor)) > before
+        history = self.course.history
+        monitor = str(self.monitor)
+        return count_improvements(history, monitor) > count_improvements(history[:-1], monitor)
 
 
 class _KeepDeviceStrategy(SingleDeviceStrategy):
