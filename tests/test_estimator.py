@@ -122,6 +122,7 @@ def test_paths_give_what_arrays_give(tmp_path: Path) -> None:
     assert np.allclose(few, again[:5], rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cross_validation_searches_pipelines_and_clones_work() -> None:
     one = api.TransferClassifier(**TINY)
     folds = StratifiedKFold(3, shuffle=True, random_state=0)

@@ -244,6 +244,7 @@ def test_stages_at_which_images_have_shrunk_as_much_match() -> None:
     )
 
 
+@pytest.mark.slow
 def test_layers_that_a_user_names_stay_and_a_comparison_moves_those_of_the_recipe(
     photos: Path,
 ) -> None:

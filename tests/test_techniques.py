@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import regraft
 from regraft.data.dataset import DatasetInfo
 from regraft.errors import UserError
+from regraft.evaluation.calibration import fit_temperature
 from regraft.plans.schema import ModelInfo
 from regraft.plans.techniques import (
     DEFAULT_TECHNIQUES,
@@ -103,3 +105,24 @@ def test_the_multi_layer_probe_spreads_over_the_depth_and_always_takes_the_end()
     plans = [make_technique_plan("multi-layer-probe", model, DATA[0]) for model in MODELS]
     assert [len(plan.stages_taken) for plan in plans] == [14, 2, 1]
     assert [plan.stages_taken[-1] for plan in plans] == [model.blocks[-1] for model in MODELS]
+
+
+@pytest.mark.slow
+def test_a_linear_probe_of_few_images_knows_how_sure_it_is(tmp_path: Path) -> None:
+    accuracies = []
+    for seed in range(5):
+        run = regraft.fit(
+            "digits",
+            technique="linear-probe",
+            train_images=40,
+            split_seed=seed,
+            out=tmp_path / str(seed),
+            cache_dir=tmp_path / "cache",
+        )
+        found = regraft.evaluate(run, split="test").metrics
+        assert found.scores.loss < 1.3, seed
+        val = run.predictions("val")
+        assert fit_temperature(val["logits"], val["targets"]) < 10, seed
+        accuracies.append(found.scores.accuracy)
+    assert len(accuracies) == 5
+    assert sum(accuracies) / 5 > 0.66  # 0.604 with spreads that are each feature's own
