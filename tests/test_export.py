@@ -312,7 +312,7 @@ def test_of_a_refused_int8_nothing_is_left(finished: Path) -> None:
     targets = np.arange(len(images)) % len(run.classes)
     samples = ParitySamples(images, train=images, val=images, targets=targets)
     with pytest.raises(UserError, match=r"Expected at most -101; nothing was written"):
-        write_export(run, ExportTarget("onnx", Path("a.onnx"), int8=True, max_drop=-101), samples)
+        write_export(run, ExportTarget("onnx", Path("a.onnx"), int8_drop=-101), samples)
     assert not list(Path().glob("*a.onnx*"))
 
 

@@ -34,6 +34,7 @@ from regraft.models.backbone import load_backbone
 from regraft.models.network import TransferNetwork
 from regraft.models.transforms import Preprocess
 from regraft.options import CacheOptions, DataOptions, Options, Runtime
+from regraft.reporting.plots import find_kept_epoch, to_run_series
 from regraft.runs.folder import Run, load_run
 from regraft.runs.writer import write_weights
 from regraft.system.output import write_json
@@ -141,6 +142,7 @@ def test_of_equally_accurate_epochs_the_one_with_the_smaller_loss_is_kept(tmp_pa
         best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
         assert run.scores["val"]["loss"] == pytest.approx(best["val_loss"], rel=1e-3)
         assert run.scores["val"]["accuracy"] == pytest.approx(best["val_accuracy"])
+        assert history[find_kept_epoch(to_run_series(run, "val"))] == best  # the star in plots
         first = next(row for row in history if row["val_accuracy"] == best["val_accuracy"])
         ties += first is not best
     assert ties >= 2  # the case is met

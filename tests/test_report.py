@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from regraft.reporting.leaderboard import (
     flat_row,
     to_failed_rows,
 )
+from regraft.reporting.plots import RunSeries, draw_cost, get_pyplot
 from regraft.runs import layout
 from regraft.runs.folder import Run, load_run
 from regraft.runs.provenance import describe_origin
@@ -663,3 +665,24 @@ def test_runs_of_one_name_are_told_apart_and_an_opened_test_part_is_said(photos:
     page = report(folders, options=options(out="page.html")).path.read_text()
     assert "The test part was opened: a/runs/mine 1 ×" in page
     assert "b/runs/mine" in page
+
+
+def test_ticks_of_costs_are_few_and_apart() -> None:
+    plt = get_pyplot()
+    cases = ([1.6, 1.9, 3.2, 45, 64], [12_800, 3.38e6], [1, 1e6], [10, 11], [3.0], [1e3, 9e3])
+    for costs in cases:
+        series = []
+        for cost in costs:
+            series.append(RunSeries("run", "test", 0.9, (0.8, 0.95), cost, 1, [], {}))
+        figure = draw_cost(plt, series, costs, "seconds of work")
+        figure.canvas.draw()
+        axis = figure.axes[0]
+        low, high = axis.get_xlim()
+        boxes = []
+        for mark, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=True):
+            if low <= mark <= high:
+                boxes.append(label.get_window_extent())
+        assert boxes, costs
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), costs
+        plt.close(figure)
+    assert len(cases) == 6

@@ -56,7 +56,8 @@ def export(
     check_export_target(finished, request.to, path, overwrite)
     tune_allocator()
     samples = _samples(finished, request, options)
-    target = ExportTarget(request.to, path, request.int8, overwrite, request.max_drop)
+    int8_drop = request.max_drop if request.int8 else None
+    target = ExportTarget(request.to, path, int8_drop, overwrite)
     return write_export(finished, target, samples, options.runtime.reporter)
 
 

@@ -62,15 +62,19 @@ def _find_only_folder(root: Path) -> Path | None:
 
 
 def _find_part_folders(root: Path) -> dict[Path, str]:
-    """Return the folders that hold class folders, each with its part; "" where there are none."""
+    """Return the folders that hold class folders, each with its part; "" where there are none.
+
+    A folder of images beside other classes is a class, even if it is called like a part.
+    """
     folders = _find_folders(root)
     parts = {}
     for path in folders:
         if path.name.lower() in PART_NAMES:
             parts[path] = PART_NAMES[path.name.lower()]
     has_others = len(parts) < len(folders)
-    if not parts or (has_others and not any(map(_find_folders, parts))):
-        return {root: ""}  # a class called "test" holds images; a part holds class folders
+    holds_classes = any(map(_find_folders, parts))
+    if has_others and not holds_classes:
+        return {root: ""}  # a class may be called "test", too
     if has_others:
         others = join_truncated(path.name for path in folders if path not in parts)
         raise UserError(
@@ -103,7 +107,7 @@ def _no_images(root: Path) -> UserError:
 
 
 def _find_folders(top: Path) -> list[Path]:
-    """Return the folders in one that may hold images, sorted; none hidden, none of our results."""
+    """Return the folders in one that may hold images, sorted; no helper folders, no results."""
     folders = []
     for path in top.iterdir():
         if path.is_dir() and not is_helper_folder(path.name) and not _is_result(path):

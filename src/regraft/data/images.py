@@ -69,7 +69,7 @@ class ArrayImages:
         return len(self.array)
 
     def hashes(self) -> Names:
-        # square images keep the hashes of 0.1; others of the same bytes have another shape
+        # the same bytes in another shape are another image; square ones keep the hashes of 0.1
         height, width = self.array.shape[1:3]
         form = b"" if height == width else f"{height} x {width} ".encode()
         hashes = [hash_content(form + image.tobytes()) for image in self.array]

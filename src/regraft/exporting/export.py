@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from regraft.errors import UserError, unknown_name_error
 from regraft.evaluation.scores import log_softmax
 from regraft.exporting.onnx import onnx_answers, require_onnx, write_onnx
-from regraft.exporting.onnx_int8 import MAX_DROP, AccuracyDrop, check_drop, measure_drop, write_int8
+from regraft.exporting.onnx_int8 import AccuracyDrop, check_drop, measure_drop, write_int8
 from regraft.exporting.parity import (
     Answers,
     Parity,
@@ -97,16 +97,15 @@ class ExportTarget:
     Args:
         kind: One of `EXPORT_FORMATS`.
         path: A file, or a folder for "timm" and "hub-folder".
-        int8: Write the ONNX graph in int8.
-        max_drop: Percentage points of validation accuracy that int8 may cost.
+        int8_drop: Write the ONNX graph in int8, which may cost so many percentage points of
+            validation accuracy; in float32 when None.
         overwrite: Replace what is there.
     """
 
     kind: str
     path: Path
-    int8: bool = False
+    int8_drop: float | None = None
     overwrite: bool = False
-    max_drop: float = MAX_DROP
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def write_export(
             run; nothing is left of it, and an older one stays.
     """
     check_export_target(finished, target.kind, target.path, target.overwrite)
-    if target.int8 and not (len(samples.train) and len(samples.val)):
+    if target.int8_drop is not None and not (len(samples.train) and len(samples.val)):
         raise UserError(
             "--int8 needs training images to find ranges on, and there are none. "
             "Name the run's images with --data, or leave out --int8."
@@ -228,10 +227,10 @@ def write_export(
         check_parity(exact, target.kind)
         as_fitted = _compare_as_fitted(finished, answers, samples.check)
         drop = None
-        if target.int8:
+        if target.int8_drop is not None:
             reporter.log(f"Finding the ranges of int8 on {len(samples.train):,} training images.")
             artefact, drop = _quantise(artefact, samples)
-            check_drop(drop, target.max_drop)
+            check_drop(drop, target.int8_drop)
         _put_in_place(artefact, target.path)
     return ExportReport(
         kind=target.kind,

@@ -25,7 +25,6 @@ from regraft.exporting.onnx import onnx_answers
 from regraft.exporting.onnx_resize import RESIZE_PREFIX
 from regraft.exporting.parity import Pixels, run_answers
 
-MAX_DROP = 3.0  # percentage points of accuracy that int8 may cost unless it is asked otherwise
 _SMALLEST = 1e-12  # probability whose logarithm is taken
 
 

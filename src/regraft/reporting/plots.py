@@ -39,6 +39,7 @@ _SVG_STYLE = dict.fromkeys(_INKED, _INK) | {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+_MANY_POWERS = 1e3  # of ten, as a ratio of costs
 _QUANTITIES = ("loss", "accuracy")
 _LINE_STYLES = {"train": "--", "val": "-"}
 _DOT_FILLS = {"train": "none", "val": "full"}
@@ -116,7 +117,7 @@ def save_cost(series: Sequence[RunSeries], path: Path) -> None:
 def draw_curves(plt: Any, series: Sequence[RunSeries]) -> Any:
     """Return a figure of loss and accuracy of train and val by epoch, all runs on shared axes.
 
-    A star marks the best epoch of the last phase. A head that was solved is a dot at epoch 1,
+    A star marks the epoch that the last phase kept. A head that was solved is a dot at epoch 1,
     filled for val and open for train.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
@@ -154,11 +155,20 @@ def draw_cost(plt: Any, series: Sequence[RunSeries], costs: Sequence[float], lab
             color=ink,
         )
     axis.set(xlabel=label, ylabel=f"{series[0].part} accuracy, 95 % interval", xscale="log")
-    axis.xaxis.set_major_formatter(_format_tick)
-    axis.xaxis.set_minor_formatter(_format_tick)
-    axis.tick_params(axis="x", which="both", labelrotation=30)
     axis.margins(x=0.3)
+    _place_ticks(axis)
     return figure
+
+
+def _place_ticks(axis: Any) -> None:
+    """Mark 1, 2 and 5 of each power of ten; the powers alone where the costs span many."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = axis.get_xlim()
+    marks = (1.0, 2.0, 5.0) if high / low < _MANY_POWERS else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=marks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(_format_tick)
 
 
 def get_pyplot() -> Any:
@@ -212,13 +222,13 @@ def escape_mathtext(name: str) -> str:
 
 
 def _draw_lines(axis: Any, run: RunSeries, quantity: str, colour: str) -> None:
-    """Draw a quantity of train and val by epoch, with a star at the best epoch."""
+    """Draw a quantity of train and val by epoch, with a star at the epoch that was kept."""
     epochs = range(1, len(run.history) + 1)
     for part, style in _LINE_STYLES.items():
         values = [row.get(f"{part}_{quantity}") for row in run.history]
         label = escape_mathtext(run.name) if part == "val" else None
         axis.plot(epochs, values, style, color=colour, linewidth=1.4, label=label)
-    best = _find_best_epoch(run.history)
+    best = find_kept_epoch(run)
     best_value = run.history[best].get(f"val_{quantity}")
     axis.plot(best + 1, best_value, "*", color=colour, markersize=11)
 
@@ -231,15 +241,13 @@ def _draw_dots(axis: Any, run: RunSeries, quantity: str, colour: str) -> None:
         axis.plot(1, value, "o", color=colour, fillstyle=fill, markersize=4, label=label)
 
 
-def _find_best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """Return the row with the highest validation accuracy in the last phase that has epochs."""
-    numbers = [number for number, row in enumerate(history) if "epoch" in row]
-
-    def get_rank(number: int) -> tuple[float, float]:
-        row = history[number]
-        return row["phase"], row.get("val_accuracy", 0.0)
-
-    return max(numbers or range(len(history)), key=get_rank)
+def find_kept_epoch(run: RunSeries) -> int:
+    """Return the row of the epoch that the last phase kept: its validation loss is the run's."""
+    kept_loss = run.final["val"]["loss"]
+    numbers = [number for number, row in enumerate(run.history) if "epoch" in row]
+    last_phase = run.history[numbers[-1]]["phase"]
+    numbers = [number for number in numbers if run.history[number]["phase"] == last_phase]
+    return min(numbers, key=lambda number: abs(run.history[number]["val_loss"] - kept_loss))
 
 
 def _format_tick(value: float, _: int) -> str:

@@ -119,7 +119,7 @@ class _Standardisation:
 
     Each variance is shrunk towards the mean variance of all features. A feature that is zero in
     all but one image would have a tiny spread of its own, and be huge in the next image where it
-    is not zero. `benchmarks/standardise.py` compares this with other remedies.
+    is not zero. `benchmarks/standardise.py` compares weights of that mean.
     """
 
     mean: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def rank_validation(accuracy: float, loss: float, monitor: str) -> tuple[float, float]:
-    """Return a rank, larger for better: by the monitored score, ties by the other one.
+    """Return a sort key, larger for better: the monitored score first, then the other one.
 
     Args:
         accuracy: 0 … 1.

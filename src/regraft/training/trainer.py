@@ -78,7 +78,7 @@ def fit_phase(
         "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"
     )
     files = settings.files
-    course = _HistoryCallback(files.number, train, settings.reporter)
+    recorder = _HistoryCallback(files.number, train, settings.reporter)
     if not (settings.resume and _belongs_to(files.last, files.number)):
         files.last.unlink(missing_ok=True)
         files.best.unlink(missing_ok=True)
@@ -86,22 +86,22 @@ def fit_phase(
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        trainer = _make_trainer(module, settings, [course, *_callbacks(module, files, course)])
+        trainer = _make_trainer(module, settings, _callbacks(module, files, recorder))
         checkpoint = str(files.last) if files.last.exists() else None
         _run(trainer, module, (train, val), checkpoint)
     best = torch.load(files.best, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     module.eval()
-    return FitResult(course.history, int(best["epoch"]), course.without_gradient or [])
+    return FitResult(recorder.history, int(best["epoch"]), recorder.without_gradient or [])
 
 
 def _callbacks(
-    module: TransferModule, files: PhaseFiles, course: _HistoryCallback
+    module: TransferModule, files: PhaseFiles, recorder: _HistoryCallback
 ) -> list[Callback]:
     phase = module.phase
     # whole checkpoints: the average of EMA is put in only then
     best = _BestEpoch(
-        course,
+        recorder,
         files.folder,
         files.best.stem,
         monitor=phase.monitor,
@@ -112,7 +112,7 @@ def _callbacks(
     last = ModelCheckpoint(
         files.folder, files.last.stem, monitor=None, save_top_k=1, enable_version_counter=False
     )
-    callbacks: list[Callback] = [best, last]
+    callbacks: list[Callback] = [recorder, best, last]
     if phase.patience:
         stopping = _ResumableEarlyStopping(
             _IMPROVEMENTS, patience=phase.patience, mode="max", check_finite=False
@@ -227,12 +227,12 @@ class _HistoryCallback(Callback):
 class _BestEpoch(ModelCheckpoint):
     """Keeps the best epoch by the monitored score; ties go by the other one."""
 
-    def __init__(self, course: _HistoryCallback, *given: Any, **more: Any) -> None:
+    def __init__(self, recorder: _HistoryCallback, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        self.course = course
+        self.recorder = recorder
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        history = self.course.history
+        history = self.recorder.history
         monitor = str(self.monitor)
         return count_improvements(history, monitor) > count_improvements(history[:-1], monitor)
 
