@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-import regraft
 from measure import machine_line
+from regraft.commands.api import embed
 from regraft.training import linear
 from regraft.training.linear import CrossEntropy, LabelledFeatures, fit_logistic
 
@@ -86,7 +86,7 @@ def main() -> None:
     print("|---|---|" + "---|" * len(priors))
     for data in options.data:
         layers = options.layers.split(",")
-        embedding = regraft.embed(data, options.backbone, layers=layers, **weights)
+        embedding = embed(data, options.backbone, layers=layers, **weights)
         features = torch.from_numpy(embedding.features)
         labels = number_classes(embedding.labels)
         for images in map(int, options.images.split(",")):
